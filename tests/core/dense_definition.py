@@ -1,0 +1,36 @@
+"""Mining by its definition: out x in matrices, one dense float64 SVD in every iteration, nothing shared with the op."""
+
+import torch
+from torch import Tensor
+
+
+def dense_mining(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, max_iter: int, tol: float) -> dict:
+    """lora_b [N, out, r], lora_a [N, r, in], float64; the fields are those of MinedSubspace."""
+    delta = lora_b.double() @ lora_a.double()
+    norms = delta.flatten(1).norm(dim=1)
+    smoothing = eps * torch.quantile(norms[norms > 0], 0.5)
+    weights = torch.ones(len(delta), dtype=torch.float64)
+    trace: list[float] = []
+    finished = p == 2
+    while True:
+        mean = torch.tensordot(weights, delta, 1) / weights.sum()
+        left, values, right = torch.linalg.svd(mean, full_matrices=False)
+        fit = (left[:, :k] * values[:k]) @ right[:k]
+        residuals = (delta - fit).flatten(1).norm(dim=1)
+        trace.append(((smoothing**2 + residuals**2) ** (p / 2)).sum().item())
+        if finished or len(trace) > max_iter:
+            break
+        updated = (smoothing**2 + residuals**2) ** (-(2 - p) / 2)
+        old, new = weights / weights.sum(), updated / updated.sum()
+        finished = bool(((new - old).abs() / old).max() <= tol)
+        weights = updated
+    return {
+        "fit": fit,
+        "left": left[:, :k],
+        "singular_values": values,
+        "weights": weights,
+        "residuals": residuals,
+        "objective": torch.tensor(trace, dtype=torch.float64),
+        "n_iter": len(trace) - 1,
+        "norms": norms,
+    }

@@ -1,0 +1,76 @@
+"""The compiled module: what it links, what importing does, what it says about itself."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import subspace_ext
+from subspace_ext import NativeUnavailableError, _native, build_info
+from subspace_ext.ops import irls as irls_module
+
+
+@pytest.fixture
+def module():
+    if not _native.available():
+        pytest.skip("subspace_ext._C is not built here")
+    return _native.module()
+
+
+def test_links_neither_torch_nor_the_driver(module):
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf (binutils) is not installed")
+    dynamic = subprocess.run(["readelf", "-d", module.__file__], capture_output=True, text=True, check=True).stdout
+    needed = [line for line in dynamic.splitlines() if "NEEDED" in line]
+    assert needed
+    for name in ("torch", "c10", "libcuda", "libcudart", "libgomp"):
+        assert not any(name in line for line in needed), f"{name} in {needed}"
+
+
+def test_importing_touches_no_gpu_and_no_heavy_package():
+    code = (
+        "import sys, subspace_ext, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "found = {'subspace3d', 'peft', 'open3d', 'mitsuba', 'transformers'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_build_info():
+    info = build_info()
+    assert info["native"] == _native.available()
+    assert info["cuda_available"] == torch.cuda.is_available()
+    assert info["torch"] == torch.__version__
+    if info["native"]:
+        assert info["version"] and info["compiler"] and info["cpp_standard"] == 17 and info["threads"]
+        assert bool(info["cuda_archs"]) == info["cuda_built"]
+    assert isinstance(subspace_ext.__version__, str)
+
+
+def test_without_the_native_module(monkeypatch):
+    monkeypatch.setattr(_native, "_C", None)
+    assert build_info()["native"] is False
+    with pytest.raises(NativeUnavailableError, match="could not be imported"):
+        _native.module()
+    b, a = torch.randn(3, 10, 2), torch.randn(3, 2, 8)
+    assert torch.isfinite(subspace_ext.mine_subspace(b, a, 2).u).all()
+
+
+def test_native_checks_reach_python_with_values(module):
+    with pytest.raises(ValueError, match=r"k must be in 1..min\(sb, sa\), got k 9, sb 4, sa 5"):
+        module.irls_workspace(2, 3, 4, 5, 9)
+    with pytest.raises(ValueError, match="sizes must be positive, got layers 1, adapters 0"):
+        module.irls_workspace(0, 3, 4, 5, 1)
+
+
+def test_irls_refuses_what_the_native_loop_cannot_read(module):
+    good = torch.ones(1, 4, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"rb must be a contiguous float64 CPU tensor, got torch\.float32"):
+        irls_module.irls(good.float(), good, 2, 2, 1.0, 1e-3, 5, 1e-6)
+    with pytest.raises(ValueError, match="rb and ra must be"):
+        irls_module.irls(good, good[:, :, :4], 2, 2, 1.0, 1e-3, 5, 1e-6)
+    with pytest.raises(ValueError, match="N r columns with N = 4, got 6 columns"):
+        irls_module.irls(good, good, 4, 2, 1.0, 1e-3, 5, 1e-6)
