@@ -1,0 +1,121 @@
+"""Reading and writing the weights of a VGGT."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from subspace3d.files import load_tensors, save_tensors
+
+HUB_REPOSITORY = "facebook/VGGT-1B"
+HUB_FILE = "model.safetensors"
+IGNORED_PARTS = ("point_head", "track_head")
+"""Parts of a published checkpoint that this implementation leaves out."""
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """What `load_weights` did: tensors copied, and tensors left aside for each ignored part."""
+
+    loaded: int
+    ignored: dict[str, int]
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadSummary:
+    """Copy the weights in ``path`` into ``model``, converted to its types; a model on the meta device gets storage.
+
+    Args:
+        model: a VGGT.
+        path: ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` holding a plain state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole file of that kind, or its names and shapes are not those of ``model``.
+    """
+    path = Path(path)
+    stored = _read(path)
+    ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in IGNORED_PARTS)
+    stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in IGNORED_PARTS}
+    expected = model.state_dict()
+    _check_fit(path, stored, expected)
+    # Tensors of the file are memory maps: copied one by one, the file is never in memory as a whole.
+    with torch.no_grad():
+        for name, target in expected.items():
+            if target.is_meta:
+                owner, _, attribute = name.rpartition(".")
+                old = model.get_parameter(name)
+                value = nn.Parameter(stored.pop(name).to("cpu", target.dtype, copy=True), old.requires_grad)
+                setattr(model.get_submodule(owner), attribute, value)
+            else:
+                target.copy_(stored.pop(name))
+    return LoadSummary(loaded=len(expected), ignored=dict(ignored))
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    """Write the state dict of ``model`` as safetensors, converted to ``dtype`` if one is given.
+
+    Raises:
+        ValueError: a weight is not finite, or not any more once converted.
+    """
+    tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"weights must be finite as {tensor.dtype}, {name} is not")
+    save_tensors(Path(path), tensors)
+
+
+def download_from_hub(name: str) -> Path:
+    """Path of the published weights in the local Hugging Face cache, downloaded if they are not there.
+
+    Raises:
+        ValueError: there are no published weights of ``name``.
+        ModuleNotFoundError: huggingface_hub is not installed; PEFT brings it.
+    """
+    if name != "vggt-1b":
+        raise ValueError(f"weights='hub' exists for vggt-1b only, got {name!r}")
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(HUB_REPOSITORY, HUB_FILE))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights file: {path}")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise ValueError(f"weights must be a .safetensors or .pt file, got {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole PyTorch weights file: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} must hold a plain state dict (name -> tensor), got {type(content).__name__}")
+    return content
+
+
+def _check_fit(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless names and shapes agree."""
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(stored[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in stored and stored[name].shape != tensor.shape
+        ],
+    }
+    texts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
+    if texts:
+        raise ValueError(f"{path} does not fit the model: tensors {'; '.join(texts)}")
+
+
+def _first(names: list[str], count: int = 4) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

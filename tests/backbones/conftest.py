@@ -1,0 +1,44 @@
+"""The big VGGT without storage, and a tiny one with every part of it that runs in milliseconds."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from subspace3d.backbones.config import CONFIGS, VGGTConfig
+from subspace3d.backbones.vggt import VGGT
+
+TINY = VGGTConfig(
+    name="tiny",
+    image_size=56,
+    embed_dim=32,
+    num_heads=2,
+    encoder_depth=2,
+    depth=4,
+    layer_scale=0.5,
+    camera_depth=2,
+    depth_features=16,
+    depth_channels=(8, 12, 16, 20),
+    depth_taps=(0, 1, 2, 3),
+    frames_chunk_size=3,
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and threads on busy cores wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny() -> VGGT:
+    return VGGT(TINY)
+
+
+@pytest.fixture(scope="session")
+def big() -> VGGT:
+    with torch.device("meta"):
+        return VGGT(CONFIGS["vggt-1b"])
