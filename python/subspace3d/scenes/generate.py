@@ -1,0 +1,199 @@
+"""Render data sets of scenes in which one attribute varies: OUT/<name>_<data set>/scene_<scene>/scene.json.
+
+Each scene is a job that depends on nothing but the settings and its two numbers, so the result does not depend on how
+many processes there are, and a run that was cut off continues with the scenes that are missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d import settings
+from subspace3d.configs import GenerateConfig, Variant
+from subspace3d.datasets.scene_format import write_scene
+from subspace3d.progress import Progress
+from subspace3d.scenes.variant import choose_variant, set_threads
+
+MIN_COVERAGE = 0.03  # least share of a view's pixels with a surface
+MIN_DEPTH = 0.15  # nearest surface allowed in any view
+MAX_ATTEMPTS = 50
+_SCENES_PER_PROCESS = 50  # processes are replaced after so many scenes, which keeps memory flat
+# settings that decide what a scene looks like; more data sets or scenes may be added to an existing run
+_IDENTITY = ("attribute", "preset", "views", "resolution", "spp", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    folder: Path
+    dataset: int
+    scene: int
+    config: GenerateConfig
+    variant: Variant
+    threads: int  # CPU threads of the renderer
+
+
+def run(config: GenerateConfig) -> list[Path]:
+    """Render what is missing and return the folders of the data sets.
+
+    Raises:
+        ValueError: data sets of this name were made with other settings; or the variant does not work here.
+    """
+    name = config.name or config.attribute
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain folder name, got {name!r}")
+    variant = choose_variant(config.variant)
+    config = dataclasses.replace(config, name=name, variant=variant)
+    record = config.out / f"config-{name}.yaml"
+    _check_same_settings(record, config)
+    settings.save(record, config)
+    datasets = [config.out / f"{name}_{index:02d}" for index in range(config.datasets)]
+    _remove_leftovers(datasets)
+    scenes = [
+        (index, scene, folder / f"scene_{scene:04d}")
+        for index, folder in enumerate(datasets)
+        for scene in range(config.scenes)
+    ]
+    missing = [scene for scene in scenes if not (scene[2] / "scene.json").is_file()]
+    cores = os.cpu_count() or 1
+    # one process drives a GPU better than several
+    workers = max(1, min(config.workers or (1 if variant == "cuda" else cores), len(missing)))
+    jobs = [_Job(folder, index, scene, config, variant, max(1, cores // workers)) for index, scene, folder in missing]
+    done = len(scenes) - len(missing)
+    try:
+        with Progress(f"render {name} ({variant})", len(scenes), "scene", initial=done) as progress:
+            _render_all(jobs, workers, progress)
+    finally:
+        _remove_leftovers(datasets)
+    print(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
+    return datasets
+
+
+def _check_same_settings(record: Path, config: GenerateConfig) -> None:
+    import yaml
+
+    if not record.is_file():
+        return
+    try:
+        old = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{record} is not valid YAML: {error}") from error
+    if not isinstance(old, dict):
+        raise ValueError(f"{record} must hold the settings of a generate run")
+    different = [key for key in _IDENTITY if old.get(key) != getattr(config, key)]
+    if different:
+        listed = ", ".join(f"{key} {old.get(key)!r} there, {getattr(config, key)!r} now" for key in different)
+        raise ValueError(f"out must hold no data sets of this name made with other settings: {record} has {listed}")
+
+
+def _remove_leftovers(datasets: list[Path]) -> None:
+    """Remove unfinished scene folders, which a process that was killed could not remove itself."""
+    for folder in datasets:
+        for path in folder.glob(".scene_*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _render_all(jobs: list[_Job], workers: int, progress: Progress) -> None:
+    if workers == 1:
+        for job in jobs:
+            _render_scene(job)
+            progress.advance()
+        return
+    wave = _SCENES_PER_PROCESS * workers
+    for start in range(0, len(jobs), wave):
+        _render_wave(jobs[start : start + wave], workers, progress)
+
+
+def _render_wave(jobs: list[_Job], workers: int, progress: Progress) -> None:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+            future.result()
+            progress.advance()
+    except BaseException as error:
+        processes = set(multiprocessing.active_children()) - others
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError("a rendering process died (out of memory?); run again to continue") from error
+        raise
+    pool.shutdown()
+
+
+_stopped = False  # in a worker: the parent wants no more scenes
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone acts on it and terminates its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(*_: object) -> None:
+    global _stopped
+    _stopped = True
+    raise SystemExit(1)  # through the handlers that remove the unfinished folder; the pool catches it
+
+
+def _work(job: _Job) -> None:
+    if _stopped:
+        raise SystemExit(1)
+    _render_scene(job)
+
+
+def _render_scene(job: _Job) -> None:
+    """Draw, render and write one scene.
+
+    A draw in which any view shows a surface in less than 3 % of its pixels, or one nearer than 0.15, is rejected and
+    drawn again with the next ``attempt`` of `scene_seeds`.
+    """
+    from subspace3d.scenes.render import SceneRenderer, tone_map
+    from subspace3d.scenes.sampler import sample_scene, scene_seeds
+
+    config = job.config
+    set_threads(job.variant, job.threads)
+    for attempt in range(MAX_ATTEMPTS):
+        seeds = scene_seeds(config.seed, job.dataset, job.scene, config.attribute, attempt)
+        spec = sample_scene(seeds, config.preset, config.views, config.attribute)
+        renderer = SceneRenderer(spec, config.resolution, job.variant)
+        depths = renderer.depths()
+        if _shows_enough(depths):
+            break
+    else:
+        raise RuntimeError(
+            f"scene {job.scene} of data set {job.dataset} (attribute {config.attribute}, seed {config.seed}): "
+            f"no draw of {MAX_ATTEMPTS} shows enough in every view"
+        )
+    noise_seed = sum(dataclasses.astuple(seeds)) % 2**32
+    images = tone_map(renderer.radiance(config.spp, noise_seed), depths)
+    provenance: dict[str, Any] = {
+        "seeds": dataclasses.asdict(seeds),
+        "attribute": config.attribute,
+        "preset": config.preset,
+        "root_seed": config.seed,
+        "dataset": job.dataset,
+        "scene": job.scene,
+        "attempt": attempt,
+        "spp": config.spp,
+        "variant": job.variant,
+        **spec.as_dict(),
+    }
+    write_scene(job.folder, images, depths, renderer.intrinsics, renderer.extrinsics, provenance)
+
+
+def _shows_enough(depths: np.ndarray) -> bool:
+    covered = (depths > 0).mean(axis=(1, 2)).min() >= MIN_COVERAGE
+    return bool(covered and depths[depths > 0].min() >= MIN_DEPTH)

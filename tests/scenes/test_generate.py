@@ -1,0 +1,139 @@
+"""Data sets on disk: attribute control, determinism, resume, agreement of views."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from subspace3d.configs import ATTRIBUTES, GenerateConfig
+from subspace3d.datasets.scene_format import find_scenes, load_scene
+from subspace3d.scenes.generate import run
+
+SMALL = {"scenes": 2, "views": 2, "resolution": 32, "spp": 4, "workers": 1}
+
+
+def digest(folder) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".yaml"
+    }
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_a_data_set_varies_one_attribute_and_data_sets_differ_in_the_others(tmp_path, attribute):
+    folders = run(GenerateConfig(out=tmp_path, attribute=attribute, datasets=2, **SMALL))
+    assert [folder.name for folder in folders] == [f"{attribute}_00", f"{attribute}_01"]
+    first, second, other = (
+        load_scene(folder / scene)
+        for folder, scene in ((folders[0], "scene_0000"), (folders[0], "scene_0001"), (folders[1], "scene_0000"))
+    )
+    for name in ATTRIBUTES:
+        for record in (first.provenance, first.provenance["seeds"]):
+            mate = second.provenance if record is first.provenance else second.provenance["seeds"]
+            far = other.provenance if record is first.provenance else other.provenance["seeds"]
+            assert (record[name] != mate[name]) == (name == attribute)
+            assert record[name] != far[name]
+    seen = {"depths": attribute in ("geometry", "camera"), "extrinsics": attribute == "camera", "images": True}
+    for name, differs in seen.items():
+        assert np.array_equal(getattr(first, name), getattr(second, name)) != differs
+    for scene in (first, second, other):
+        assert ((scene.depths > 0).mean(axis=(1, 2)) >= 0.03).all() and scene.depths[scene.depths > 0].min() >= 0.15
+        assert scene.images.std() > 5
+
+
+def test_scenes_do_not_depend_on_workers_and_missing_ones_come_back_identical(tmp_path):
+    settings = {**SMALL, "attribute": "all", "preset": "generic", "scenes": 3}
+    run(GenerateConfig(out=tmp_path / "one", **settings))
+    run(GenerateConfig(out=tmp_path / "two", **{**settings, "workers": 2}))
+    whole = digest(tmp_path / "one")
+    assert len(whole) == 3 * 5 and whole == digest(tmp_path / "two")
+
+    shutil.rmtree(tmp_path / "one/all_00/scene_0001")
+    leftover = tmp_path / "one/all_00/.scene_0001.x.tmp"
+    leftover.mkdir()
+    kept = tmp_path / "one/all_00/scene_0002/scene.json"
+    before = kept.stat().st_mtime_ns
+    run(GenerateConfig(out=tmp_path / "one", **settings))
+    assert digest(tmp_path / "one") == whole and kept.stat().st_mtime_ns == before and not leftover.exists()
+
+    run(GenerateConfig(out=tmp_path / "one", **{**settings, "scenes": 4}))
+    grown = digest(tmp_path / "one")
+    assert len(grown) == 4 * 5 and whole.items() <= grown.items()
+
+
+def test_other_settings_under_the_same_name_are_refused(tmp_path):
+    run(GenerateConfig(out=tmp_path, name="set", **{**SMALL, "scenes": 1}))
+    with pytest.raises(ValueError, match="resolution 32 there, 40 now"):
+        run(GenerateConfig(out=tmp_path, name="set", **{**SMALL, "resolution": 40}))
+    with pytest.raises(ValueError, match="name must be a plain folder name"):
+        run(GenerateConfig(out=tmp_path, name="../set", **SMALL))
+    assert len(find_scenes(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("preset", ["paper", "generic"])
+def test_views_agree_through_their_depth_and_cameras(tmp_path, preset):
+    """Points of one view, projected into the other, lie at that view's depth or behind what it sees."""
+    config = {**SMALL, "views": 24 if preset == "paper" else 6, "resolution": 64, "spp": 1, "scenes": 3}
+    run(GenerateConfig(out=tmp_path, attribute="all", preset=preset, **config))
+    agreeing = total = 0
+    for path in find_scenes(tmp_path):
+        scene = load_scene(path)
+        count, size = len(scene.depths), scene.depths.shape[-1]
+        pixel = np.stack([*np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5), np.ones((size, size))])
+        for first, second in zip(range(count - 1), range(1, count)):
+            inside = np.linalg.inv(scene.intrinsics[first]) @ pixel.reshape(3, -1) * scene.depths[first].ravel()
+            rotation, translation = scene.extrinsics[first, :, :3], scene.extrinsics[first, :, 3:]
+            world = rotation.T @ (inside - translation)
+            there = scene.extrinsics[second, :, :3] @ world + scene.extrinsics[second, :, 3:]
+            image = (scene.intrinsics[second] @ there)[:2] / there[2]
+            column, row = np.floor(image).astype(int)
+            smooth = smooth_pixels(scene.depths[first]).ravel()
+            valid = smooth & (there[2] > 0) & (np.minimum(row, column) >= 0) & (np.maximum(row, column) < size)
+            depth = scene.depths[second][row[valid], column[valid]]
+            away = smooth_pixels(scene.depths[second])[row[valid], column[valid]]
+            expected = there[2, valid]
+            # a point far behind the surface seen there is hidden; one well before it would be an error
+            visible = away & (expected < 1.05 * depth)
+            total += visible.sum()
+            agreeing += (np.abs(expected - depth)[visible] < 0.02 * depth[visible]).sum()
+    assert total > 2000 and agreeing / total > 0.9
+
+
+def smooth_pixels(depth: np.ndarray) -> np.ndarray:
+    """Pixels whose 3 x 3 neighbourhood is all surface and spans less than 3 % of its depth."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(depth, 1), (3, 3))
+    low, high = windows.min(axis=(2, 3)), windows.max(axis=(2, 3))
+    return (low > 0) & (high - low < 0.03 * depth)
+
+
+def test_interrupt_leaves_nothing_partial(tmp_path):
+    command = (
+        "from pathlib import Path; from subspace3d.configs import GenerateConfig;"
+        "from subspace3d.scenes.generate import run;"
+        f"run(GenerateConfig(out=Path({str(tmp_path)!r}), scenes=500, views=4, resolution=96, spp=16, workers=2))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # a test run that was started in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("texture_00/scene_*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=120)[1].decode()
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert not list(tmp_path.glob("texture_00/.*"))
+    finished = find_scenes(tmp_path)
+    assert finished
+    for path in finished:
+        load_scene(path)

@@ -1,0 +1,146 @@
+"""Rendered pixels against geometry worked out by hand, in every variant that works here."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from subspace3d.scenes.cameras import CameraSpec, look_at
+from subspace3d.scenes.geometry import BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.lights import LampSpec, LightingSpec
+from subspace3d.scenes.materials import TextureSpec
+from subspace3d.scenes.render import SceneRenderer, tone_map
+from subspace3d.scenes.sampler import SceneSpec, sample_scene, scene_seeds
+from subspace3d.scenes.variant import VARIANTS, check_variant, choose_variant, probe
+
+SIZE = 24
+
+
+def test_scalar_works_and_the_choice_is_the_fastest_that_does():
+    report = probe()
+    assert report["variants"]["scalar"] == "works"
+    assert report["chosen"] == next(name for name in VARIANTS if report["variants"][name] == "works")
+    assert choose_variant("auto") == report["chosen"]
+    with pytest.raises(ValueError, match="variant must be auto or one of"):
+        choose_variant("opengl")
+
+
+def test_a_library_that_is_no_llvm_is_reported_not_fatal(tmp_path, monkeypatch):
+    (tmp_path / "libLLVM.so").write_bytes(b"not a library")
+    monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(tmp_path / "libLLVM.so"))
+    assert check_variant.__wrapped__("llvm") != ""
+
+
+@pytest.fixture(params=[name for name in VARIANTS if not check_variant(name)])
+def variant(request):
+    return request.param
+
+
+def upright(kind: str, light: LightingSpec, positions: list[list[float]], hfov: float = 50.0) -> SceneSpec:
+    """A primitive that fills [-1, 1]^3, plain white, seen from ``positions`` towards the origin."""
+    zero = [0.0, 0.0, 0.0]
+    part = PartSpec(kind, [1.0, 1.0, 1.0], zero, zero, zero, zero, [0.0] * 6, 0)
+    texture = sample_scene(scene_seeds(0, 0, 0, "all"), "paper", 1).texture
+    white = dataclasses.replace(
+        texture.materials[0], colors=[[0.9] * 3] * 3, tint=[1.0] * 3, metallic=0.0, roughness=1.0, transmission=0.0
+    )
+    extrinsics = [look_at(np.array(position), np.zeros(3)).tolist() for position in positions]
+    return SceneSpec(
+        TextureSpec([white] * len(texture.materials)),
+        GeometrySpec([BoxSpec(zero, [2.0, 2.0, 2.0], [part])], None),
+        CameraSpec(hfov, zero, 0.0, {}, positions, extrinsics),
+        light,
+    )
+
+
+GREY = LightingSpec([0.5] * 3, [0.5] * 3, [])
+
+
+def test_depth_of_a_plane_is_the_same_in_every_pixel(variant):
+    """The face x = -1 of a cube seen from x = -2.5 with 50 degrees: z-depth 1.5 everywhere; ray length would not be."""
+    spec = upright("cube", GREY, [[-2.5, 0.0, 0.0], [0.0, 0.0, 2.4]])
+    depths = SceneRenderer(spec, SIZE, variant).depths()
+    assert depths.shape == (2, SIZE, SIZE) and depths.dtype == np.float32
+    assert np.abs(depths[0] - 1.5).max() < 1e-5 and np.abs(depths[1] - 1.4).max() < 1e-5
+
+
+def test_depth_of_a_sphere_is_taken_on_the_centre_ray(variant):
+    renderer = SceneRenderer(upright("ellipsoid", GREY, [[0.0, -3.0, 0.0]]), SIZE, variant)
+    focal = renderer.intrinsics[0, 0, 0]
+    x = (np.arange(SIZE) + 0.5 - SIZE / 2) / focal
+    square = x[None] ** 2 + x[:, None] ** 2 + 1
+    # |z d - (0, 0, 3)| = 1 along d = (x, y, 1)
+    root = 9 - 8 * square
+    exact = np.where(root > 0, (3 - np.sqrt(np.maximum(root, 0))) / square, 0)
+    depth = renderer.depths()[0]
+    inner = root > 0.5
+    # the inscribed polyhedron lies up to (pi / 28)^2 / 2 below the sphere, seen here under up to 45 degrees
+    assert np.abs(depth - exact)[inner].max() < (np.pi / 28) ** 2
+    assert np.all(depth[root < -0.1] == 0)
+
+
+def test_image_agrees_with_depth_and_light_comes_from_where_it_should(variant):
+    """A sun from world +x lights the right half of a sphere seen from -y; from +z the upper half."""
+    for position, lit in (([10.0, 0, 0], np.s_[:, SIZE // 2 :]), ([0, 0, 10.0], np.s_[: SIZE // 2])):
+        sun = LightingSpec([0.01] * 3, [0.01] * 3, [LampSpec("sun", position, [1.0] * 3, 2.0, 0.1)])
+        renderer = SceneRenderer(upright("ellipsoid", sun, [[0.0, -3.0, 0.0]]), SIZE, variant)
+        image, surface = renderer.radiance(16, seed=1)[0].mean(-1), renderer.depths()[0] > 0
+        bright = np.zeros_like(surface)
+        bright[lit] = True
+        assert image[surface & bright].mean() > 5 * image[surface & ~bright].mean()
+        assert np.median(image[~surface]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_glow_appears_in_the_background_where_its_direction_is(variant):
+    glow = LampSpec("glow", [4.0, 9.0, 2.0], [1.0] * 3, 2.0, 0.2)
+    light = LightingSpec([0.01] * 3, [0.01] * 3, [glow])
+    position = -np.array(glow.position) / np.linalg.norm(glow.position) * 40.0  # the object is a dot from here
+    renderer = SceneRenderer(upright("ellipsoid", light, [position.tolist()], 60.0), SIZE, variant)
+    image = renderer.radiance(4, seed=0)[0].mean(-1)
+    image[renderer.depths()[0] > 0] = 0
+    weight = np.where(image > 0.5 * image.max(), image, 0)
+    row, column = (np.indices(image.shape) * weight).sum(axis=(1, 2)) / weight.sum()
+    # a pixel of the environment image is 11 degrees wide, five of these pixels
+    assert abs(row - SIZE / 2) < 3 and abs(column - SIZE / 2) < 3
+
+
+def test_lamp_energy_is_irradiance_at_the_origin(variant):
+    """A white face at distance 1 from the origin towards a far lamp gets its energy E: radiance a E / pi."""
+    values = []
+    for kind, distance in (("sun", 10.0), ("area", 8.0), ("point", 4.0)):
+        lamp = LampSpec(kind, [0.0, 0.0, distance], [1.0] * 3, 2.0, 1.0)
+        light = LightingSpec([0.0] * 3, [0.0] * 3, [lamp])
+        renderer = SceneRenderer(upright("cube", light, [[0.0, 0.0, 3.0]], 20.0), SIZE, variant)
+        value = renderer.radiance(64, seed=0)[0, SIZE // 2 - 4 : SIZE // 2 + 4, SIZE // 2 - 4 : SIZE // 2 + 4].mean()
+        # the face is one unit nearer to the lamp than the origin is
+        values.append(value * (1 if kind == "sun" else ((distance - 1) / distance) ** 2))
+    assert np.allclose(values, np.mean(values), rtol=0.1)
+    assert 0.5 < np.mean(values) / (0.9 * 2.0 / np.pi) < 1.5
+
+
+def test_glass_is_a_surface_and_lamps_are_not(variant):
+    lamp = LampSpec("area", [3.5, 6.0, 0.0], [1.0] * 3, 2.0, 4.0)
+    spec = upright("ellipsoid", LightingSpec([0.1] * 3, [0.1] * 3, [lamp]), [[0.0, -3.0, 0.0]])
+    opaque = SceneRenderer(spec, SIZE, variant).depths()
+    glass = TextureSpec([dataclasses.replace(material, transmission=1.0) for material in spec.texture.materials])
+    renderer = SceneRenderer(dataclasses.replace(spec, texture=glass), SIZE, variant)
+    assert np.array_equal(renderer.depths(), opaque)
+    background = renderer.radiance(4, seed=0)[0][opaque[0] == 0]
+    assert background.max() > 1 and np.isfinite(background).all()  # the lamp is seen there
+
+
+def test_the_same_seed_gives_the_same_radiance(variant):
+    spec = sample_scene(scene_seeds(0, 0, 0, "all"), "paper", 2)
+    first, again, other = (SceneRenderer(spec, SIZE, variant).radiance(4, seed) for seed in (5, 5, 6))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_tone_map_exposes_surfaces_by_percentiles(rng):
+    radiance = rng.uniform(2, 4, (2, 50, 50, 3)).astype(np.float32)
+    depths = np.ones((2, 50, 50), np.float32)
+    depths[:, :10] = 0
+    radiance[:, :10] = 1000.0  # the background does not count, and saturates
+    image = tone_map(radiance, depths)
+    assert (image[:, :10] == 255).all()
+    assert 0.005 < (image[:, 10:] == 255).mean() < 0.02 and 0.005 < (image[:, 10:] == 0).mean() < 0.02
+    assert np.abs(image.astype(int) - tone_map(radiance * 7, depths)).max() <= 1
