@@ -1,0 +1,3 @@
+from subspace3d.cli import main
+
+main()

@@ -1,0 +1,29 @@
+"""What of a model is trained, and to which part of it that belongs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+PARTS = ("aggregator", "depth_head", "camera_head")
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with ``requires_grad``, by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def part_of(name: str) -> str:
+    """``aggregator``, ``depth_head``, ``camera_head`` or ``other``: the part of a VGGT a parameter belongs to.
+
+    Prefixes that wrappers put before the part are skipped.
+    """
+    return next((piece for piece in name.split(".") if piece in PARTS), "other")
+
+
+def count_trainable(model: nn.Module) -> dict[str, int]:
+    """Number of trainable values in each part that has any, and their ``total``."""
+    counts: dict[str, int] = {}
+    for name, parameter in trainable_parameters(model).items():
+        part = part_of(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return {**counts, "total": sum(counts.values())}

@@ -1,0 +1,115 @@
+"""What this machine has, what the package can use of it, and the pip line for what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from subspace3d import __version__
+from subspace3d.configs import DoctorConfig
+
+EXTRAS = {
+    "render": ("mitsuba", "pillow"),
+    "tune": ("tyro", "pyyaml", "safetensors", "tqdm", "peft", "pillow"),
+    "eval": ("open3d", "scipy", "matplotlib", "pillow"),
+}
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> tuple[float, float]:
+    """Total and available memory; 0 where the system does not say."""
+    fields: dict[str, float] = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            key, _, rest = line.partition(":")
+            fields[key] = int(rest.split()[0]) / 2**20
+    return fields.get("MemTotal", 0.0), fields.get("MemAvailable", 0.0)
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}" for p in properties]
+
+
+def _open3d_problem() -> str | None:
+    """Open3D's wheel leaves out some shared libraries, so being installed does not mean that it can be imported."""
+    if _distribution_version("open3d") is None:
+        return None
+    probe = subprocess.run([sys.executable, "-c", "import open3d"], capture_output=True, text=True, check=False)
+    return None if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["import failed"])[-1]
+
+
+def examine() -> dict[str, Any]:
+    """Everything `run` prints, as plain values."""
+    import torch
+
+    import subspace_ext
+
+    total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
+    missing = {
+        extra: [name for name in names if _distribution_version(name) is None] for extra, names in EXTRAS.items()
+    }
+    render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
+    if not missing["render"]:
+        from subspace3d.scenes.variant import probe
+
+        render = probe()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpus": _gpus(),
+        "native": subspace_ext.build_info(),
+        "render": render,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(total, 1),
+        "memory_available_gib": round(available, 1),
+        "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+        "missing": {extra: names for extra, names in missing.items() if names},
+        "open3d_problem": _open3d_problem(),
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    native, render = facts["native"], facts["render"]
+    kernels = f"CUDA for {', '.join(native['cuda_archs'])}" if native["cuda_built"] else "built without CUDA"
+    rows = [
+        ("subspace3d", f"{facts['version']}, Python {facts['python']}, torch {facts['torch']}"),
+        ("GPU", "; ".join(facts["gpus"]) or "none visible to torch; everything runs on the CPU"),
+        ("native kernels", f"CPU; {kernels}"),
+        ("rendering", render["chosen"] or f"not available: {render.get('reason', 'no variant works')}"),
+        ("machine", f"{facts['cores']} cores, {facts['memory_gib']} GiB memory ({facts['memory_available_gib']} free), "
+                    f"{facts['disk_free_gib']} GiB disk free here"),
+    ]  # fmt: skip
+    lines = [f"{name:<15} {value}" for name, value in rows]
+    for extra, names in facts["missing"].items():
+        lines.append(f"{'missing':<15} {', '.join(names)}: pip install 'subspace3d[{extra}]'")
+    if facts["open3d_problem"]:
+        lines.append(f"{'open3d':<15} cannot be imported: {facts['open3d_problem']}")
+        lines.append(f"{'':<15} apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6")
+    if not facts["missing"] and not facts["open3d_problem"]:
+        lines.append(f"{'extras':<15} all installed")
+    return "\n".join(lines)
+
+
+def run(config: DoctorConfig) -> None:
+    facts = examine()
+    print(json.dumps(facts, indent=1, default=str) if config.json else _text(facts))

@@ -1,0 +1,314 @@
+"""Measure the base model and tuned runs of it on scenes, side by side: OUT/results.json and OUT/pictures."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace3d.configs import EvaluateConfig
+from subspace3d.evaluation import pictures
+from subspace3d.evaluation.point_cloud import (
+    ICP_ITERATIONS,
+    ICP_SOURCE_POINTS,
+    ICP_TOLERANCE,
+    MOST_QUERIES,
+    NORMAL_NEIGHBOURS,
+    import_open3d,
+)
+from subspace3d.evaluation.predict import choose_frames, predict
+from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
+from subspace3d.evaluation.table import METRICS, format_table, mean_over_scenes
+from subspace3d.files import read_json, sha256, write_json
+from subspace3d.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from subspace3d.datasets.scene_format import Scene
+    from subspace3d.training.backbone import BackboneRecord
+
+BASE = "base"
+# image.png and true.png stand beside <method>.png
+_RESERVED_NAMES = (BASE, "image", "true")
+_METRICS_VERSION = 1  # raise it when a number changes its meaning, so that kept results are measured anew
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure every method on every scene, write OUT/results.json and print the table.
+
+    A method whose result is already in OUT/methods, measured on the same scenes with the same settings and weights,
+    is not measured again.
+
+    Returns:
+        dict: the content of results.json, as docs/evaluation.md describes it.
+
+    Raises:
+        FileNotFoundError: scenes, a run folder or weights are not there.
+        ValueError: a setting is out of range, two run folders have one name, or no scene can be evaluated.
+        ImportError: Open3D or SciPy cannot be imported; names the remedy.
+    """
+    from subspace3d.datasets.scene_format import find_scenes
+    from subspace3d.training.backbone import record_backbone
+
+    if config.frames < 1 or config.images < 0 or not config.icp_threshold > 0:
+        raise ValueError(
+            "frames must be at least 1, images at least 0 and icp_threshold positive, "
+            f"got {config.frames}, {config.images} and {config.icp_threshold}"
+        )
+    methods = method_folders(config.tuned)
+    _check_backbones(methods, config.backbone)
+    backbone = record_backbone(config.backbone, config.weights)
+    scenes = {_scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
+    import_open3d()  # fails before an hour of inference, not after
+
+    protocol = _protocol(config)
+    shared_key = {
+        "metrics_version": _METRICS_VERSION,
+        "protocol": protocol,
+        "scenes": {name: sha256(path / "scene.json") for name, path in scenes.items()},
+        "pictures": config.images,
+        "backbone": config.backbone,
+        "weights": backbone.sha256 or backbone.identity,
+    }
+    measured = {}
+    for name, folder in methods.items():
+        key = {**shared_key, "tuned": None if folder is None else sha256(folder / "tuned" / "tuned.json")}
+        file = config.out / "methods" / f"{name}.json"
+        record = _kept(file, key, config.out)
+        if record is None:
+            record = {"key": key, **_measure_method(name, folder, scenes, config, backbone)}
+            write_json(file, record)
+        measured[name] = record
+    results = _assemble(measured, protocol)
+    write_json(config.out / "results.json", results)
+    print(format_table(results), flush=True)
+    return results
+
+
+def method_folders(tuned: tuple[Path, ...]) -> dict[str, Path | None]:
+    """Method name -> run folder; the base model comes first and has none.
+
+    A method is named after its run folder. Both RUN and RUN/tuned are taken.
+
+    Raises:
+        FileNotFoundError: a run has no tuned result.
+        ValueError: two runs have one name, or a name is taken.
+    """
+    folders: dict[str, Path | None] = {BASE: None}
+    for path in tuned:
+        given = Path(path).resolve()
+        run_folder = given.parent if (given / "tuned.json").is_file() else given
+        if not (run_folder / "tuned" / "tuned.json").is_file():
+            raise FileNotFoundError(f"no tuned result (tuned/tuned.json) in {path}")
+        name = run_folder.name
+        if name in folders or name in _RESERVED_NAMES:
+            raise ValueError(
+                f"run folders must have different names, none of {_RESERVED_NAMES}; got {name!r} at {path}"
+            )
+        folders[name] = run_folder
+    return folders
+
+
+def _measure_method(
+    name: str, run_folder: Path | None, scenes: Mapping[str, Path], config: EvaluateConfig, backbone: BackboneRecord
+) -> dict[str, Any]:
+    from subspace3d.training.backbone import load_backbone
+    from subspace3d.training.loop import choose_device
+    from subspace3d.training.tuned import load_tuned
+
+    device = choose_device(config.device)
+    started = time.monotonic()
+    model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device)
+    record: dict[str, Any] = {
+        "per_scene": {},
+        "reasons": {},
+        "details": {},
+        "failed": {},
+        "skipped": [],
+        "pictures": [],
+    }
+    with Progress(f"evaluate {name}", len(scenes), "scene") as progress:
+        for scene_name, path in scenes.items():
+            _measure_scene(record, name, scene_name, path, model, config, device)
+            progress.advance()
+    del model
+    gc.collect()
+
+    return {
+        "mean": mean_over_scenes(record["per_scene"]),
+        "evaluated": len(record["per_scene"]),
+        **record,
+        "seconds": time.monotonic() - started,
+        **_training_record(run_folder, backbone),
+    }
+
+
+def _measure_scene(
+    record: dict[str, Any],
+    method: str,
+    scene_name: str,
+    path: Path,
+    model: torch.nn.Module,
+    config: EvaluateConfig,
+    device: torch.device,
+) -> None:
+    """Measure one scene into ``record``: under per_scene, failed (this method's fault) or skipped (the scene's)."""
+    try:
+        scene, frames = _load(path, config)
+        true = Views(scene.depths, scene.intrinsics, scene.extrinsics)
+        valid_mask(true)
+    except (OSError, ValueError) as error:
+        record["skipped"].append({"scene": scene_name, "reason": str(error)})
+        return
+    started = time.monotonic()
+    pred = predict(model, scene.images, device)
+    seconds = time.monotonic() - started
+    try:
+        result = measure(pred, true, config.icp_threshold)
+    except ValueError as error:
+        record["failed"][scene_name] = str(error)
+        return
+    record["per_scene"][scene_name] = result.metrics
+    record["details"][scene_name] = {**result.details, "frame_indices": frames, "inference_seconds": seconds}
+    if result.reasons:
+        record["reasons"][scene_name] = result.reasons
+    if len(record["pictures"]) < config.images:
+        folder = config.out / "pictures" / scene_name
+        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, pred, result))
+
+
+def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
+    from subspace3d.backbones.config import named_config
+    from subspace3d.datasets.scene_format import load_scene
+
+    available = len(read_json(path / "scene.json").get("frames", ()))
+    if available == 0:
+        raise ValueError(f"{path / 'scene.json'} must have at least one frame, got none")
+    frames = choose_frames(available, config.frames)
+    return load_scene(path, image_size=named_config(config.backbone).image_size, frames=frames), frames
+
+
+def _save_pictures(
+    folder: Path, out: Path, method: str, scene_name: str, scene: Scene, pred: Views, result: SceneResult
+) -> dict[str, Any]:
+    truth = pictures.save_truth(folder, scene.images[0], scene.depths[0])
+    drawn = pictures.save_prediction(folder, method, pred.depths[0] * result.depth_scale, scene.depths[0])
+    below = folder.relative_to(out).as_posix()
+    return {
+        "scene": scene_name,
+        "image": f"{below}/{truth['image']}",
+        "true": f"{below}/{truth['true']}",
+        "depth_range": truth["depth_range"],
+        "depth": f"{below}/{drawn['depth']}",
+        "error": f"{below}/{drawn['error']}",
+    }
+
+
+def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json from the records of all methods.
+
+    Raises:
+        ValueError: no method has measured a scene; gives the reasons.
+    """
+    base = measured[BASE]
+    evaluated = list(dict.fromkeys(scene for record in measured.values() for scene in record["per_scene"]))
+    if not evaluated:
+        reasons = [f"{entry['scene']}: {entry['reason']}" for entry in base["skipped"]]
+        reasons += [
+            f"{name} on {scene}: {why}" for name, rec in measured.items() for scene, why in rec["failed"].items()
+        ]
+        raise ValueError("no scene could be evaluated; " + "; ".join(reasons[:4]))
+    shown: dict[str, dict[str, Any]] = {}
+    for name, record in measured.items():
+        for entry in record["pictures"]:
+            scene = shown.setdefault(
+                entry["scene"], {key: entry[key] for key in ("scene", "image", "true", "depth_range")} | {"methods": {}}
+            )
+            scene["methods"][name] = {"depth": entry["depth"], "error": entry["error"]}
+    return {
+        "format": "subspace3d-results",
+        "version": 1,
+        "scenes": evaluated,
+        "skipped": base["skipped"],
+        "protocol": dict(protocol),
+        "metrics": {
+            name: {
+                "label": metric.label,
+                "lower_is_better": metric.lower_is_better,
+                "unit": metric.unit,
+                "main": metric.main,
+            }
+            for name, metric in METRICS.items()
+        },
+        "methods": {
+            name: {key: value for key, value in record.items() if key not in ("key", "skipped", "pictures")}
+            for name, record in measured.items()
+        },
+        "pictures": list(shown.values()),
+    }
+
+
+def _protocol(config: EvaluateConfig) -> dict[str, Any]:
+    """What the numbers depend on besides model and scenes, in words and numbers."""
+    from subspace3d.backbones.config import named_config
+
+    return {
+        "image_size": named_config(config.backbone).image_size,
+        "frames": config.frames,
+        "frame_choice": "floor(i * available / frames); all when fewer",
+        "mask": "true depth > 0; no confidence filter, no outlier cut",
+        "cloud_alignment": "Umeyama Sim(3) on all corresponding valid pixels, unweighted, then point-to-point ICP",
+        "icp": {
+            "threshold": config.icp_threshold,
+            "most_source_points": ICP_SOURCE_POINTS,
+            "relative_fitness": ICP_TOLERANCE,
+            "relative_rmse": ICP_TOLERANCE,
+            "most_iterations": ICP_ITERATIONS,
+        },
+        "depth_alignment": "one scale per scene, least Abs Rel (weighted median of true / predicted)",
+        "raw": "predicted unit = mean distance of the true points from the first camera; first cameras coincide",
+        "normal_neighbours": NORMAL_NEIGHBOURS,
+        "most_queries_each_way": MOST_QUERIES,
+        "most_queries_raw": RAW_QUERIES,
+        "camera_pairs": "all i < j; translation error is the angle between directions, 0 to 180 degrees",
+        "mean": "over the scenes where a metric is defined",
+    }
+
+
+def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+    """The record of an earlier evaluation, if it was made from the same inputs and its pictures still stand."""
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    if record.get("key") != key:
+        return None
+    named = [out / entry[kind] for entry in record["pictures"] for kind in ("image", "true", "depth", "error")]
+    return record if all(path.is_file() for path in named) else None
+
+
+def _scene_name(path: Path, root: Path) -> str:
+    """Path below the root, so that scenes of several data sets keep different names."""
+    name = path.relative_to(root).as_posix()
+    return path.resolve().name if name == "." else name
+
+
+def _check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
+    for name, folder in methods.items():
+        if folder is not None:
+            tuned = read_json(folder / "tuned" / "tuned.json").get("backbone", {}).get("name")
+            if tuned != backbone:
+                raise ValueError(
+                    f"backbone must be that of the tuned runs, got {backbone!r} and {tuned!r} for {name!r}"
+                )
+
+
+def _training_record(run_folder: Path | None, backbone: BackboneRecord) -> dict[str, Any]:
+    """Size and cost of a tuned run, from its tuned.json; the base model trains nothing."""
+    if run_folder is None:
+        return {"trainable_parameters": 0, "trainable": {"total": 0}, "training": None, "backbone": backbone.to_dict()}
+    tuned = read_json(run_folder / "tuned" / "tuned.json")
+    copied = {key: tuned.get(key) for key in ("method", "backbone", "rank", "K", "trainable", "training")}
+    return {"trainable_parameters": (tuned.get("trainable") or {}).get("total"), **copied}

@@ -1,0 +1,179 @@
+"""All metrics of one scene: a prediction against the truth. docs/evaluation.md defines each of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subspace3d.evaluation.alignment import Array, Similarity, scale_alignment, umeyama
+from subspace3d.evaluation.depth import absolute_relative, delta_share
+from subspace3d.evaluation.point_cloud import PointCloud, icp, subsample, surface_distances
+from subspace3d.evaluation.pose import relative_pose_errors
+
+RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
+
+
+@dataclass(frozen=True)
+class Views:
+    """Depth maps and cameras of S views, predicted or true.
+
+    Args:
+        depths (Array): float [S, H, W], z-depth; 0 in a true map marks a pixel without depth.
+        intrinsics (Array): float64 [S, 3, 3], pixels.
+        extrinsics (Array): float64 [S, 3, 4], camera-from-world, OpenCV, translation in the unit of the depths.
+    """
+
+    depths: Array
+    intrinsics: Array
+    extrinsics: Array
+
+    def points(self, mask: NDArray[np.bool_]) -> Array:
+        """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""
+        import torch
+
+        from subspace3d.backbones.pose import unproject_depth
+
+        arrays = (self.depths, self.extrinsics, self.intrinsics)
+        depths, extrinsics, intrinsics = (torch.from_numpy(np.asarray(array, np.float64)) for array in arrays)
+        return unproject_depth(depths, extrinsics, intrinsics).numpy()[mask]
+
+    def first_camera(self) -> Similarity:
+        """World to the first camera."""
+        return Similarity(1.0, self.extrinsics[0, :, :3], self.extrinsics[0, :, 3])
+
+    def centres(self) -> Array:
+        """Camera centres ``-R^T t`` in the world, [S, 3]."""
+        return -np.einsum("sji,sj->si", self.extrinsics[:, :, :3], self.extrinsics[:, :, 3])
+
+
+@dataclass
+class SceneResult:
+    """What `measure` found.
+
+    Args:
+        metrics (dict): metric name -> value, None when it is not defined for this scene.
+        reasons (dict): metric name -> why its value is None.
+        details (dict): counts and the fitted alignment.
+        depth_scale (float): true units per predicted unit, as fitted to the depths.
+    """
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    depth_scale: float = 1.0
+
+    def undefined(self, names: tuple[str, ...], reason: str) -> None:
+        for name in names:
+            self.metrics[name] = None
+            self.reasons[name] = reason
+
+
+def valid_mask(true: Views) -> NDArray[np.bool_]:
+    """``true depth > 0``, the mask of every metric: no confidence filter, no outlier cut.
+
+    Raises:
+        ValueError: fewer than 3 pixels have depth.
+    """
+    mask = np.isfinite(true.depths) & (true.depths > 0)
+    if np.count_nonzero(mask) < 3:
+        raise ValueError(f"at least 3 pixels must have true depth, got {np.count_nonzero(mask)} of {mask.size}")
+    return mask
+
+
+def measure(pred: Views, true: Views, icp_threshold: float) -> SceneResult:
+    """Every metric of one scene.
+
+    Args:
+        pred (Views): prediction in any world frame and unit; same S, H and W as ``true``.
+        true (Views): truth; its unit is the unit of all distances.
+        icp_threshold (float): largest correspondence distance of ICP, in true units.
+
+    Raises:
+        ValueError: shapes differ, too few pixels have true depth, or the prediction is not finite.
+        ImportError: Open3D cannot be imported.
+    """
+    if pred.depths.shape != true.depths.shape:
+        raise ValueError(f"depths must have one shape, got {pred.depths.shape} and {true.depths.shape}")
+    for name in ("depths", "intrinsics", "extrinsics"):
+        bad = int(np.count_nonzero(~np.isfinite(getattr(pred, name))))
+        if bad:
+            raise ValueError(f"the prediction must be finite, got {bad} values in {name} that are not")
+    mask = valid_mask(true)
+    pred_points, true_points = pred.points(mask), true.points(mask)
+    # the unit VGGT is trained to predict in: mean distance of the true points from the first camera
+    unit = float(np.linalg.norm(true.first_camera().apply(true_points), axis=1).mean())
+
+    result = SceneResult(details={"frames": len(mask), "points": len(true_points), "unit": unit})
+    _measure_depth(result, pred.depths, true.depths, mask, unit)
+    _measure_cloud(result, pred, true, pred_points, true_points, unit, icp_threshold)
+    _measure_cameras(result, pred, true)
+    for name, value in result.metrics.items():
+        if value is not None and not math.isfinite(value):
+            result.undefined((name,), f"the prediction is so far off that the value is {value}")
+    return result
+
+
+def _measure_depth(result: SceneResult, pred: Array, true: Array, mask: NDArray[np.bool_], unit: float) -> None:
+    result.metrics["abs_rel_raw"] = absolute_relative(pred * unit, true, mask)
+    result.metrics["delta_1_25_raw"] = delta_share(pred * unit, true, mask)
+    result.depth_scale = scale_alignment(pred, true, mask)
+    result.metrics["abs_rel"] = absolute_relative(pred * result.depth_scale, true, mask)
+    result.metrics["delta_1_25"] = delta_share(pred * result.depth_scale, true, mask)
+    result.details["depth_scale"] = result.depth_scale
+
+
+def _measure_cloud(
+    result: SceneResult,
+    pred: Views,
+    true: Views,
+    pred_points: Array,
+    true_points: Array,
+    unit: float,
+    icp_threshold: float,
+) -> None:
+    true_cloud = PointCloud(true_points)
+    # raw: both clouds seen from their own first camera, the prediction in the unit it was trained in, nothing fitted
+    to_unit = Similarity(unit, np.eye(3), np.zeros(3))
+    raw = true.first_camera().inverse().after(to_unit).after(pred.first_camera())
+    raw_cloud = PointCloud(raw.apply(pred_points))
+    few = subsample(len(true_points), RAW_QUERIES)
+    result.metrics["accuracy_raw"] = float(true_cloud.nearest(raw_cloud.points[few])[0].mean())
+    result.metrics["completeness_raw"] = float(raw_cloud.nearest(true_cloud.points[few])[0].mean())
+    try:
+        similarity = umeyama(pred_points, true_points)
+    except ValueError as error:
+        names = ("accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer")
+        result.undefined((*names, "normal_consistency", "camera_centre_error"), f"no Sim(3) alignment: {error}")
+        return
+    aligned = similarity.apply(pred_points)
+    refined = icp(aligned, true_points, icp_threshold)
+    result.metrics |= surface_distances(PointCloud(refined.motion.apply(aligned)), true_cloud)
+    alignment = refined.motion.after(similarity)
+    offsets = np.linalg.norm(alignment.apply(pred.centres()) - true.centres(), axis=1)
+    result.metrics["camera_centre_error"] = float(offsets.mean())
+    result.details |= {
+        "scale": alignment.scale,
+        "rotation": alignment.rotation.tolist(),
+        "translation": alignment.translation.tolist(),
+        "icp_fitness": refined.fitness,
+        "icp_inlier_rmse": refined.inlier_rmse,
+    }
+
+
+def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
+    rotation = ("rotation_error_deg", "rotation_error_deg_median")
+    translation = ("translation_error_deg", "translation_error_deg_median")
+    if len(true.extrinsics) < 2:
+        result.undefined(rotation + translation, "relative poses need at least 2 frames, got 1")
+        return
+    errors = relative_pose_errors(pred.extrinsics, true.extrinsics)
+    for names, values in ((rotation, errors.rotation_deg), (translation, errors.translation_deg)):
+        if len(values) == 0:
+            result.undefined(names, "no true camera moves, so the direction of translation is not defined")
+            continue
+        result.metrics[names[0]] = float(values.mean())
+        result.metrics[names[1]] = float(np.median(values))

@@ -1,0 +1,122 @@
+"""The metrics by name, their mean over scenes, and the plain-text table of methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Args:
+        label (str): column head.
+        lower_is_better (bool): which end is best.
+        unit (str): "scene" (unit of the scene's depth), "deg", or "" for a ratio.
+        main (bool): shown in the table of methods.
+    """
+
+    label: str
+    lower_is_better: bool
+    unit: str
+    main: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("Acc", True, "scene", main=True),
+    "accuracy_median": Metric("Acc median", True, "scene"),
+    "accuracy_raw": Metric("Acc raw", True, "scene"),
+    "completeness": Metric("Comp", True, "scene", main=True),
+    "completeness_median": Metric("Comp median", True, "scene"),
+    "completeness_raw": Metric("Comp raw", True, "scene"),
+    "chamfer": Metric("Chamfer", True, "scene"),
+    "normal_consistency": Metric("NC", False, "", main=True),
+    "abs_rel": Metric("AbsRel", True, "", main=True),
+    "abs_rel_raw": Metric("AbsRel raw", True, "", main=True),
+    "delta_1_25": Metric("d<1.25", False, "", main=True),
+    "delta_1_25_raw": Metric("d<1.25 raw", False, ""),
+    "rotation_error_deg": Metric("Rot deg", True, "deg", main=True),
+    "rotation_error_deg_median": Metric("Rot deg median", True, "deg"),
+    "translation_error_deg": Metric("Trans deg", True, "deg", main=True),
+    "translation_error_deg_median": Metric("Trans deg median", True, "deg"),
+    "camera_centre_error": Metric("Camera centre", True, "scene"),
+}
+
+
+def mean_over_scenes(per_scene: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean of every metric over the scenes where it is defined; None where there is none."""
+    means: dict[str, float | None] = {}
+    for name in METRICS:
+        values = [value for metrics in per_scene.values() if (value := metrics.get(name)) is not None]
+        means[name] = math.fsum(values) / len(values) if values else None
+    return means
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """One row per method, one column per main metric, the best mean of a column marked with ``*``.
+
+    Args:
+        results (Mapping): the content of results.json.
+
+    Returns:
+        str: aligned plain text with a head, followed by notes on scenes that were left out; no final newline.
+    """
+    methods = results["methods"]
+    columns = [name for name, metric in METRICS.items() if metric.main]
+    head = ["method", "trained", *(_head(METRICS[name]) for name in columns)]
+    best = {name: _best(name, (method["mean"].get(name) for method in methods.values())) for name in columns}
+    rows = [head]
+    for label, method in methods.items():
+        trained = method.get("trainable_parameters")
+        cells = [label, "-" if trained is None else f"{trained:,}"]
+        for name in columns:
+            text = _format(method["mean"].get(name))
+            # what is equal in print is equally good
+            cells.append(f"{text}*" if text != "-" and text == best[name] else f"{text} ")
+        rows.append(cells)
+    widths = [max(len(row[index]) for row in rows) for index in range(len(head))]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *_notes(results)])
+
+
+def _head(metric: Metric) -> str:
+    return f"{metric.label} {'v' if metric.lower_is_better else '^'} "
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    first = cells[0].ljust(widths[0])
+    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
+
+
+def _format(value: float | None) -> str:
+    return "-" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def _best(name: str, values: Iterable[float | None]) -> str | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return _format(min(known) if METRICS[name].lower_is_better else max(known))
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    scenes = len(results["scenes"])
+    notes = [f"mean over {scenes} scene{'s' if scenes != 1 else ''}; v lower is better, ^ higher is better, * best"]
+    for entry in results.get("skipped", []):
+        notes.append(f"skipped {entry['scene']}: {entry['reason']}")
+    base = _weights(results["methods"].get("base", {}))
+    for label, method in results["methods"].items():
+        if _weights(method) != base:
+            notes.append(f"{label} started from other weights than base")
+        for scene, reason in method.get("failed", {}).items():
+            notes.append(f"{label} failed on {scene}: {reason}")
+    return notes
+
+
+def _weights(method: Mapping[str, Any]) -> tuple[Any, ...]:
+    backbone = method.get("backbone") or {}
+    return tuple(backbone.get(key) for key in ("name", "sha256", "seed"))

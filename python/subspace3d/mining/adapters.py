@@ -1,0 +1,152 @@
+"""Read LoRA adapters as stock PEFT writes them, from JSON and safetensors alone: PEFT itself is not needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspace3d import files
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PICKLE_NAME = "adapter_model.bin"
+
+_PEFT_PREFIX = "base_model.model."
+_FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+# These initialisations subtract something from the base weight, so B A alone is not the change of the model.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Variants of LoRA whose change of the layer is not the constant matrix scaling * B A.
+_VARIANT_SETTINGS = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA adapter: ``delta[module] = lora_b @ lora_a``, the scaling already inside ``lora_b``.
+
+    Attributes:
+        path: the folder it was read from.
+        base_model: ``base_model_name_or_path`` of its configuration; None when that is missing or empty.
+        modules: module name without PEFT's prefix -> (lora_b ``[out, r]``, lora_a ``[r, in]``), float32, or float64
+            where stored so. A Conv2d is unrolled: ``in = Cin * kh * kw``.
+        ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
+    """
+
+    path: Path
+    base_model: str | None
+    modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    ignored: tuple[str, ...]
+
+
+def find_adapters(root: Path) -> list[Path]:
+    """Every folder at or below ``root`` that holds a PEFT adapter, sorted by path; hidden folders are left out.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder, or no adapter is below it.
+        ValueError: a folder has an adapter configuration but no safetensors weights.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"adapters: no such folder: {root}")
+    folders = []
+    for config in sorted(root.rglob(CONFIG_NAME)):
+        folder = config.parent
+        # the temporary folder of a stage that was cut off has a hidden name
+        if any(part.startswith(".") for part in folder.relative_to(root).parts):
+            continue
+        if not (folder / WEIGHTS_NAME).is_file():
+            found = f"only {_PICKLE_NAME}" if (folder / _PICKLE_NAME).is_file() else "no weights"
+            raise ValueError(f"{folder} has {CONFIG_NAME} but {found}: only {WEIGHTS_NAME} is read, never a pickle")
+        folders.append(folder)
+    if not folders:
+        raise FileNotFoundError(f"no adapter ({CONFIG_NAME} and {WEIGHTS_NAME}) at or below {root}")
+    return folders
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read one adapter folder and apply its scaling, ``lora_alpha / r`` or ``lora_alpha / sqrt(r)`` (rslora).
+
+    Raises:
+        FileNotFoundError: configuration or weights are missing.
+        ValueError: not a plain LoRA, base weights changed by its initialisation, a factor missing, of the wrong shape
+            or not finite, or a truncated file; the message names file and tensor.
+    """
+    folder = Path(folder)
+    config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    config = files.read_json(config_path)
+    _check_config(config_path, config)
+    tensors, _ = files.load_tensors(weights_path)
+
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    ignored = []
+    for key, tensor in tensors.items():
+        if "lora_magnitude_vector" in key:
+            raise ValueError(f"{weights_path}: {key} belongs to DoRA, which is not a plain low-rank update")
+        match = _FACTOR_KEY.fullmatch(key.removeprefix(_PEFT_PREFIX))
+        if match is None:
+            ignored.append(key)
+            continue
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{weights_path}: {key} has NaN or infinite values")
+        pairs.setdefault(match["module"], {})[match["side"]] = tensor
+    if not pairs:
+        raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
+
+    modules = {name: _factors(weights_path, name, pairs[name], config) for name in sorted(pairs)}
+    return Adapter(folder, config.get("base_model_name_or_path") or None, modules, tuple(sorted(ignored)))
+
+
+def _check_config(path: Path, config: Any) -> None:
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise ValueError(
+            f"{path}: init_lora_weights is {init!r}, which also changes the base weights, so the adapter alone is not "
+            "the update. Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for name in _VARIANT_SETTINGS:
+        if config.get(name):
+            raise ValueError(f"{path}: {name} must be off, got {config[name]!r}: not a plain low-rank update")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float):
+            raise ValueError(f"{path}: {name} must be a number, got {config.get(name)!r}")
+
+
+def _factors(
+    path: Path, name: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    for side in "AB":
+        if side not in pair:
+            raise ValueError(f"{path}: {name} has no lora_{side}.weight")
+    rank = _pattern_value(config.get("rank_pattern") or {}, name, config["r"])
+    alpha = _pattern_value(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+    lora_a, lora_b = pair["A"].flatten(1), pair["B"].flatten(1)
+    # a grouped convolution has fewer columns in lora_B than rows in lora_A; its update is no product of the two
+    if lora_a.shape[0] != rank or lora_b.shape[1] != rank:
+        raise ValueError(
+            f"{path}: {name} has lora_A {tuple(pair['A'].shape)} and lora_B {tuple(pair['B'].shape)}, "
+            f"which do not fit the rank {rank} of {CONFIG_NAME}"
+        )
+    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return _widen(lora_b) * scaling, _widen(lora_a)
+
+
+def _pattern_value(pattern: Mapping[str, float], name: str, default: float) -> float:
+    """Value of the first key that, read as a regular expression, matches ``name`` or a dotted suffix of it."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

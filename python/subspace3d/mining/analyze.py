@@ -1,0 +1,236 @@
+"""The stage ``analyze``: spectra, disentanglement and adapter weights of mined subspaces, as JSON and PNG."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import subspace_ext
+from subspace3d import files
+from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
+from subspace3d.mining.mine import mean_relative_weights
+from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place
+from subspace3d.mining.subspace_file import SubspaceFile, find_subspaces, load_subspace, natural_key
+
+FORMAT = "subspace3d-analysis"
+VERSION = 1
+
+# Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
+_RANDOM_PAIRS = 64
+_RANDOM_SEED = 0
+
+_SIDES = {"output": "u", "input": "v"}
+
+
+def run(config: AnalyzeConfig) -> Path:
+    """Compare the subspaces of several attributes and write ``analysis.json`` and four figures to ``config.out``.
+
+    Nothing is done when they were already made from the same files.
+
+    Returns:
+        the path of ``analysis.json``.
+
+    Raises:
+        FileNotFoundError: a subspace file does not exist.
+        ValueError: a file cannot be read, or the files are of different base models or modules.
+    """
+    from subspace3d.reporting import figures
+
+    path = config.out / "analysis.json"
+    found = find_subspaces(config.subspaces)
+    inputs = {attribute: files.sha256(file) for attribute, file in found.items()}
+    if _is_done(path, inputs):
+        print(f"{path}: already made from the same {len(inputs)} subspace files")
+        return path
+    analysis = {**analyze({attribute: load_subspace(file) for attribute, file in found.items()}), "inputs": inputs}
+    figures.draw_analysis(analysis, config.out)
+    # written last: whoever sees it finds the figures beside it
+    files.write_json(path, analysis)
+    for line in describe(analysis):
+        print(line)
+    print(f"analysis -> {path}", flush=True)
+    return path
+
+
+def _is_done(path: Path, inputs: Mapping[str, str]) -> bool:
+    if not path.is_file():
+        return False
+    analysis = files.read_json(path)
+    return analysis.get("version") == VERSION and analysis.get("inputs") == inputs
+
+
+def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
+    """Everything the figures show, as plain JSON values; ``docs/formats.md`` describes the layout.
+
+    Raises:
+        ValueError: the files are of different base models or modules.
+    """
+    order: dict[str, int] = {name: index for index, name in enumerate(ATTRIBUTES)}
+    attributes = sorted(subspaces, key=lambda name: (order.get(name, len(order)), name))
+    _check_comparable(subspaces)
+    first = subspaces[attributes[0]]
+    modules = sorted(first.modules, key=natural_key)
+    spectra = {attribute: _spectra(subspaces[attribute], modules) for attribute in attributes}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "base_model": first.header.get("base_model"),
+        "attributes": attributes,
+        "modules": {name: _describe_module(first, name) for name in modules},
+        "spectra": spectra,
+        "behaviours": {attribute: _count_behaviours(spectra[attribute]) for attribute in attributes},
+        "disentanglement": _disentanglement(subspaces, attributes, modules),
+        "weights": {attribute: _weights(subspaces[attribute], modules) for attribute in attributes},
+    }
+
+
+def describe(analysis: Mapping[str, Any]) -> list[str]:
+    """The analysis in a few lines for the terminal."""
+    lines = []
+    for attribute, counts in analysis["behaviours"].items():
+        drops = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+        lines.append(f"{attribute}: modules by drop of the spectrum: {drops or 'spectra end at the adapter rank'}")
+    for side in _SIDES:
+        for pair in analysis["disentanglement"][side]:
+            if pair["mean_smallest"] is None:
+                continue
+            lines.append(
+                f"{' / '.join(pair['attributes'])}, {side} side: smallest eigenvalue {pair['mean_smallest']:.2f}, "
+                f"mean over modules (random subspaces {pair['mean_smallest_random']:.2f})"
+            )
+    return lines
+
+
+def _check_comparable(subspaces: Mapping[str, SubspaceFile]) -> None:
+    (first_name, first), *others = subspaces.items()
+    for name, other in others:
+        models = first.header.get("base_model"), other.header.get("base_model")
+        if models[0] != models[1]:
+            raise ValueError(f"base models must agree: {first_name} has {models[0]!r}, {name} has {models[1]!r}")
+        difference = sorted(first.modules.keys() ^ other.modules.keys(), key=natural_key)
+        if difference:
+            raise ValueError(f"modules must agree: {difference[0]} is in only one of {first_name} and {name}")
+        for module, here in first.modules.items():
+            there = other.modules[module]
+            sizes = (len(here.u), len(here.v)), (len(there.u), len(there.v))
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"{module} must have one size (out, in): {first_name} has {sizes[0]}, {name} has {sizes[1]}"
+                )
+
+
+def _describe_module(subspaces: SubspaceFile, name: str) -> dict[str, Any]:
+    where = place(name)
+    module = subspaces.modules[name]
+    return {
+        "out": len(module.u),
+        "in": len(module.v),
+        "family": where.family,
+        "layer": where.layer,
+        "kind": where.kind,
+    }
+
+
+def _adapter_rank(subspaces: SubspaceFile, name: str) -> int | None:
+    return subspaces.header.get("modules", {}).get(name, {}).get("rank")
+
+
+def _spectra(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
+    spectra = {}
+    for name in modules:
+        values = subspaces.modules[name].singular_values.tolist()
+        rank, drops = _adapter_rank(subspaces, name), find_drops(values)
+        spectra[name] = {
+            "rank": rank,
+            "k": subspaces.modules[name].u.shape[1],
+            "singular_values": [float(f"{value:.6g}") for value in values],
+            "drops": drops,
+            "behaviour": None if rank is None else behaviour(drops, rank, len(values)),
+        }
+    return spectra
+
+
+def _count_behaviours(spectra: Mapping[str, Any]) -> dict[str, int]:
+    counts = Counter(module["behaviour"] for module in spectra.values())
+    return {name: counts[name] for name in BEHAVIOURS}
+
+
+def _weights(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
+    relative = [subspaces.modules[name].weights / subspaces.modules[name].weights.mean() for name in modules]
+    mean = mean_relative_weights(subspaces).tolist()
+    names = [adapter["path"] for adapter in subspaces.header.get("adapters", [])] or [str(n) for n in range(len(mean))]
+    return {
+        "adapters": names,
+        "mean": [round(value, 6) for value in mean],
+        "most_down_weighted": names[mean.index(min(mean))] if len(names) > 1 else None,
+        "modules": {name: [round(value, 6) for value in row.tolist()] for name, row in zip(modules, relative)},
+    }
+
+
+def _disentanglement(
+    subspaces: Mapping[str, SubspaceFile], attributes: list[str], modules: list[str]
+) -> dict[str, Any]:
+    random: dict[str, dict[str, list[float]]] = {}
+    result: dict[str, Any] = {}
+    for side, field in _SIDES.items():
+        result[side] = []
+        for one, two in itertools.combinations(attributes, 2):
+            rows: dict[str, dict[str, Any]] = {}
+            for name in modules:
+                a = getattr(subspaces[one].modules[name], field)
+                b = getattr(subspaces[two].modules[name], field)
+                size = f"{len(a)}x{a.shape[1]}x{b.shape[1]}"
+                if size not in random:
+                    random[size] = random_level(len(a), a.shape[1], b.shape[1])
+                rows[name] = {"eigenvalues": _eigenvalues(a, b), "random": size}
+            pair = {
+                "attributes": [one, two],
+                "mean_smallest": _mean_smallest([row["eigenvalues"] for row in rows.values()]),
+                "mean_smallest_random": _mean_smallest([random[row["random"]]["mean"] for row in rows.values()]),
+                "modules": rows,
+            }
+            result[side].append(pair)
+    return {**result, "random": random}
+
+
+def _eigenvalues(one: torch.Tensor, two: torch.Tensor) -> list[float]:
+    """Ascending; none when a side is zero, as it is where no adapter was trained."""
+    if not one.any() or not two.any():
+        return []
+    return [round(value, 6) for value in subspace_ext.disentanglement(one, two).tolist()]
+
+
+def _mean_smallest(spectra: list[list[float]]) -> float | None:
+    smallest = [values[0] for values in spectra if values]
+    return round(statistics.fmean(smallest), 6) if smallest else None
+
+
+def random_level(dim: int, k1: int, k2: int) -> dict[str, list[float]]:
+    """Eigenvalues ``1 - cos(theta)`` between random subspaces of ``dim`` dimensions, ascending: mean and 5 % to 95 %.
+
+    Two attributes are disentangled only as far as they stand above what chance gives: in few dimensions even random
+    subspaces share directions. Drawn with a fixed seed, so the same sizes always give the same numbers.
+
+    Args:
+        dim: dimension of the surrounding space.
+        k1: dimension of the first subspace.
+        k2: dimension of the second.
+    """
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+
+    def draw(k: int) -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(_RANDOM_PAIRS, dim, k, generator=generator, dtype=torch.float64)).Q
+
+    cosines = torch.linalg.svdvals(draw(k1).mT @ draw(k2))
+    values = 1 - cosines.clamp(max=1)
+    low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
+    return {
+        name: [round(value, 6) for value in row.tolist()]
+        for name, row in (("mean", values.mean(0)), ("low", low), ("high", high))
+    }

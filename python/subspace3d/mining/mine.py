@@ -1,0 +1,241 @@
+"""The stage ``mine``: a folder of LoRA adapters of one attribute -> one subspace file.
+
+Modules of equal shape are stacked and mined together, so a network costs a few batched calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import subspace_ext
+from subspace3d import files
+from subspace3d.configs import MineConfig
+from subspace3d.mining.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
+from subspace3d.mining.subspace_file import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
+from subspace3d.progress import Progress
+
+# A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
+_BATCH_BYTES = 1 << 30
+_WORKSPACE_FACTOR = 4
+
+Factors = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Modules that are mined in one call: equal sizes, equal largest adapter rank, equal k."""
+
+    out_features: int
+    in_features: int
+    rank: int
+    k: int
+
+
+def run(config: MineConfig) -> Path:
+    """``min over u, v of sum_n ||delta[n] - u v^T||_F^p`` for each module of the adapters below ``config.adapters``.
+
+    Adapters of different rank are legal: the factors are padded with zeros, which leaves their product as it is.
+    A module too narrow for ``config.k`` (a head with 2 outputs) gets ``k = min(out, in, sum of its adapters' ranks)``,
+    recorded in the header under ``modules.<name>.k``. Nothing is computed when ``config.out`` was made from the same
+    adapters with the same settings.
+
+    Returns:
+        ``config.out``.
+
+    Raises:
+        FileNotFoundError: there is no adapter below ``config.adapters``.
+        ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
+            the sum of the adapters' ranks in every module.
+    """
+    folders = find_adapters(config.adapters)
+    inputs = _inputs(config, folders)
+    if _is_done(config.out, inputs):
+        print(f"{config.out}: already mined from the same {len(folders)} adapters with the same settings")
+        return config.out
+
+    adapters = [read_adapter(folder) for folder in folders]
+    check_same_modules(adapters)
+    factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
+    groups = _group(factors, config.k)
+    _report_ignored(adapters)
+
+    modules: dict[str, ModuleSubspace] = {}
+    details: dict[str, dict[str, Any]] = {}
+    with Progress(f"mine {config.out.stem}", len(factors), "module") as progress:
+        for group, names in groups.items():
+            for batch in _batches(group, names, len(adapters)):
+                mined = _mine_batch(group, [factors[name] for name in batch], config)
+                for name, (module, detail) in zip(batch, mined):
+                    modules[name], details[name] = module, detail
+                progress.advance(len(batch))
+    header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
+    save_subspace(config.out, modules, header)
+    print(summary(SubspaceFile(modules, header)), f"-> {config.out}", flush=True)
+    return config.out
+
+
+def check_same_modules(adapters: Sequence[Adapter]) -> None:
+    """Adapters of one attribute must belong to one base model and change the same modules.
+
+    Raises:
+        ValueError: they do not; the message names the first difference.
+    """
+    first = adapters[0]
+    for other in adapters[1:]:
+        if other.base_model != first.base_model:
+            raise ValueError(
+                f"adapters must have one base model: {first.path} has {first.base_model!r}, "
+                f"{other.path} has {other.base_model!r}"
+            )
+        for here, there in ((first, other), (other, first)):
+            missing = sorted(here.modules.keys() - there.modules.keys(), key=natural_key)
+            if missing:
+                raise ValueError(
+                    f"adapters must change the same modules: {here.path} has {missing[0]}"
+                    f"{f' and {len(missing) - 1} more' if missing[1:] else ''}, {there.path} has not"
+                )
+        for name, (lora_b, lora_a) in first.modules.items():
+            sizes = (len(lora_b), lora_a.shape[1])
+            other_sizes = (len(other.modules[name][0]), other.modules[name][1].shape[1])
+            if sizes != other_sizes:
+                raise ValueError(
+                    f"{name} must have one size [out, in]: {first.path} has {list(sizes)}, "
+                    f"{other.path} has {list(other_sizes)}"
+                )
+
+
+def summary(subspaces: SubspaceFile) -> str:
+    """One line: number of modules, share of the adapters' energy inside the subspaces, the least trusted adapter."""
+    details = subspaces.header["modules"].values()
+    shares = [share for detail in details for share in detail["explained"] if share is not None]
+    explained = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "none (all updates are zero)"
+    text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces: {explained}"
+    names = [adapter["path"] for adapter in subspaces.header["adapters"]]
+    if len(names) > 1:
+        weights = mean_relative_weights(subspaces)
+        least = int(weights.argmin())
+        text += f"; most down-weighted adapter: {names[least]} ({weights[least]:.2f} of the mean weight)"
+    return text
+
+
+def mean_relative_weights(subspaces: SubspaceFile) -> torch.Tensor:
+    """``mean over modules of w_n / mean_n(w)``: ``[N]`` float64, 1 for an adapter that is trusted like the others."""
+    return torch.stack([module.weights / module.weights.mean() for module in subspaces.modules.values()]).mean(0)
+
+
+def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
+    """Everything the result depends on, as it stands in the header."""
+    adapters = [
+        {
+            "path": folder.relative_to(config.adapters).as_posix(),
+            "sha256": files.sha256(folder / WEIGHTS_NAME),
+            "config_sha256": files.sha256(folder / CONFIG_NAME),
+        }
+        for folder in folders
+    ]
+    settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
+    return {"adapters": adapters, **settings}
+
+
+def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
+    if not Path(path).exists():
+        return False
+    try:
+        header = load_subspace(path).header
+    except ValueError as error:
+        print(f"mining anew: {error}")
+        return False
+    return all(header.get(name) == value for name, value in inputs.items())
+
+
+def _report_ignored(adapters: Sequence[Adapter]) -> None:
+    ignored = sorted({key for adapter in adapters for key in adapter.ignored})
+    if ignored:
+        more = f" and {len(ignored) - 1} more" if ignored[1:] else ""
+        print(f"  not part of any LoRA update and left out: {ignored[0]}{more}")
+
+
+def _group(factors: dict[str, Factors], k: int) -> dict[_Group, list[str]]:
+    groups: defaultdict[_Group, list[str]] = defaultdict(list)
+    most = 0
+    for name in sorted(factors, key=natural_key):
+        ranks = [len(lora_a) for _, lora_a in factors[name]]
+        out_features, in_features = len(factors[name][0][0]), factors[name][0][1].shape[1]
+        most = max(most, sum(ranks))
+        groups[_Group(out_features, in_features, max(ranks), min(k, out_features, in_features, sum(ranks)))].append(
+            name
+        )
+    if k > most:
+        raise ValueError(f"k must be at most the sum of the adapters' ranks, {most}, got {k}")
+    return dict(groups)
+
+
+def _batches(group: _Group, names: Sequence[str], adapters: int) -> Iterator[Sequence[str]]:
+    bytes_per_module = 8 * adapters * group.rank * (group.out_features + group.in_features)
+    size = max(1, _BATCH_BYTES // (_WORKSPACE_FACTOR * bytes_per_module))
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _pad(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = rank - shape[dim]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+
+def _mine_batch(
+    group: _Group, batch: Sequence[Factors], config: MineConfig
+) -> list[tuple[ModuleSubspace, dict[str, Any]]]:
+    # [L, N, out, r] and [L, N, r, in]
+    lora_b = torch.stack([torch.stack([_pad(b, group.rank, 1).double() for b, _ in module]) for module in batch])
+    lora_a = torch.stack([torch.stack([_pad(a, group.rank, 0).double() for _, a in module]) for module in batch])
+    mined = subspace_ext.mine_subspace(
+        lora_b, lora_a, group.k, p=config.p, eps=config.eps, max_iter=config.max_iter, tol=config.tol
+    )
+    explained = explained_energy(lora_b, lora_a, mined.u, mined.v)
+    results = []
+    for index in range(len(batch)):
+        detail = {
+            "rank": group.rank,
+            "k": group.k,
+            "n_iter": int(mined.n_iter[index]),
+            "converged": bool(mined.converged[index]),
+            "explained": [None if share != share else round(share, 6) for share in explained[index].tolist()],
+        }
+        module = ModuleSubspace(mined.u[index], mined.v[index], mined.singular_values[index], mined.weights[index])
+        results.append((module, detail))
+    return results
+
+
+def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """``||P_u delta P_v||_F^2 / ||delta||_F^2``, P the projector on the columns: in 0..1, NaN for a zero update.
+
+    Args:
+        lora_b: ``[L, N, out, r]`` float64.
+        lora_a: ``[L, N, r, in]`` float64.
+        u: ``[L, out, k]``.
+        v: ``[L, in, k]``.
+
+    Returns:
+        ``[L, N]`` float64.
+    """
+    left = _orthonormal(u).unsqueeze(1).mT @ lora_b
+    right = lora_a @ _orthonormal(v).unsqueeze(1)
+    return _product_energy(left.mT @ left, right @ right.mT) / _product_energy(lora_b.mT @ lora_b, lora_a @ lora_a.mT)
+
+
+def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns with the same span; columns beyond the numerical rank become zero."""
+    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return u * (s > 1e-12 * s[..., :1]).unsqueeze(-2)
+
+
+def _product_energy(gram_left: torch.Tensor, gram_right: torch.Tensor) -> torch.Tensor:
+    """``||L R||_F^2 = trace(L^T L R R^T)`` from the two Gram matrices ``[..., r, r]``."""
+    return (gram_left * gram_right).sum((-2, -1))

@@ -1,0 +1,185 @@
+"""Subspace files: one safetensors file per attribute, and the layout of the authors' release."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspace3d import files
+
+FORMAT = "subspace3d-subspace"
+VERSION = 1
+
+_FIELDS = ("u", "v", "singular_values", "weights")
+_AUTHORS_MODULE = re.compile(
+    r"aggregator\.(?P<blocks>frame_blocks|global_blocks)\.(?P<layer>\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
+)
+_AUTHORS_KEY = re.compile(
+    r"(?P<blocks>frame_blocks|global_blocks)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))\.(?P<layer>\d+)\.(?P<side>[AB])"
+)
+
+
+@dataclass(frozen=True)
+class ModuleSubspace:
+    """What the adapters of one attribute share in one module: ``delta[n]`` is close to ``u v^T`` for most n.
+
+    Attributes:
+        u: ``[out, k]`` float32, left singular vectors of the weighted mean times the root of the singular values.
+        v: ``[in, k]`` float32, the right ones likewise.
+        singular_values: ``[s]`` float64, the whole spectrum of the weighted mean, descending.
+        weights: ``[N]`` float64, weight of each adapter in that mean.
+    """
+
+    u: torch.Tensor
+    v: torch.Tensor
+    singular_values: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SubspaceFile:
+    """One subspace file: module name -> `ModuleSubspace`, and its JSON header."""
+
+    modules: dict[str, ModuleSubspace]
+    header: dict[str, Any]
+
+
+def save_subspace(path: Path, modules: Mapping[str, ModuleSubspace], header: Mapping[str, Any]) -> None:
+    """Write tensors ``<module>.u``, ``.v``, ``.singular_values``, ``.weights`` and a header with format and version."""
+    tensors = {
+        f"{name}.{field}": getattr(module, field).to(torch.float32 if field in "uv" else torch.float64, copy=True)
+        for name, module in modules.items()
+        for field in _FIELDS
+    }
+    files.save_tensors(path, tensors, {"format": FORMAT, "version": VERSION, **header})
+
+
+def load_subspace(path: Path) -> SubspaceFile:
+    """Read a subspace file.
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: truncated, of another format or version, a tensor missing, misshapen or not finite.
+    """
+    tensors, header = files.load_tensors(path)
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: header format must be {FORMAT!r}, got {header.get('format')!r}")
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path}: version must be {VERSION}, got {header.get('version')!r}")
+    fields: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, field = key.rpartition(".")
+        if field not in _FIELDS or not name:
+            raise ValueError(f"{path}: foreign tensor {key!r}; fields are {', '.join(_FIELDS)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {key} has NaN or infinite values")
+        fields.setdefault(name, {})[field] = tensor
+    return SubspaceFile({name: _module(path, name, fields[name]) for name in sorted(fields, key=natural_key)}, header)
+
+
+def _module(path: Path, name: str, fields: Mapping[str, torch.Tensor]) -> ModuleSubspace:
+    for field in _FIELDS:
+        if field not in fields:
+            raise ValueError(f"{path}: {name} has no {field}")
+    module = ModuleSubspace(**fields)
+    if module.u.ndim != 2 or module.v.ndim != 2 or module.u.shape[1] != module.v.shape[1]:
+        raise ValueError(
+            f"{path}: {name} must have u [out, k] and v [in, k], got {list(module.u.shape)} and {list(module.v.shape)}"
+        )
+    return module
+
+
+def find_subspaces(paths: Iterable[Path]) -> dict[str, Path]:
+    """Attribute -> subspace file, for files and folders of files; the stem of a file names its attribute.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or there is no file at all.
+        ValueError: two files have the same stem.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no such subspace file or folder: {path}")
+        inside = sorted(item for item in path.glob("*.safetensors") if not item.name.startswith("."))
+        if path.is_dir() and not inside:
+            raise FileNotFoundError(f"no subspace file (*.safetensors) in {path}")
+        found += inside if path.is_dir() else [path]
+    if not found:
+        raise FileNotFoundError("no subspace files given")
+    named: dict[str, Path] = {}
+    for path in found:
+        if path.stem in named:
+            raise ValueError(f"two subspace files are called {path.stem!r}: {named[path.stem]} and {path}")
+        named[path.stem] = path
+    return named
+
+
+def load_subspaces(paths: Iterable[Path]) -> dict[str, SubspaceFile]:
+    """The files of `find_subspaces`, read; raises what it and `load_subspace` raise."""
+    return {attribute: load_subspace(path) for attribute, path in find_subspaces(paths).items()}
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key in which ``blocks.2`` comes before ``blocks.10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write a combined basis in the layout of the authors' release: ``A = V^T [K, in]``, ``B = U [out, K]``.
+
+    Args:
+        path: safetensors file to write.
+        basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the aggregator's linears have a key in that layout.
+
+    Raises:
+        ValueError: a module has no key in the layout, or U and V differ in K.
+    """
+    tensors = {}
+    for name, (u, v) in basis.items():
+        match = _AUTHORS_MODULE.fullmatch(name)
+        if match is None:
+            raise ValueError(f"the authors' layout has no key for {name!r}: it holds the aggregator's linears only")
+        if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
+            raise ValueError(f"{name}: U and V must be [out, K] and [in, K], got {list(u.shape)} and {list(v.shape)}")
+        stem = f"{match['blocks']}.{match['part']}.{match['layer']}"
+        tensors[f"{stem}.A"] = v.T
+        tensors[f"{stem}.B"] = u
+    files.save_tensors(path, tensors)
+
+
+def load_authors(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Read a basis in the layout of the authors' release: module name -> (U ``[out, K]``, V ``[in, K]``).
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: truncated, a foreign key, a missing half, or halves that differ in K.
+    """
+    tensors, _ = files.load_tensors(path)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _AUTHORS_KEY.fullmatch(key)
+        if match is None or tensor.ndim != 2:
+            raise ValueError(
+                f"{path}: {key!r} {list(tensor.shape)} is foreign; keys are "
+                "{frame_blocks|global_blocks}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
+            )
+        name = f"aggregator.{match['blocks']}.{match['layer']}.{match['part']}"
+        halves.setdefault(name, {})[match["side"]] = tensor
+    basis = {}
+    for name in sorted(halves, key=natural_key):
+        half = halves[name]
+        for side in "AB":
+            if side not in half:
+                raise ValueError(f"{path}: {name} has no {side}")
+        if half["A"].shape[0] != half["B"].shape[1]:
+            raise ValueError(
+                f"{path}: {name} must have A [K, in] and B [out, K], "
+                f"got {list(half['A'].shape)} and {list(half['B'].shape)}"
+            )
+        basis[name] = (half["B"], half["A"].T.contiguous())
+    return basis

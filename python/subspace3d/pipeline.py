@@ -1,0 +1,208 @@
+"""The whole method as one resumable run: render, adapt, mine, analyze, fine-tune, evaluate, report.
+
+Every stage is the ``run`` function of a verb with its own settings, and each of them skips what it finds done, so a run
+that was cut off continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from subspace3d import __version__, settings
+from subspace3d.configs import (
+    ATTRIBUTES,
+    AdaptConfig,
+    AnalyzeConfig,
+    Attribute,
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    Method,
+    MineConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from subspace3d.progress import format_duration
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything a demo run does."""
+
+    attributes: tuple[Attribute, ...]
+    datasets: int  # per attribute
+    scenes: int  # per data set
+    target_scenes: int
+    test_scenes: int
+    views: int
+    resolution: int
+    spp: int
+    rank: int  # of the adapters that are mined
+    k: int  # per attribute
+    adapt: TrainConfig
+    tune: TrainConfig
+    minutes: float  # measured on two cores
+
+
+# Learning rates were chosen once per method on a validation set of target scenes (docs/demo.md).
+NANO = Scale(
+    attributes=ATTRIBUTES,
+    datasets=3,
+    scenes=8,
+    target_scenes=24,
+    test_scenes=8,
+    views=6,
+    resolution=112,
+    spp=16,
+    rank=4,
+    k=4,
+    adapt=TrainConfig(steps=28, lr=2e-3, frames=(2, 4), images_per_step=8, save_every=28),
+    tune=TrainConfig(steps=90, lr=1e-3, frames=(2, 4), images_per_step=8, save_every=45),
+    minutes=8,
+)
+SMOKE = Scale(
+    attributes=("texture", "camera"),
+    datasets=2,
+    scenes=2,
+    target_scenes=2,
+    test_scenes=2,
+    views=2,
+    resolution=56,
+    spp=1,
+    rank=2,
+    k=2,
+    adapt=TrainConfig(steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2),
+    tune=TrainConfig(steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2),
+    minutes=1,
+)
+LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}
+
+
+@dataclass(frozen=True)
+class Stage:
+    title: str
+    share: float  # of the whole run's time, measured
+    work: Callable[[], Any]
+
+
+def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
+    from subspace3d.evaluation import evaluate
+    from subspace3d.mining import analyze, mine
+    from subspace3d.reporting import report
+    from subspace3d.scenes import generate
+    from subspace3d.training import adapt, finetune
+
+    out = config.out
+    scenes, subspaces = out / "scenes", out / "subspaces"
+    rendering = GenerateConfig(
+        out=scenes, views=scale.views, resolution=scale.resolution, spp=scale.spp, seed=config.seed
+    )
+
+    def render() -> None:
+        for attribute in scale.attributes:
+            generate.run(
+                replace(
+                    rendering,
+                    out=scenes / "attributes" / attribute,
+                    attribute=attribute,
+                    datasets=scale.datasets,
+                    scenes=scale.scenes,
+                )
+            )
+        target = replace(rendering, out=scenes / "target", attribute="all", seed=config.seed + 1)
+        generate.run(replace(target, name="train", scenes=scale.target_scenes))
+        generate.run(replace(target, name="test", scenes=scale.test_scenes, seed=config.seed + 2))
+
+    def tune_adapters() -> None:
+        train = replace(scale.adapt, seed=config.seed)
+        adapt.run(AdaptConfig(scenes=scenes / "attributes", out=out / "adapters", rank=scale.rank, train=train))
+
+    def mine_subspaces() -> None:
+        for attribute in scale.attributes:
+            mine.run(
+                MineConfig(adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k)
+            )
+        analyze.run(AnalyzeConfig(subspaces=(subspaces,), out=out / "analysis"))
+
+    def finetune_with(method: Method) -> Callable[[], None]:
+        def work() -> None:
+            finetune.run(
+                FinetuneConfig(
+                    scenes=scenes / "target" / "train_00",
+                    out=out / "tuned" / method,
+                    method=method,
+                    subspaces=(subspaces,) if method == "subspace" else (),
+                    rank=scale.rank,
+                    train=replace(scale.tune, lr=LEARNING_RATES[method], seed=config.seed),
+                )
+            )
+
+        return work
+
+    def measure() -> None:
+        evaluate.run(
+            EvaluateConfig(
+                scenes=scenes / "target" / "test_00",
+                out=out / "evaluation",
+                tuned=tuple(out / "tuned" / method for method in LEARNING_RATES),
+                frames=scale.views,
+            )
+        )
+
+    datasets = len(scale.attributes) * scale.datasets
+    return [
+        Stage(f"generate: render {datasets} attribute data sets and the target scenes", 0.11, render),
+        Stage(f"adapt: tune {datasets} LoRA adapters of rank {scale.rank}", 0.47, tune_adapters),
+        Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", 0.02, mine_subspaces),
+        *(Stage(f"finetune: {method} on the target scenes", 0.11, finetune_with(method)) for method in LEARNING_RATES),
+        Stage("evaluate: base and tuned models on held-out target scenes", 0.06, measure),
+        Stage("report", 0.01, lambda: report.run(ReportConfig(run=out))),
+    ]
+
+
+def run(config: DemoConfig) -> None:
+    scale = SMOKE if config.smoke else NANO
+    _check_folder(config)
+    stages = _stages(config, scale)
+    print(
+        f"demo at {'smoke' if config.smoke else 'nano'} scale in {config.out}, about {scale.minutes:g} minutes on two "
+        "cores; interrupt at will, the same command continues it",
+        flush=True,
+    )
+    start = time.monotonic()
+    done = 0.0
+    for number, stage in enumerate(stages, 1):
+        elapsed = time.monotonic() - start
+        expected = scale.minutes * 60 * (1 - done)
+        # a continued run skips what is done, so its own pace counts only where it is slower than the measured one
+        left = format_duration(max(expected, elapsed / done * (1 - done)) if done else expected)
+        print(
+            f"[{number}/{len(stages)}] {stage.title}  ({format_duration(elapsed)} so far, about {left} left)",
+            flush=True,
+        )
+        stage.work()
+        done += stage.share
+    if config.smoke:
+        print("smoke scale: the numbers only show that every stage ran")
+    print(f"finished in {format_duration(time.monotonic() - start)}")
+
+
+def _check_folder(config: DemoConfig) -> None:
+    """A run folder belongs to one scale and one seed: anything else would mix results of two runs."""
+    wanted = settings.to_dict(config) | {"version": __version__}
+    wanted.pop("out")
+    path = config.out / "config.yaml"
+    if path.exists():
+        import yaml
+
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = {key: stored.get(key, stored.get("provenance", {}).get(key)) for key in wanted}
+        if found != wanted:
+            raise ValueError(f"out: {config.out} holds a run with {found}, this one has {wanted}")
+        return
+    settings.save(path, config, version=__version__, command=" ".join(sys.argv))

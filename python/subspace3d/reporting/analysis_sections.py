@@ -1,0 +1,131 @@
+"""The sections of the report about the mined subspaces: spectra, strength by layer, disentanglement, weights."""
+
+from __future__ import annotations
+
+from subspace3d.reporting.collect import Document
+from subspace3d.reporting.html import Html, details, element, picture, section, table
+
+
+def _missing(anchor: str, title: str, what: str) -> Html:
+    return section(anchor, title, element("p", what, class_="missing"))
+
+
+def _no_analysis(anchor: str, title: str) -> Html:
+    return _missing(
+        anchor, title, "There is no analysis.json: the subspaces were not analyzed in this run (subspace3d analyze)."
+    )
+
+
+def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
+    """The PNG beside analysis.json; drawn anew when it is gone, because the JSON holds all of it."""
+    from subspace3d.reporting import figures
+
+    path = analysis.path.with_name(f"{name}.png")
+    image = path.read_bytes() if path.is_file() else figures.to_png(figures.DRAWERS[name](analysis.value))
+    return element("div", picture(image, alt, caption), class_="wide", tabindex="0")
+
+
+def spectra(analysis: Document | None) -> Html:
+    title = "Do the adapters of an attribute share a subspace?"
+    if analysis is None:
+        return _no_analysis("spectra", title)
+    behaviours: dict[str, dict[str, int]] = analysis.value["behaviours"]
+    names = list(next(iter(behaviours.values())))
+    rows = [[attribute, *(str(counts[name]) for name in names)] for attribute, counts in behaviours.items()]
+    return section(
+        "spectra",
+        title,
+        _figure(
+            analysis,
+            "spectra",
+            "Normalised singular values of the weighted mean update, one panel per attribute and kind of module, "
+            "one line per module coloured by layer.",
+            "Singular values of the weighted mean of the adapters, over the largest one. A drop right after the "
+            "adapters' rank r says that they share one subspace of that size.",
+        ),
+        table(
+            ["drop of the spectrum", *names],
+            rows,
+            "Modules by where the spectrum drops, counted at and beyond the rank: a step of at least 1.5 times, and "
+            "three times the usual step around it.",
+        ),
+    )
+
+
+def largest(analysis: Document | None) -> Html:
+    title = "Where are the updates strong?"
+    if analysis is None:
+        return _no_analysis("largest", title)
+    figure = _figure(
+        analysis,
+        "largest",
+        "Largest singular value of the weighted mean update over the layers, one panel per kind of module, one colour "
+        "per attribute.",
+        "Largest singular value of the weighted mean of the adapters, by layer.",
+    )
+    return section("largest", title, figure)
+
+
+def disentanglement(analysis: Document | None) -> Html:
+    title = "Are the attributes disentangled?"
+    if analysis is None:
+        return _no_analysis("disentanglement", title)
+    result = analysis.value["disentanglement"]
+    if not result["output"]:
+        return _missing("disentanglement", title, "This run has one attribute only, so there is nothing to compare.")
+    rows = [
+        [
+            " / ".join(out["attributes"]),
+            _level(out["mean_smallest"]),
+            _level(out["mean_smallest_random"]),
+            _level(into["mean_smallest"]),
+            _level(into["mean_smallest_random"]),
+        ]
+        for out, into in zip(result["output"], result["input"])
+    ]
+    return section(
+        "disentanglement",
+        title,
+        _figure(
+            analysis,
+            "disentanglement",
+            "Eigenvalues 1 - cos(theta) between the subspaces of every pair of attributes, output and input side, with "
+            "the range of random subspaces.",
+            "Eigenvalues 1 − cos θ over the principal angles θ between two attributes: 1 is orthogonal, 0 a shared "
+            "direction. Left: the smallest one of every module (points), their mean (bar) and the mean expected of "
+            "random subspaces of the same sizes (grey bar). Others: all eigenvalues of single modules, and the 5 to "
+            "95 % range of random subspaces.",
+        ),
+        table(
+            ["attributes", "output side", "random", "input side", "random"],
+            rows,
+            "Smallest eigenvalue, mean over modules.",
+        ),
+    )
+
+
+def _level(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def weights(analysis: Document | None) -> Html:
+    title = "Which adapters were trusted?"
+    if analysis is None:
+        return _no_analysis("weights", title)
+    rows = []
+    for attribute, entry in analysis.value["weights"].items():
+        for name, mean in zip(entry["adapters"], entry["mean"]):
+            least = name == entry["most_down_weighted"]
+            rows.append([attribute, name, f"{mean:.2f}", "most down-weighted" if least else ""])
+    return section(
+        "weights",
+        title,
+        _figure(
+            analysis,
+            "weights",
+            "Weight of each adapter over the mean weight of its attribute, one point per module.",
+            "Weight of each adapter in the mean, over the mean weight: a point per module, a bar at their mean. An "
+            "adapter that does not fit what the others share gets less than 1.",
+        ),
+        details("All weights", table(["attribute", "adapter", "mean relative weight", ""], rows)),
+    )

@@ -1,0 +1,108 @@
+"""What a run folder holds that a report can show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from subspace3d import files
+
+
+@dataclass(frozen=True)
+class Document:
+    """A JSON file of a run: where it stands, which its pictures are named relative to, and what it says."""
+
+    path: Path
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """The parts of a run folder; a part that is not there is None or empty.
+
+    Attributes:
+        run: the run folder.
+        settings: text of config.yaml.
+        results: results.json of the evaluation.
+        analysis: analysis.json; its figures stand beside it.
+        curves: name of a training run -> lines of its metrics.jsonl.
+        tuned: name of a training run -> its tuned.json.
+    """
+
+    run: Path
+    settings: str | None = None
+    results: Document | None = None
+    analysis: Document | None = None
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def collect(run: Path) -> RunContent:
+    """Read what is there.
+
+    Raises:
+        FileNotFoundError: ``run`` is no folder, or holds nothing to report.
+        ValueError: a file is not valid JSON or not of the format its name promises.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"run: no such folder: {run}")
+    results = _find(run, "evaluation/results.json", "subspace3d-results")
+    analysis = _find(run, "analysis/analysis.json", "subspace3d-analysis")
+    curves, tuned = {}, {}
+    for folder in _training_folders(run):
+        lines = _read_lines(folder / "metrics.jsonl")
+        if lines:
+            curves[folder.name] = lines
+        if (folder / "tuned" / "tuned.json").is_file():
+            tuned[folder.name] = files.read_json(folder / "tuned" / "tuned.json")
+    if results is None and analysis is None and not curves and not tuned:
+        raise FileNotFoundError(f"run: nothing to report in {run}: no results.json, analysis.json or metrics.jsonl")
+    settings = run / "config.yaml"
+    return RunContent(
+        run=run,
+        settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
+        results=results,
+        analysis=analysis,
+        curves=curves,
+        tuned=tuned,
+    )
+
+
+def _find(run: Path, usual: str, expected: str) -> Document | None:
+    """The file at its usual place, else the one of that name nearest to the top."""
+    path = run / usual
+    if not path.is_file():
+        found = sorted(run.rglob(path.name), key=lambda item: (len(item.parts), item))
+        if not found:
+            return None
+        path = found[0]
+    value = files.read_json(path)
+    if not isinstance(value, dict) or value.get("format") != expected:
+        raise ValueError(f"{path}: format must be {expected!r}")
+    return Document(path, value)
+
+
+def _training_folders(run: Path) -> list[Path]:
+    """RUN/tuned/<method> of a demo run, else RUN itself when it is one fine-tuning run."""
+    folders = sorted({path.parent for path in run.glob("tuned/*/metrics.jsonl")})
+    folders += sorted({path.parent.parent for path in run.glob("tuned/*/tuned/tuned.json")} - set(folders))
+    if not folders and ((run / "metrics.jsonl").is_file() or (run / "tuned" / "tuned.json").is_file()):
+        return [run]
+    return folders
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    # a run that is still going may have written half of its last line
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+    return lines

@@ -1,0 +1,89 @@
+"""Reading settings from YAML or TOML and writing the resolved ones beside a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from subspace3d.files import write_text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain YAML and JSON values: paths become strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)
+
+
+def save(path: Path, config: Any, **provenance: Any) -> None:
+    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips."""
+    import yaml
+
+    settings = to_dict(config)
+    if provenance:
+        settings["provenance"] = provenance
+    write_text(path, yaml.safe_dump(settings, sort_keys=False))
+
+
+def flags(path: Path, config_class: type) -> list[str]:
+    """The settings in a YAML or TOML file as command-line flags of ``config_class``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML or TOML, or a key that ``config_class`` does not have.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no such file: {path}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        settings = _parse(text, path.suffix)
+    except Exception as error:
+        raise ValueError(f"config: {path} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"config: {path} must hold a table of settings, got {type(settings).__name__}")
+    settings.pop("provenance", None)
+    return _flags(settings, config_class, prefix="", path=path)
+
+
+def _parse(text: str, suffix: str) -> Any:
+    if suffix == ".toml":
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        return tomllib.loads(text)
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(settings) - set(fields))
+    if unknown:
+        raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this verb'} takes {sorted(fields)}")
+    result: list[str] = []
+    for key, value in settings.items():
+        flag = f"--{prefix}{key}".replace("_", "-")
+        nested = fields[key].default_factory
+        if isinstance(value, dict):
+            if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
+                raise ValueError(f"config: {path}: {prefix}{key} must be a single value, got a table")
+            result += _flags(value, nested, prefix=f"{prefix}{key}.", path=path)
+        elif isinstance(value, bool):
+            result.append(flag if value else f"--{prefix}no-{key}".replace("_", "-"))
+        elif isinstance(value, list):
+            result += [flag, *map(str, value)]
+        else:
+            result += [flag, str(value)]
+    return result

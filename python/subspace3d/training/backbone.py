@@ -1,0 +1,74 @@
+"""Loading the backbone a run starts from, and a record by which the same weights are found again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
+from subspace3d.files import sha256
+
+RANDOM = "random"
+SHIPPED = "shipped"
+
+
+@dataclass(frozen=True)
+class BackboneRecord:
+    """Which weights a backbone had.
+
+    Attributes:
+        name: vggt-nano or vggt-1b.
+        weights: path of the file, ``shipped`` (with the package) or ``random``.
+        sha256: hash of the file; of random weights: empty.
+        seed: from which random weights were drawn.
+    """
+
+    name: str
+    weights: str
+    sha256: str
+    seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        """Short name that differs for different weights; adapters carry it as their base model."""
+        if self.weights == SHIPPED:
+            return self.name
+        return f"{self.name}@{self.sha256[:12] or f'random-{self.seed}'}"
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def record_backbone(name: str, weights: Path | None, seed: int = 0) -> BackboneRecord:
+    """Raises FileNotFoundError if the weights are not there."""
+    if str(weights) == RANDOM:
+        return BackboneRecord(name, RANDOM, "", seed)
+    if weights is None:
+        # the builder knows which backbones ship with the package and says so
+        digest = sha256(NANO_WEIGHTS) if name == "vggt-nano" and NANO_WEIGHTS.is_file() else ""
+        return BackboneRecord(name, SHIPPED, digest)
+    if not weights.is_file():
+        raise FileNotFoundError(f"weights: no such file: {weights}")
+    return BackboneRecord(name, str(weights.resolve()), sha256(weights))
+
+
+def load_backbone(record: BackboneRecord) -> VGGT:
+    """Build the backbone a record names.
+
+    Raises:
+        FileNotFoundError: its weights are not there any more.
+        ValueError: they are other weights than those recorded.
+    """
+    if record.weights == RANDOM:
+        torch.manual_seed(record.seed)
+        return build_vggt(record.name, weights=RANDOM)
+    path = None if record.weights == SHIPPED else Path(record.weights)
+    now = record_backbone(record.name, path)
+    if now.sha256 != record.sha256:
+        raise ValueError(
+            f"weights of {record.name} ({record.weights}) must have sha256 {record.sha256[:12]}..., "
+            f"as when this was made, got {now.sha256[:12]}..."
+        )
+    return build_vggt(record.name, weights=path)

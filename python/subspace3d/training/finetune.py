@@ -1,0 +1,94 @@
+"""The verb finetune: one backbone, one method, one folder of scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspace3d import __version__, settings
+from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.methods import apply_method
+from subspace3d.adapters.parameters import count_trainable
+from subspace3d.configs import FinetuneConfig
+from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.files import sha256
+from subspace3d.mining.subspace_file import find_subspaces
+from subspace3d.training.backbone import load_backbone, record_backbone
+from subspace3d.training.loop import device_name, run_settings, train
+from subspace3d.training.tuned import read_tuned, save_tuned
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Tune and write OUT/tuned; returns tuned.json. A finished run is not done again, a cut-off one is continued.
+
+    Raises:
+        ValueError: OUT holds a run with other settings, or settings that do not fit the backbone or the subspaces.
+        FileNotFoundError: scenes, weights or subspaces are missing.
+    """
+    subspaces: list[Path] = []
+    if config.method == "subspace":
+        if not config.subspaces:
+            raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
+        subspaces = list(find_subspaces(config.subspaces).values())
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    identity = {
+        "method": config.method,
+        "backbone": backbone.identity,
+        "rank": config.rank,
+        "K": config.K,
+        "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
+        "scenes": str(config.scenes),
+    }
+    wanted = run_settings(config.train, identity)
+    if not config.resume:
+        shutil.rmtree(config.out / "tuned", ignore_errors=True)
+    if (config.out / "tuned" / "tuned.json").is_file():
+        record = read_tuned(config.out)
+        differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
+        if differing:
+            raise ValueError(
+                f"out: {config.out} holds a finished run with another {differing[0]} "
+                f"({record['settings'].get(differing[0])!r} instead of {wanted[differing[0]]!r})"
+            )
+        return record
+
+    vggt = load_backbone(backbone)
+    image_size = config.train.image_size or vggt.config.image_size
+    dataset = MultiViewDataset(config.scenes, image_size, augment=config.train.augment)
+    basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
+    vggt.enable_checkpointing(config.train.checkpointing)
+    torch.manual_seed(config.train.seed)
+    model = apply_method(vggt, config.method, config.rank, basis=basis, base_model=backbone.identity)
+    settings.save(config.out / "config.yaml", config)
+    result = None
+    if config.method != "none":
+        result = train(
+            model, dataset, config.train, config.out, resume=config.resume, label=config.method, settings=identity
+        )
+    save_tuned(
+        config.out,
+        model,
+        config.method,
+        backbone,
+        basis,
+        {
+            "rank": config.rank,
+            "K": max((u.shape[1] for u, _ in basis.values()), default=0) if basis else 0,
+            "basis": identity["basis"],
+            "trainable": count_trainable(model),
+            "training": dataclasses.asdict(result) if result else None,
+            "environment": {
+                "subspace3d": __version__,
+                "torch": torch.__version__,
+                "device": device_name(config.train.device),
+                "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            },
+            "settings": wanted,
+        },
+    )
+    return read_tuned(config.out)

@@ -1,0 +1,211 @@
+"""The stage end to end on small scenes: results, pictures, what is skipped, what is kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
+from PIL import Image
+
+from subspace3d.backbones.pose import encode_pose
+from subspace3d.configs import EvaluateConfig, FinetuneConfig
+from subspace3d.datasets.scene_format import write_scene
+from subspace3d.evaluation import evaluate
+from subspace3d.evaluation.predict import choose_frames, predict
+from subspace3d.evaluation.scene_metrics import measure
+from subspace3d.evaluation.table import METRICS
+from subspace3d.training import finetune
+
+
+class Oracle(torch.nn.Module):
+    """Answers every call with the true depths and cameras, as a VGGT would."""
+
+    def __init__(self, depths: torch.Tensor, pose_enc: torch.Tensor) -> None:
+        super().__init__()
+        self.depths, self.pose_enc = depths, pose_enc
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+        return {"depth": self.depths[None, ..., None], "pose_enc": self.pose_enc[None]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Thread barriers cost more than they gain on a model this small, and very much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Two scenes of one data set, and one without depth."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_analytic_scene(root / "test_00" / "0000", every=4)
+    write_analytic_scene(root / "test_00" / "0001", every=4, shift=-0.15)
+    images, true = ball_and_wall(views=2)
+    empty = np.zeros(true.depths.shape, np.float32)
+    write_scene(root / "test_00" / "no_depth", images, empty, true.intrinsics, true.extrinsics, provenance={})
+    return root
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, scenes):
+    """A run that tuned nothing: the random backbone itself."""
+    out = tmp_path_factory.mktemp("runs") / "untouched"
+    finetune.run(FinetuneConfig(scenes=scenes, out=out, method="none", weights="random"))
+    return out
+
+
+def config_of(scenes, out, **changes) -> EvaluateConfig:
+    return EvaluateConfig(scenes=scenes, out=out, weights="random", frames=3, images=1, device="cpu", **changes)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory, scenes, tuned):
+    out = tmp_path_factory.mktemp("evaluation")
+    return out, evaluate.run(config_of(scenes, out, tuned=(tuned,)))
+
+
+def test_frames_are_evenly_spaced():
+    assert choose_frames(96, 8) == [0, 12, 24, 36, 48, 60, 72, 84]
+    assert choose_frames(42, 7) == [0, 6, 12, 18, 24, 30, 36]
+    assert choose_frames(3, 8) == [0, 1, 2]
+    with pytest.raises(ValueError, match="at least 1"):
+        choose_frames(3, 0)
+
+
+def test_a_model_that_knows_the_truth_is_perfect():
+    images, true = ball_and_wall()
+    extrinsics, intrinsics = torch.from_numpy(true.extrinsics), torch.from_numpy(true.intrinsics)
+    oracle = Oracle(torch.from_numpy(true.depths), encode_pose(extrinsics, intrinsics, (56, 56)))
+    metrics = measure(predict(oracle, images, torch.device("cpu")), true, icp_threshold=0.1).metrics
+    for name in ("accuracy", "completeness", "chamfer", "abs_rel", "rotation_error_deg", "translation_error_deg"):
+        assert metrics[name] == pytest.approx(0, abs=1e-6), name
+    assert metrics["normal_consistency"] == pytest.approx(1, abs=1e-6)
+
+
+def test_results_hold_every_metric_of_every_scene(evaluation):
+    out, results = evaluation
+    assert json.loads((out / "results.json").read_text()) == results
+    assert results["format"] == "subspace3d-results"
+    assert results["scenes"] == ["test_00/0000", "test_00/0001"]
+    assert list(results["methods"]) == ["base", "untouched"]
+    for method in results["methods"].values():
+        assert list(method["per_scene"]) == results["scenes"]
+        for name in METRICS:
+            values = [metrics[name] for metrics in method["per_scene"].values()]
+            assert all(np.isfinite(value) for value in values)
+            assert method["mean"][name] == pytest.approx(np.mean(values))
+        assert method["trainable_parameters"] == 0
+        assert method["evaluated"] == 2
+        details = method["details"]["test_00/0000"]
+        assert details["frame_indices"] == [0, 1, 2]
+        # of 14 x 14 pixels with depth one lies in the corner without; each is 2 x 2 pixels at twice the size
+        assert details["points"] == 3 * (14 * 14 - 1) * 4
+    assert results["protocol"]["icp"]["threshold"] == 0.1
+    assert set(results["metrics"]) == set(METRICS)
+
+
+def test_a_run_that_tuned_nothing_measures_like_the_base(evaluation):
+    methods = evaluation[1]["methods"]
+    assert methods["untouched"]["per_scene"] == methods["base"]["per_scene"]
+
+
+def test_a_scene_without_depth_is_skipped_with_its_reason(evaluation):
+    (skipped,) = evaluation[1]["skipped"]
+    assert skipped["scene"] == "test_00/no_depth"
+    assert "at least 3 pixels must have true depth, got 0" in skipped["reason"]
+
+
+def test_pictures_are_written(evaluation):
+    out, results = evaluation
+    (entry,) = results["pictures"]
+    assert entry["scene"] == "test_00/0000"
+    assert set(entry["methods"]) == {"base", "untouched"}
+    files = [entry["image"], entry["true"], *(name for shown in entry["methods"].values() for name in shown.values())]
+    assert len(files) == 6
+    for name in files:
+        assert Image.open(out / name).size == (112, 112)
+    low, high = entry["depth_range"]
+    assert 1 < low < high < 4
+    # the corner without depth is grey in the true map and in the error map, but not in the prediction
+    for name, grey in (
+        (entry["true"], True),
+        (entry["methods"]["base"]["error"], True),
+        (entry["methods"]["base"]["depth"], False),
+    ):
+        assert (np.array(Image.open(out / name))[2, 2].tolist() == [128, 128, 128]) == grey
+
+
+def test_table_is_printed(scenes, evaluation, capsys):
+    evaluate.run(config_of(scenes, evaluation[0], tuned=()))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[2].startswith("base")
+    assert "skipped test_00/no_depth" in printed
+
+
+def test_what_was_measured_is_kept_until_its_inputs_change(scenes, tuned, tmp_path, monkeypatch):
+    measured = []
+
+    def counted(name, *arguments):
+        measured.append(name)
+        return original(name, *arguments)
+
+    original = evaluate._measure_method
+    monkeypatch.setattr(evaluate, "_measure_method", counted)
+    first = evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))
+    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned / "tuned",)))
+    assert measured == ["base", "untouched"]
+    assert evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))["methods"] == first["methods"]
+    (tmp_path / "pictures" / "0000" / "base.png").unlink()
+    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))
+    assert measured == ["base", "untouched", "base"]
+    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, icp_threshold=0.2))
+    assert measured == ["base", "untouched", "base", "base"]
+
+
+def test_a_killed_evaluation_continues(scenes, tuned, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    original = evaluate._measure_method
+    monkeypatch.setattr(
+        evaluate, "_measure_method", lambda name, *rest: killed() if name == "untouched" else original(name, *rest)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
+    assert not (tmp_path / "results.json").exists()
+    base = (tmp_path / "methods" / "base.json").stat().st_mtime_ns
+    monkeypatch.setattr(evaluate, "_measure_method", original)
+    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
+    assert (tmp_path / "methods" / "base.json").stat().st_mtime_ns == base
+
+
+def test_a_model_that_answers_nan_fails_on_the_scene(scenes, tmp_path, monkeypatch):
+    def broken(model, images, device):
+        views = predict(model, images, device)
+        views.depths[0] = np.nan
+        return views
+
+    monkeypatch.setattr(evaluate, "predict", broken)
+    with pytest.raises(ValueError, match=r"no scene could be evaluated.*base on test_00/0000: the prediction must be"):
+        evaluate.run(config_of(scenes, tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{"frames": 0}, {"images": -1}, {"icp_threshold": 0.0}])
+def test_bad_settings_are_refused(scenes, tmp_path, changes):
+    with pytest.raises(ValueError, match="got"):
+        evaluate.run(EvaluateConfig(scenes=scenes, out=tmp_path, **changes))
+
+
+def test_bad_run_folders_are_refused(tuned, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no tuned result"):
+        evaluate.method_folders((tmp_path,))
+    with pytest.raises(ValueError, match="different names"):
+        evaluate.method_folders((tuned, tuned / "tuned"))

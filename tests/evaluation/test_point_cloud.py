@@ -1,0 +1,153 @@
+"""ICP, distances and normals on clouds whose answers are known."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from subspace3d.evaluation.point_cloud import PointCloud, icp, import_open3d, subsample, surface_distances
+
+
+def bumpy_surface(rng: np.random.Generator, count: int = 4000) -> np.ndarray:
+    """Points of a height field without any symmetry."""
+    x, y = rng.uniform(-1, 1, size=(2, count))
+    return np.stack([x, 0.6 * y, 0.3 * np.sin(3 * x + 1) + 0.2 * y**2 + 0.2 * x * y], axis=1)
+
+
+def sphere(rng: np.random.Generator, radius: float, count: int) -> np.ndarray:
+    directions = rng.normal(size=(count, 3))
+    return radius * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def grid(step: float, height: float = 0.0) -> np.ndarray:
+    axis = np.arange(0, 1 + step / 2, step)
+    x, y = np.meshgrid(axis, axis)
+    return np.stack([x.ravel(), y.ravel(), np.full(x.size, height)], axis=1)
+
+
+def test_icp_undoes_a_small_motion(rng):
+    target = bumpy_surface(rng)
+    turn, shift = Rotation.from_rotvec([0.01, -0.02, 0.015]).as_matrix(), np.array([0.01, 0.005, -0.01])
+    source = (target - shift) @ turn  # the inverse motion
+    result = icp(source, target, threshold=0.1)
+    # the same points, so once pairs are right the motion is exact
+    np.testing.assert_allclose(result.motion.rotation, turn, atol=1e-4)
+    np.testing.assert_allclose(result.motion.translation, shift, atol=1e-4)
+    assert result.fitness == 1.0
+    assert result.inlier_rmse < 1e-4
+
+
+def test_icp_on_part_of_the_source_finds_the_same_motion(rng):
+    target = bumpy_surface(rng)
+    shift = np.array([0.01, 0.005, -0.01])
+    result = icp(target - shift, target, threshold=0.1, max_source_points=1000)
+    np.testing.assert_allclose(result.motion.translation, shift, atol=1e-3)
+
+
+def test_icp_without_pairs_does_not_move(rng):
+    target = bumpy_surface(rng, 200)
+    result = icp(target + 100, target, threshold=0.1)
+    np.testing.assert_array_equal(result.motion.apply(target), target)
+    assert result.fitness == 0.0
+
+
+def test_icp_refuses_a_threshold_that_is_not_positive(rng):
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        icp(grid(0.5), grid(0.5), threshold=0)
+
+
+def test_distances_by_hand():
+    # the prediction lies 0.1 above the truth, and misses its second half: distance 1 from x = 1 + i to x = 1
+    true = PointCloud(np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]]))
+    pred = PointCloud(np.array([[0.0, 0, 0.1], [1, 0, 0.1]]))
+    result = surface_distances(pred, true)
+    complete = [0.1, 0.1, np.hypot(1, 0.1), np.hypot(3, 0.1)]
+    assert result["accuracy"] == pytest.approx(0.1)
+    assert result["accuracy_median"] == pytest.approx(0.1)
+    assert result["completeness"] == pytest.approx(np.mean(complete))
+    assert result["completeness_median"] == pytest.approx(np.median(complete))
+    assert result["chamfer"] == pytest.approx((0.1 + np.mean(complete)) / 2)
+
+
+def test_concentric_spheres(rng):
+    result = surface_distances(PointCloud(sphere(rng, 1.1, 20_000)), PointCloud(sphere(rng, 1.0, 20_000)))
+    # d^2 = 0.1^2 + 1.1 c^2 with the chord c to the nearest of n random directions, mean c^2 = 4 / n = 2e-4,
+    # so that mean d < sqrt(0.01022) = 0.1011; the last digit is left to chance
+    assert 0.1 <= result["accuracy"] < 0.1012
+    assert 0.1 <= result["completeness"] < 0.1012
+    # both normals tilt by about the distance to the 30th neighbour over the radius at most, so cos > 0.99
+    assert result["normal_consistency"] > 0.99
+
+
+def test_planes_at_an_angle():
+    flat = grid(0.02)
+    angle = np.radians(35)
+    tilted = flat @ Rotation.from_euler("x", -35, degrees=True).as_matrix()
+    assert surface_distances(PointCloud(flat + [0, 0, 0.01]), PointCloud(flat))["normal_consistency"] == pytest.approx(
+        1
+    )
+    assert surface_distances(PointCloud(tilted), PointCloud(flat))["normal_consistency"] == pytest.approx(np.cos(angle))
+
+
+def test_normals_are_those_of_open3d(rng):
+    open3d = import_open3d()
+    points = bumpy_surface(rng) + 0.01 * rng.normal(size=(4000, 3))
+    reference = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
+    reference.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(30))
+    chosen = np.arange(0, 4000, 3)
+    agreement = np.einsum("ij,ij->i", PointCloud(points).normals(chosen), np.asarray(reference.normals)[chosen])
+    np.testing.assert_allclose(np.abs(agreement), 1.0, atol=1e-6)
+
+
+def test_distances_are_those_of_open3d(rng):
+    open3d = import_open3d()
+    pred, true = bumpy_surface(rng, 500), bumpy_surface(rng, 700)
+    clouds = [open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points)) for points in (pred, true)]
+    result = surface_distances(PointCloud(pred), PointCloud(true))
+    assert result["accuracy"] == pytest.approx(np.mean(clouds[0].compute_point_cloud_distance(clouds[1])))
+    assert result["completeness"] == pytest.approx(np.mean(clouds[1].compute_point_cloud_distance(clouds[0])))
+
+
+def test_means_over_evenly_spaced_queries_are_close_to_the_full_ones(rng):
+    pred, true = (
+        PointCloud(bumpy_surface(rng, 6000) + 0.02 * rng.normal(size=(6000, 3))),
+        PointCloud(bumpy_surface(rng)),
+    )
+    full, part = surface_distances(pred, true), surface_distances(pred, true, most_queries=1500)
+    for name in ("accuracy", "completeness", "normal_consistency"):
+        # the spread of these values is below their mean, so 3 / sqrt(1500) bounds three standard errors
+        assert part[name] == pytest.approx(full[name], rel=3 / np.sqrt(1500)), name
+
+
+def test_a_cloud_of_fewer_points_than_neighbours_has_normals():
+    np.testing.assert_allclose(np.abs(PointCloud(grid(0.5)).normals(np.array([0, 8]))[:, 2]), 1.0)
+
+
+@pytest.mark.parametrize("points", [np.zeros((0, 3)), np.zeros((4, 2)), np.array([[0.0, 0, np.nan]])])
+def test_bad_clouds_are_refused(points):
+    with pytest.raises(ValueError, match="points must be"):
+        PointCloud(points)
+
+
+def test_subsample_is_even_and_complete():
+    assert subsample(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert subsample(10, 5).tolist() == [0, 2, 4, 6, 8]
+
+
+def test_missing_open3d_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(ImportError, match=r"subspace3d\[eval\]"):
+        import_open3d()
+
+
+def test_missing_system_library_names_the_packages(monkeypatch, tmp_path):
+    (tmp_path / "open3d.py").write_text(
+        "raise OSError('libusb-1.0.so.0: cannot open shared object file: No such file or directory')"
+    )
+    monkeypatch.delitem(sys.modules, "open3d", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"libusb-1\.0\.so\.0.*apt-get install -y libusb-1\.0-0 libgl1"):
+        import_open3d()

@@ -1,0 +1,109 @@
+"""A scene's metrics: the truth measured against itself is perfect, whatever frame and unit it is given in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from evaluation.analytic_scene import ball_and_wall
+from scipy.spatial.transform import Rotation
+
+from subspace3d.evaluation.scene_metrics import Views, measure
+from subspace3d.evaluation.table import METRICS
+
+PERFECT = {"normal_consistency": 1.0, "delta_1_25": 1.0, "delta_1_25_raw": 1.0}
+
+
+def in_another_world(true: Views, scale: float, rng: np.random.Generator) -> Views:
+    """The same views after world' = scale * turn @ world + shift."""
+    turn, shift = Rotation.random(None, rng).as_matrix(), rng.normal(size=3)
+    rotations = true.extrinsics[:, :, :3] @ turn.T
+    translations = scale * true.extrinsics[:, :, 3] - rotations @ shift
+    return Views(true.depths * scale, true.intrinsics, np.concatenate([rotations, translations[..., None]], axis=2))
+
+
+def training_unit(true: Views) -> float:
+    points = true.points(true.depths > 0)
+    return float(np.linalg.norm(points - true.centres()[0], axis=1).mean())
+
+
+def test_points_project_back_to_their_pixels():
+    _, true = ball_and_wall(views=2, size=28)
+    mask = true.depths > 0
+    points = true.points(mask)
+    start = 0
+    for view in range(2):
+        rows, columns = np.nonzero(mask[view])
+        own = points[start : start + len(rows)]
+        start += len(rows)
+        seen = own @ true.extrinsics[view, :, :3].T + true.extrinsics[view, :, 3]
+        pixels = seen @ true.intrinsics[view].T
+        np.testing.assert_allclose(pixels[:, :2] / pixels[:, 2:], np.stack([columns, rows], 1) + 0.5, atol=1e-9)
+        np.testing.assert_allclose(seen[:, 2], true.depths[view][mask[view]], atol=1e-12)
+
+
+def test_oracle_is_perfect(rng):
+    _, true = ball_and_wall()
+    result = measure(in_another_world(true, 1 / training_unit(true), rng), true, icp_threshold=0.1)
+    assert result.reasons == {}
+    assert set(result.metrics) == set(METRICS)
+    for name, value in result.metrics.items():
+        # angles come from differences of rotations with entries of order 1: 1e-15 rad, far below 1e-6 degrees
+        assert value == pytest.approx(PERFECT.get(name, 0.0), abs=1e-6), name
+    assert result.details["scale"] == pytest.approx(training_unit(true))
+    assert result.details["points"] == 4 * (56 * 56 - 9)
+
+
+def test_aligned_values_do_not_see_the_scale_and_raw_values_do(rng):
+    _, true = ball_and_wall()
+    result = measure(in_another_world(true, 1.2 / training_unit(true), rng), true, icp_threshold=0.1)
+    assert result.metrics["abs_rel"] == pytest.approx(0, abs=1e-9)
+    assert result.metrics["accuracy"] == pytest.approx(0, abs=1e-9)
+    assert result.metrics["abs_rel_raw"] == pytest.approx(0.2)
+    assert result.metrics["delta_1_25_raw"] == 1.0
+    assert result.metrics["completeness_raw"] > 0.01
+    assert result.depth_scale == pytest.approx(training_unit(true) / 1.2)
+
+
+def test_errors_get_worse_with_noise(rng):
+    _, true = ball_and_wall(views=2)
+    noise = rng.normal(size=true.depths.shape)
+    results = [
+        measure(Views(true.depths * (1 + level * noise), true.intrinsics, true.extrinsics), true, 0.1).metrics
+        for level in (0.01, 0.05)
+    ]
+    for name in ("accuracy", "completeness", "chamfer", "abs_rel"):
+        assert results[0][name] < results[1][name], name
+    assert results[0]["normal_consistency"] > results[1]["normal_consistency"]
+    # mean |1 + 0.01 n - 1| of a standard normal n is 0.01 sqrt(2 / pi); the fitted scale takes nothing from it
+    assert results[0]["abs_rel"] == pytest.approx(0.01 * np.sqrt(2 / np.pi), rel=0.05)
+
+
+def test_one_frame_has_no_relative_pose():
+    _, true = ball_and_wall(views=1)
+    result = measure(true, true, icp_threshold=0.1)
+    assert result.metrics["rotation_error_deg"] is None
+    assert "at least 2 frames" in result.reasons["rotation_error_deg"]
+    assert result.metrics["accuracy"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_prediction_on_one_line_has_no_alignment():
+    _, true = ball_and_wall(views=2, size=28)
+    rays_in_parallel = true.intrinsics * [[1e12], [1e12], [1.0]]
+    line = Views(true.depths, rays_in_parallel, np.stack([true.extrinsics[0]] * 2))
+    result = measure(line, true, icp_threshold=0.1)
+    assert result.metrics["accuracy"] is None
+    assert "Sim(3)" in result.reasons["accuracy"]
+    assert result.metrics["abs_rel"] == pytest.approx(0, abs=1e-12)
+    assert result.metrics["accuracy_raw"] > 0.1
+
+
+def test_bad_predictions_are_refused():
+    _, true = ball_and_wall(views=2, size=28)
+    holes = true.depths.copy()
+    holes[0, 5, 5] = np.nan
+    with pytest.raises(ValueError, match="must be finite, got 1 values in depths"):
+        measure(Views(holes, true.intrinsics, true.extrinsics), true, 0.1)
+    with pytest.raises(ValueError, match="one shape"):
+        measure(Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1]), true, 0.1)
+    with pytest.raises(ValueError, match="at least 3 pixels must have true depth, got 0"):
+        measure(true, Views(true.depths * 0, true.intrinsics, true.extrinsics), 0.1)

@@ -1,0 +1,68 @@
+"""Means over scenes and the table of methods."""
+
+from __future__ import annotations
+
+from subspace3d.evaluation.table import METRICS, format_table, mean_over_scenes
+
+
+def results(**methods: dict) -> dict:
+    return {"scenes": ["a", "b"], "skipped": [], "methods": methods}
+
+
+def test_mean_is_over_the_scenes_where_a_metric_is_defined():
+    means = mean_over_scenes({"a": {"accuracy": 1.0, "abs_rel": None}, "b": {"accuracy": 2.0, "abs_rel": 0.5}})
+    assert means["accuracy"] == 1.5
+    assert means["abs_rel"] == 0.5
+    assert means["chamfer"] is None
+    assert list(means) == list(METRICS)
+
+
+def test_best_values_are_marked():
+    base = {"mean": {"accuracy": 0.2, "normal_consistency": 0.6, "abs_rel": 0.123456}, "trainable_parameters": 0}
+    lora = {"mean": {"accuracy": 0.1, "normal_consistency": 0.9, "abs_rel": 0.123456}, "trainable_parameters": 12345}
+    lines = format_table(results(base=base, lora=lora)).splitlines()
+    assert lines[0].split()[:4] == ["method", "trained", "Acc", "v"]
+    base_row, lora_row = lines[2].split(), lines[3].split()
+    assert base_row[:3] == ["base", "0", "0.2000"]
+    assert lora_row[:3] == ["lora", "12,345", "0.1000*"]
+    assert "0.9000*" in lora_row
+    assert "0.6000" in base_row
+    # equal values are both best, missing ones are dashes
+    assert "0.1235*" in base_row
+    assert "0.1235*" in lora_row
+    assert base_row.count("-") == sum(metric.main for metric in METRICS.values()) - 3
+
+
+def test_columns_are_aligned():
+    base = {"mean": {"accuracy": 123.4, "rotation_error_deg": 1.0}, "trainable_parameters": 0}
+    other = {"mean": {"accuracy": 1e-5, "rotation_error_deg": 170.0}, "trainable_parameters": None}
+    lines = format_table(results(base=base, a_longer_name=other)).splitlines()[:4]
+    ends = [
+        index
+        for index in range(len(lines[1]))
+        if lines[1][index] == "-" and lines[1][index + 1 : index + 2] in ("", " ")
+    ]
+    for line in lines:
+        padded = line.ljust(len(lines[1]))
+        assert all(padded[end + 1 : end + 2] in ("", " ") for end in ends)
+
+
+def test_what_was_left_out_is_said():
+    table = format_table(
+        {
+            "scenes": ["a"],
+            "skipped": [{"scene": "empty", "reason": "no depth"}],
+            "methods": {
+                "base": {"mean": {}, "backbone": {"name": "vggt-nano", "sha256": "1", "seed": 0}},
+                "lora": {
+                    "mean": {},
+                    "failed": {"b": "not finite"},
+                    "backbone": {"name": "vggt-nano", "sha256": "2", "seed": 0},
+                },
+            },
+        }
+    )
+    assert "mean over 1 scene;" in table
+    assert "skipped empty: no depth" in table
+    assert "lora failed on b: not finite" in table
+    assert "lora started from other weights than base" in table

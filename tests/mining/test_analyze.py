@@ -1,0 +1,170 @@
+"""Spectra, disentanglement and weights of mined subspaces, from files to analysis.json and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
+
+from subspace3d.configs import AnalyzeConfig, MineConfig
+from subspace3d.mining import analyze, mine
+from subspace3d.mining.spectra import behaviour, find_drops, place
+from subspace3d.mining.subspace_file import load_subspaces
+
+NAMES = [f"aggregator.frame_blocks.{layer}.attn.qkv" for layer in range(2)] + ["head.out"]
+RANK = 2
+
+# u is stored in float32, so an angle of zero is known to about 2^-24 per entry, and 1 - cos to its square
+FLOAT32 = 1e-5
+
+
+def _mine(root, attribute, bases, rng, base_model="planted", spread=0.02):
+    for number in range(3):
+        modules = {name: planted_pair(rng, left, right, spread) for name, (left, right) in bases.items()}
+        write_adapter(root / "adapters" / attribute / str(number), modules, base_model_name_or_path=base_model)
+    out = root / "subspaces" / f"{attribute}.safetensors"
+    return mine.run(MineConfig(root / "adapters" / attribute, out, k=RANK))
+
+
+def _orthogonal_bases(rng, count):
+    """For each of ``count`` attributes: bases that are orthogonal to those of all others."""
+    bases = [{} for _ in range(count)]
+    for name in NAMES:
+        left, right = orthonormal(rng, 12, RANK * count), orthonormal(rng, 14, RANK * count)
+        for index in range(count):
+            columns = slice(RANK * index, RANK * (index + 1))
+            bases[index][name] = left[:, columns], right[:, columns]
+    return bases
+
+
+def test_planted_orthogonal_and_identical_attributes(tmp_path, rng):
+    one, two = _orthogonal_bases(rng, 2)
+    for attribute, bases in (("texture", one), ("camera", two), ("zebra", one)):
+        _mine(tmp_path, attribute, bases, rng)
+    path = analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "analysis"))
+    analysis = json.loads(path.read_text())
+    assert analysis["attributes"] == ["texture", "camera", "zebra"]
+    for side in ("output", "input"):
+        pairs = {tuple(pair["attributes"]): pair for pair in analysis["disentanglement"][side]}
+        assert set(pairs) == {("texture", "camera"), ("texture", "zebra"), ("camera", "zebra")}
+        for names, expected in ((("texture", "camera"), 1.0), (("texture", "zebra"), 0.0)):
+            for row in pairs[names]["modules"].values():
+                assert row["eigenvalues"] == pytest.approx([expected] * RANK, abs=FLOAT32)
+            assert pairs[names]["mean_smallest"] == pytest.approx(expected, abs=FLOAT32)
+        level = analysis["disentanglement"]["random"][pairs["texture", "camera"]["modules"][NAMES[0]]["random"]]
+        assert 0 < level["low"][0] < level["mean"][0] < level["high"][0] < 1
+    for figure in ("spectra", "largest", "disentanglement", "weights"):
+        assert (tmp_path / "analysis" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_files_are_not_analyzed_twice_and_changed_ones_are(tmp_path, rng, capsys):
+    (bases,) = _orthogonal_bases(rng, 1)
+    _mine(tmp_path, "texture", bases, rng)
+    config = AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a")
+    first = analyze.run(config).stat().st_mtime_ns
+    assert analyze.run(config).stat().st_mtime_ns == first
+    assert "already made" in capsys.readouterr().out
+    # one attribute has nothing to be compared with
+    assert not (tmp_path / "a" / "disentanglement.png").exists()
+    mine.run(MineConfig(tmp_path / "adapters" / "texture", tmp_path / "subspaces" / "texture.safetensors", k=1))
+    assert json.loads(analyze.run(config).read_text())["spectra"]["texture"][NAMES[0]]["k"] == 1
+
+
+def test_shared_updates_drop_at_the_rank(tmp_path, rng):
+    (bases,) = _orthogonal_bases(rng, 1)
+    _mine(tmp_path, "texture", bases, rng)
+    analysis = analyze.analyze(load_subspaces([tmp_path / "subspaces"]))
+    assert analysis["behaviours"]["texture"] == {"at rank": 3, "at rank and beyond": 0, "beyond rank": 0, "none": 0}
+    for spectrum in analysis["spectra"]["texture"].values():
+        assert spectrum["drops"] == [RANK]
+        assert spectrum["rank"] == spectrum["k"] == RANK
+        assert len(spectrum["singular_values"]) == 3 * RANK
+    assert analysis["modules"][NAMES[1]] == {
+        "out": 12,
+        "in": 14,
+        "family": "aggregator.frame_blocks",
+        "layer": 1,
+        "kind": "attn.qkv",
+    }
+    weights = analysis["weights"]["texture"]
+    assert weights["adapters"] == ["0", "1", "2"]
+    assert sum(weights["mean"]) == pytest.approx(3, abs=1e-5)
+    assert weights["most_down_weighted"] == weights["adapters"][weights["mean"].index(min(weights["mean"]))]
+    assert analysis["disentanglement"] == {"output": [], "input": [], "random": {}}
+
+
+def test_a_module_nobody_trained_has_no_eigenvalues(tmp_path, rng):
+    one, two = _orthogonal_bases(rng, 2)
+    one["head.out"] = (0 * one["head.out"][0], one["head.out"][1])
+    _mine(tmp_path, "texture", one, rng)
+    _mine(tmp_path, "camera", two, rng)
+    analysis = json.loads(analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a")).read_text())
+    pair = analysis["disentanglement"]["output"][0]
+    assert pair["modules"]["head.out"]["eigenvalues"] == []
+    assert pair["mean_smallest"] == pytest.approx(1, abs=FLOAT32)
+
+
+def test_files_that_cannot_be_compared_are_refused(tmp_path, rng):
+    (bases,) = _orthogonal_bases(rng, 1)
+    _mine(tmp_path / "x", "texture", bases, rng)
+    _mine(tmp_path / "y", "camera", bases, rng, base_model="another")
+    _mine(tmp_path / "z", "camera", {NAMES[0]: bases[NAMES[0]]}, rng)
+    with pytest.raises(ValueError, match="base models must agree: texture has 'planted', camera has 'another'"):
+        analyze.run(AnalyzeConfig((tmp_path / "x" / "subspaces", tmp_path / "y" / "subspaces"), tmp_path / "a"))
+    with pytest.raises(ValueError, match=f"modules must agree: {NAMES[1]} is in only one"):
+        analyze.run(AnalyzeConfig((tmp_path / "x" / "subspaces", tmp_path / "z" / "subspaces"), tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_random_level_of_lines_in_the_plane():
+    # two random lines in a plane: the angle is uniform in 0..90 degrees, so 1 - cos has mean 1 - 2 / pi and
+    # standard deviation sqrt(1/2 - 4 / pi^2); four standard errors of the mean of 64 draws
+    level = analyze.random_level(2, 1, 1)
+    error = 4 * math.sqrt(0.5 - 4 / math.pi**2) / 8
+    assert level["mean"][0] == pytest.approx(1 - 2 / math.pi, abs=error)
+    assert analyze.random_level(2, 1, 1) == level
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aggregator.frame_blocks.11.mlp.fc1", ("aggregator.frame_blocks", 11, "mlp.fc1")),
+        ("layers.0.attention.q_proj", ("layers", 0, "attention.q_proj")),
+        ("depth_head.projects.2", ("depth_head.projects", 2, "projects")),
+        ("embed_pose", ("", None, "embed_pose")),
+    ],
+)
+def test_places_of_modules(name, expected):
+    where = place(name)
+    assert (where.family, where.layer, where.kind) == expected
+
+
+def test_drops_are_steps_that_stand_out():
+    smooth = [0.9**index for index in range(20)]
+    assert find_drops(smooth) == []
+    assert find_drops(smooth[:8] + [0.2 * value for value in smooth[8:]]) == [8]
+    two = smooth[:4] + [0.3 * value for value in smooth[4:10]] + [0.05 * value for value in smooth[10:]]
+    assert find_drops(two) == [4, 10]
+    # rounding noise below a millionth of the first value has no structure
+    assert find_drops([1.0, 0.9, 0.8, 1e-9, 1e-12, 1e-15]) == [3]
+    assert find_drops([0.0, 0.0]) == find_drops([1.0]) == find_drops([]) == []
+
+
+def test_behaviours_are_named_by_drops_at_and_beyond_the_rank():
+    assert behaviour([4], 4, 12) == "at rank"
+    assert behaviour([2, 4, 8], 4, 12) == "at rank and beyond"
+    assert behaviour([8], 4, 12) == "beyond rank"
+    assert behaviour([2], 4, 12) == "none"
+    assert behaviour([], 4, 4) is None
+
+
+def test_explained_energy_is_the_share_inside_both_projectors():
+    lora_b, lora_a = torch.eye(3, 2, dtype=torch.float64), torch.eye(2, 4, dtype=torch.float64)
+    lora_a[1, 1] = 2
+    u, v = torch.eye(3, 1, dtype=torch.float64), torch.eye(4, 1, dtype=torch.float64)
+    # the update is diag(1, 2), the subspaces hold its first entry: 1 / (1 + 4)
+    share = mine.explained_energy(lora_b[None, None], lora_a[None, None], 3 * u[None], v[None])
+    torch.testing.assert_close(share, torch.tensor([[0.2]], dtype=torch.float64))

@@ -1,0 +1,162 @@
+"""From adapter folders to a subspace file: planted subspaces, padding, narrow modules, repetition, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mining.synthetic_adapters import (
+    AT_REST,
+    dense_mining,
+    orthonormal,
+    planted_pair,
+    projector,
+    random_pair,
+    write_adapter,
+)
+
+from subspace3d.configs import MineConfig
+from subspace3d.mining import mine
+from subspace3d.mining.adapters import find_adapters, read_adapter
+from subspace3d.mining.subspace_file import load_subspace
+
+NAME = "aggregator.frame_blocks.0.attn.qkv"
+
+# u and v are stored in float32: a relative 2^-24 per entry, a few of them summed in a product
+FLOAT32 = 1e-5
+
+
+def _deltas(root, name):
+    adapters = [read_adapter(folder) for folder in find_adapters(root)]
+    return np.stack([(a.modules[name][0].double() @ a.modules[name][1].double()).numpy() for a in adapters])
+
+
+def _assert_dense(subspaces, root, k, p=1.0):
+    for name, module in subspaces.modules.items():
+        shared, values, weights = dense_mining(_deltas(root, name), k, p)
+        scale = np.abs(shared).max()
+        np.testing.assert_allclose((module.u @ module.v.T).numpy(), shared, atol=FLOAT32 * scale)
+        np.testing.assert_allclose(
+            module.singular_values.numpy(), values[: len(module.singular_values)], rtol=1e-5, atol=1e-9 * scale
+        )
+        np.testing.assert_allclose((module.weights / module.weights.mean()).numpy(), weights, rtol=1e-5)
+
+
+def test_a_planted_subspace_is_found_and_the_bad_adapter_loses_weight(tmp_path, rng):
+    left, right = orthonormal(rng, 24, 3), orthonormal(rng, 18, 3)
+    for number in range(5):
+        pair = planted_pair(rng, left, right, 0.05) if number < 4 else random_pair(rng, 24, 18, 3)
+        write_adapter(tmp_path / "adapters" / f"set_{number}", {NAME: pair})
+    path = mine.run(MineConfig(tmp_path / "adapters", tmp_path / "texture.safetensors", k=3))
+    subspaces = load_subspace(path)
+    module = subspaces.modules[NAME]
+    # the bad adapter's leftover weight tilts the subspaces by less than this
+    assert np.linalg.norm(projector(module.u) - left @ left.T) < 0.05
+    assert np.linalg.norm(projector(module.v) - right @ right.T) < 0.05
+    weights = module.weights / module.weights.mean()
+    assert weights[4] < 0.1 < weights[:4].min()
+    assert module.singular_values.shape == (15,)
+    assert subspaces.header["base_model"] == "planted"
+    assert [a["path"] for a in subspaces.header["adapters"]] == [f"set_{number}" for number in range(5)]
+    assert subspaces.header["modules"][NAME]["k"] == subspaces.header["modules"][NAME]["rank"] == 3
+    explained = subspaces.header["modules"][NAME]["explained"]
+    assert min(explained[:4]) > 0.99 > max(explained[4:])
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0, 0.5])
+def test_adapters_of_different_rank_equal_the_dense_definition(tmp_path, rng, p):
+    names = ("blocks.0.proj", "blocks.1.proj", "head.out")
+    for number, rank in enumerate((2, 4, 3)):
+        sizes = {"blocks.0.proj": (10, 8), "blocks.1.proj": (10, 8), "head.out": (8, 9)}
+        write_adapter(tmp_path / "in" / str(number), {name: random_pair(rng, *sizes[name], rank) for name in names})
+    path = mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=4, p=p, **AT_REST))
+    subspaces = load_subspace(path)
+    _assert_dense(subspaces, tmp_path / "in", 4, p)
+    assert {name: detail["rank"] for name, detail in subspaces.header["modules"].items()} == dict.fromkeys(names, 4)
+
+
+def test_a_narrow_module_gets_the_k_it_can_hold(tmp_path, rng):
+    for number in range(3):
+        modules = {"wide": random_pair(rng, 12, 10, 2), "head.out": random_pair(rng, 2, 10, 2)}
+        write_adapter(tmp_path / "in" / str(number), modules)
+    subspaces = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=5)))
+    assert subspaces.modules["wide"].u.shape == (12, 5)
+    assert subspaces.modules["head.out"].u.shape == (2, 2)
+    assert subspaces.header["k"] == 5
+    assert subspaces.header["modules"]["head.out"]["k"] == 2
+
+
+def test_k_beyond_all_ranks_is_refused(tmp_path, rng):
+    for number in range(2):
+        write_adapter(tmp_path / "in" / str(number), {NAME: random_pair(rng, 12, 10, 2)})
+    with pytest.raises(ValueError, match="k must be at most the sum of the adapters' ranks, 4, got 5"):
+        mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=5))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_batches_do_not_change_the_result(tmp_path, rng, monkeypatch):
+    for number in range(2):
+        modules = {f"blocks.{layer}.proj": random_pair(rng, 12, 10, 2) for layer in range(5)}
+        write_adapter(tmp_path / "in" / str(number), modules)
+    whole = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "whole.safetensors", k=2)))
+    monkeypatch.setattr(mine, "_BATCH_BYTES", 1)
+    single = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "single.safetensors", k=2)))
+    for name, module in whole.modules.items():
+        torch.testing.assert_close(module.u, single.modules[name].u)
+        torch.testing.assert_close(module.weights, single.modules[name].weights)
+
+
+def test_the_same_inputs_are_not_mined_twice_and_changed_ones_are(tmp_path, rng, capsys):
+    for number in range(2):
+        write_adapter(tmp_path / "in" / str(number), {NAME: random_pair(rng, 12, 10, 2)})
+    config = MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=2)
+    first = mine.run(config).stat().st_mtime_ns
+    assert mine.run(config).stat().st_mtime_ns == first
+    assert "already mined" in capsys.readouterr().out
+    assert mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=3)).stat().st_mtime_ns != first
+    settings = json.loads((tmp_path / "in" / "0" / "adapter_config.json").read_text())
+    (tmp_path / "in" / "0" / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 9}))
+    before = load_subspace(config.out).modules[NAME].u
+    mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=3))
+    assert not torch.equal(load_subspace(config.out).modules[NAME].u, before)
+    config.out.write_bytes(config.out.read_bytes()[:100])
+    mine.run(config)
+    assert "not a whole safetensors file" in capsys.readouterr().out
+    assert load_subspace(config.out).header["k"] == 2
+
+
+def test_untrained_modules_give_zero_subspaces(tmp_path, rng):
+    for number in range(2):
+        lora_b, lora_a = random_pair(rng, 12, 10, 2)
+        write_adapter(tmp_path / "in" / str(number), {"a": (lora_b, lora_a), "b": (0 * lora_b, lora_a.clone())})
+    subspaces = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=2)))
+    assert not subspaces.modules["b"].u.any()
+    assert subspaces.header["modules"]["b"]["explained"] == [None, None]
+
+
+def test_adapters_that_do_not_belong_together_are_refused(tmp_path, rng):
+    pair, other = random_pair(rng, 12, 10, 2), random_pair(rng, 12, 9, 2)
+    cases = {
+        "adapters must have one base model: .*'planted', .*'another'": (
+            {NAME: pair},
+            {"base_model_name_or_path": "another"},
+        ),
+        f"a has {NAME}, .*b has not": ({"x": pair}, {}),
+        rf"{NAME} must have one size \[out, in\]: .*\[12, 10\], .*\[12, 9\]": ({NAME: other}, {}),
+    }
+    for index, (message, (modules, config)) in enumerate(cases.items()):
+        root = tmp_path / str(index)
+        write_adapter(root / "a", {NAME: pair})
+        write_adapter(root / "b", modules, **config)
+        with pytest.raises(ValueError, match=message):
+            mine.run(MineConfig(root, tmp_path / "out.safetensors", k=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("k", 0), ("p", 0.0), ("p", 2.5), ("eps", 0.0), ("max_iter", 0), ("tol", -1.0)]
+)
+def test_settings_out_of_range_are_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+        MineConfig(tmp_path, tmp_path / "out.safetensors", **{name: value})

@@ -1,0 +1,82 @@
+"""The console script: help, errors, config files."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from subspace3d import cli, configs, settings
+
+SCRIPT = Path(sys.executable).with_name("subspace3d")
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_within_a_second_and_names_every_verb():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answer = call("--help")
+        times.append(time.perf_counter() - start)
+    assert answer.returncode == 0
+    assert all(f"  {verb} " in answer.stdout for verb in cli.VERBS)
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_each_verb_states_units_and_defaults(verb):
+    answer = call(verb, "--help")
+    assert answer.returncode == 0
+    assert "(default:" in answer.stdout or "(required)" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], ["verb must be one of", "'train'"]),
+        (["generate", "--out", "x", "--views", "0"], ["views", "at least 1", "0"]),
+        (["mine", "--config", "/nonexistent.yaml"], ["config", "/nonexistent.yaml"]),
+        (["report", "--run", "/nonexistent"], ["/nonexistent"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
+    answer = call(*arguments)
+    assert answer.returncode == 2
+    assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+    assert all(word in answer.stderr for word in words)
+
+
+def test_settings_round_trip_through_yaml(tmp_path):
+    config = configs.FinetuneConfig(
+        scenes=Path("a"), out=Path("b"), subspaces=(Path("x"), Path("y")), train=configs.TrainConfig(steps=7, lr=3e-4)
+    )
+    settings.save(tmp_path / "run.yaml", config, seed=3)
+    assert cli._parse("finetune", ["--config", str(tmp_path / "run.yaml")]) == config
+
+
+def test_flags_override_the_config_file(tmp_path):
+    (tmp_path / "run.toml").write_text('out = "scenes"\nviews = 5\nspp = 8\n')
+    config = cli._parse("generate", ["--views", "9", f"--config={tmp_path / 'run.toml'}"])
+    assert (config.out, config.views, config.spp) == (Path("scenes"), 9, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("outt: x\n", "unknown keys ['outt']"), ("- 1\n", "must hold a table"), ("a: [\n", "cannot be read")],
+)
+def test_a_wrong_config_file_is_named(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"run\.yaml") as error:
+        settings.flags(path, configs.GenerateConfig)
+    assert words in str(error.value)
+
+
+def test_doctor_says_what_this_machine_has():
+    answer = call("doctor")
+    assert answer.returncode == 0, answer.stderr
+    assert all(word in answer.stdout for word in ("torch", "native kernels", "rendering", "cores"))

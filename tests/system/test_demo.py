@@ -1,0 +1,47 @@
+"""The whole method end to end through the installed console script, at smoke scale."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from subspace3d.files import read_json
+
+SCRIPT = Path(sys.executable).with_name("subspace3d")
+
+
+def test_demo_killed_and_started_again_ends_in_a_report(tmp_path):
+    out = tmp_path / "run"
+    command = [str(SCRIPT), "demo", "--smoke", "--out", str(out)]
+    first = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not list(out.glob("adapters/**/adapter_config.json")):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    adapters = {path: path.stat().st_mtime_ns for path in out.glob("adapters/**/adapter_model.safetensors")}
+    assert adapters
+
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in adapters.items()), (
+        "a finished adapter was redone"
+    )
+
+    results = read_json(out / "evaluation" / "results.json")
+    assert set(results["methods"]) == {"base", "full", "lora", "subspace"}
+    for row in results["methods"].values():
+        assert {"accuracy", "completeness", "normal_consistency", "abs_rel", "rotation_error_deg"} <= set(row["mean"])
+    page = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("subspace", "lora", "full", "base"))
+    assert "data:image/png;base64," in page
+    assert str(out / "report" / "index.html") in second.stdout
+    assert not list(out.rglob("*.tmp*")), "a partial file was left behind"
+
+    other = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert "out" in other.stderr

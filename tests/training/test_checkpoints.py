@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from subspace3d.training import checkpoints
+
+
+def _stepped(seed: int, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.full((5, 3), step + 1.0)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_round_trip_continues_with_the_same_bits(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=3)
+    path = checkpoints.save(tmp_path, 3, dict(model.named_parameters()), optimizer, {"losses": [1.0]})
+    other, other_optimizer = _stepped(seed=2, steps=0)
+    checkpoints.load(path, dict(other.named_parameters()), other_optimizer)
+    for _ in range(2):
+        for each, its_optimizer in ((model, optimizer), (other, other_optimizer)):
+            its_optimizer.zero_grad()
+            each(torch.ones(5, 3)).square().sum().backward()
+            its_optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    assert checkpoints.read_state(path) == {"step": 3, "losses": [1.0]}
+
+
+def test_newest_two_are_kept_by_number(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    for step in (2, 9, 10, 100):
+        checkpoints.save(tmp_path, step, dict(model.named_parameters()), optimizer, {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step_10", "step_100"]
+    latest = checkpoints.latest(tmp_path)
+    assert latest is not None and latest.name == "step_100"
+    assert checkpoints.latest(tmp_path / "absent") is None
+
+
+def test_failed_save_leaves_the_last_one_whole(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    parameters = dict(model.named_parameters())
+    checkpoints.save(tmp_path, 1, parameters, optimizer, {})
+    with pytest.raises(ValueError):
+        checkpoints.save(tmp_path, 2, parameters, optimizer, {"loss": float("nan")})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_1"]
+
+
+def test_other_parameters_are_refused(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    path = checkpoints.save(tmp_path, 1, dict(model.named_parameters()), optimizer, {})
+    with pytest.raises(ValueError, match=r"2 differ, e\.g\. '1\.bias'"):
+        checkpoints.load(path, dict(list(model.named_parameters())[:2]), optimizer)
+    wider = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"0.weight must have shape \(5, 3\), got \(4, 3\)"):
+        checkpoints.load(path, dict(wider.named_parameters()), torch.optim.AdamW(wider.parameters()))

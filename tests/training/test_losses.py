@@ -1,0 +1,135 @@
+"""Losses against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from subspace3d.backbones.pose import encode_pose
+from subspace3d.training.losses import camera_loss, depth_loss, drop_outliers, gradient_loss, multitask_loss
+
+
+def _batch(scenes: int = 1, frames: int = 2, size: int = 14) -> dict:
+    extrinsics = torch.eye(4)[:3].repeat(scenes, frames, 1, 1)
+    intrinsics = torch.tensor([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1.0]])
+    return {
+        "extrinsics": extrinsics,
+        "intrinsics": intrinsics.repeat(scenes, frames, 1, 1),
+        "depths": torch.ones(scenes, frames, size, size),
+        "point_masks": torch.ones(scenes, frames, size, size, dtype=torch.bool),
+    }
+
+
+def test_camera_loss_weights_terms_and_stages() -> None:
+    batch = _batch()
+    truth = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14))
+    early = truth.clone()
+    early[..., :3] += 0.3  # translation
+    late = truth.clone()
+    late[..., 3:7] += 0.2  # quaternion
+    late[..., 7:] += 0.1  # field of view, weight one half
+    loss = camera_loss([early, late], batch)
+    # two stages: weight 0.6 for the first, 1 for the last, divided by 2
+    assert loss["camera"].item() == pytest.approx((0.6 * 0.3 + 0.2 + 0.5 * 0.1) / 2, rel=1e-5)
+    assert loss["rotation"].item() == pytest.approx(0.2, rel=1e-5)
+    assert loss["translation"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_camera_loss_clamps_translation() -> None:
+    batch = _batch()
+    encoding = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14))
+    encoding[..., :3] += 1e6
+    assert camera_loss([encoding], batch)["camera"].item() == pytest.approx(100.0)
+
+
+def test_camera_loss_counts_scenes_by_their_first_frame() -> None:
+    batch = _batch(scenes=2)
+    encoding = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14)).requires_grad_()
+    wrong = encoding + torch.tensor([0.0, 1.0])[:, None, None]
+    # one scene right, one off by one: half of 1 + 1 + 0.5
+    assert camera_loss([wrong], batch)["camera"].item() == pytest.approx(1.25)
+    batch["point_masks"][1, 0].view(-1)[100:] = False  # exactly 100 valid points are too few
+    assert camera_loss([wrong], batch)["camera"].item() == pytest.approx(0.0, abs=1e-6)
+    batch["point_masks"][0, 0] = False
+    loss = camera_loss([wrong], batch)["camera"]
+    loss.backward()
+    assert loss.item() == 0 and encoding.grad is not None and not encoding.grad.any()
+
+
+def test_depth_loss_of_a_constant_error() -> None:
+    batch = _batch()  # 392 pixels: too few for the outlier filter
+    depth, confidence = torch.full((1, 2, 14, 14, 1), 1.5), torch.full((1, 2, 14, 14), 2.0)
+    loss = depth_loss(depth, confidence, batch)
+    assert loss["depth_error"].item() == pytest.approx(0.5)
+    assert loss["depth_confidence"].item() == pytest.approx(0.5 * 2 - 0.2 * math.log(2), rel=1e-6)
+    assert loss["depth_gradient"].item() == 0
+    assert loss["depth"].item() == pytest.approx(1.5 - 0.2 * math.log(2), rel=1e-6)
+
+
+def test_depth_loss_ignores_invalid_pixels() -> None:
+    batch = _batch()
+    batch["point_masks"][:, :, :3] = False
+    batch["depths"][:, :, :3] = 0
+    depth = torch.ones(1, 2, 14, 14, 1)
+    depth[:, :, :3] = float("nan")
+    depth.requires_grad_()
+    confidence = torch.full((1, 2, 14, 14), 3.0)
+    loss = depth_loss(depth, confidence, batch)["depth"]
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.2 * math.log(3), rel=1e-6)
+    assert depth.grad is not None and depth.grad.isfinite().all()
+
+
+def test_depth_loss_needs_a_hundred_pixels() -> None:
+    batch = _batch()
+    batch["point_masks"][:] = False
+    batch["point_masks"].view(-1)[:99] = True
+    depth = torch.full((1, 2, 14, 14, 1), 2.0, requires_grad=True)
+    loss = depth_loss(depth, torch.full((1, 2, 14, 14), 2.0), batch)["depth"]
+    assert loss.item() == 0
+    loss.backward()
+
+
+def test_gradient_loss_of_a_ramp() -> None:
+    residual = torch.arange(8.0).expand(1, 8, 8)  # grows by one per column, flat down the rows
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    # scale k: size n = 8 / 2^k, (n - 1) n differences of 2^k over n^2 pixels
+    expected = sum(2**k * (n - 1) / n for k, n in enumerate((8, 4, 2, 1))) / 4
+    assert gradient_loss(residual, torch.zeros_like(residual), mask).item() == pytest.approx(expected)
+
+
+def test_gradient_loss_leaves_out_differences_across_the_mask() -> None:
+    residual = torch.zeros(1, 1, 4)
+    residual[0, 0, 2:] = 5
+    mask = torch.tensor([[[True, False, True, True]]])
+    # full size: no valid pair differs; stride 2: pixels 0 and 2 are valid and differ by 5; strides 4 and 8: one pixel
+    assert gradient_loss(residual, torch.zeros_like(residual), mask).item() == pytest.approx(5 / 2 / 4)
+
+
+def test_drop_outliers() -> None:
+    values = torch.arange(2000.0)[torch.randperm(2000)] / 1000
+    kept = drop_outliers(values)
+    # nearest rank of 0.98 * 1999 = 1959.02: values at or above 1.959 go
+    assert kept.numel() == 1959 and kept.max().item() == pytest.approx(1.958)
+    few = torch.arange(1000.0)
+    assert drop_outliers(few) is few
+    equal = torch.ones(5000)
+    assert drop_outliers(equal).numel() == 5000
+    wild = torch.cat([torch.zeros(1990), torch.full((2010,), 1e9)])
+    assert drop_outliers(wild).max().item() == 0
+
+
+def test_multitask_weights_and_nan() -> None:
+    batch = _batch()
+    truth = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14))
+    predictions = {
+        "pose_enc_list": [truth + 0.1],
+        "depth": torch.full((1, 2, 14, 14, 1), 1.5),
+        "depth_conf": torch.full((1, 2, 14, 14), 2.0),
+    }
+    terms = multitask_loss(predictions, batch)
+    assert terms["loss"].item() == pytest.approx(5 * terms["camera"].item() + terms["depth"].item())
+    predictions["depth"][0, 0, 0, 0] = float("nan")
+    assert not multitask_loss(predictions, batch)["loss"].isfinite()

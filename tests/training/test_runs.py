@@ -1,0 +1,210 @@
+"""The verbs adapt and finetune, and what they leave on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from training.plane_scenes import write_plane_scenes
+
+from subspace3d.backbones import build_vggt
+from subspace3d.backbones.targets import target_modules
+from subspace3d.configs import AdaptConfig, FinetuneConfig, TrainConfig
+from subspace3d.files import load_tensors, read_json, save_tensors
+from subspace3d.mining.adapters import find_adapters, read_adapter
+from subspace3d.mining.subspace_file import ModuleSubspace, save_subspace
+from subspace3d.training import adapt, finetune
+from subspace3d.training.tuned import export_lora, load_tuned
+
+TRAIN = TrainConfig(
+    steps=2, lr=1e-2, warmup=0.0, frames=(2, 2), images_per_step=2, image_size=28, device="cpu", threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes of three data sets, weights of a backbone, and subspaces of two attributes for it."""
+    folder = tmp_path_factory.mktemp("runs")
+    for index, name in enumerate(("texture/texture_00", "texture/texture_01", "camera/camera_00")):
+        write_plane_scenes(folder / "scenes" / name, scenes=2, views=2, seed=index)
+    torch.manual_seed(3)
+    model = build_vggt("vggt-nano", weights="random")
+    save_tensors(folder / "nano.safetensors", model.state_dict())
+    for attribute in ("texture", "camera"):
+        modules = {}
+        for name in target_modules(model, "aggregator"):
+            out_size, in_size = model.get_parameter(f"{name}.weight").shape
+            modules[name] = ModuleSubspace(
+                torch.randn(out_size, 2), torch.randn(in_size, 2), torch.ones(2), torch.ones(1)
+            )
+        save_subspace(folder / f"subspaces/{attribute}.safetensors", modules, {"base_model": None, "adapters": []})
+    return folder
+
+
+def _finetune(folder: Path, out: Path, method: str, **changes) -> FinetuneConfig:
+    return FinetuneConfig(
+        scenes=folder / "scenes/texture/texture_00",
+        out=out,
+        method=method,  # type: ignore[arg-type]
+        weights=folder / "nano.safetensors",
+        subspaces=(folder / "subspaces",) if method == "subspace" else (),
+        rank=3,
+        train=TRAIN,
+        **changes,
+    )
+
+
+def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        return model.eval()(torch.rand(1, 2, 3, 28, 28, generator=generator))
+
+
+def _assert_same_outputs(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
+    first, second = _outputs(found), _outputs(expected)
+    for key in ("pose_enc", "depth", "depth_conf"):
+        torch.testing.assert_close(first[key], second[key], atol=tolerance, rtol=tolerance)
+
+
+def _base(folder: Path) -> nn.Module:
+    return build_vggt("vggt-nano", weights=folder / "nano.safetensors")
+
+
+@pytest.fixture(scope="module")
+def adapters(folder: Path) -> Path:
+    config = AdaptConfig(
+        scenes=folder / "scenes", out=folder / "adapters", weights=folder / "nano.safetensors", rank=2, train=TRAIN
+    )
+    adapt.run(config)
+    return config.out
+
+
+def test_adapt_writes_one_peft_folder_per_data_set(folder: Path, adapters: Path) -> None:
+    names = [path.relative_to(adapters).as_posix() for path in find_adapters(adapters)]
+    assert names == ["camera/camera_00", "texture/texture_00", "texture/texture_01"]
+    assert not (adapters / ".work").exists() and (adapters / "config.yaml").is_file()
+    first, second = (read_adapter(adapters / name) for name in names[:2])
+    assert set(first.modules) == set(target_modules(_base(folder), "all"))
+    assert first.base_model == second.base_model and first.base_model.startswith("vggt-nano@")
+    # each starts from its own random factors
+    name = "aggregator.frame_blocks.0.attn.qkv"
+    starts = torch.nn.functional.normalize(torch.stack([a.modules[name][1].flatten() for a in (first, second)]), dim=1)
+    assert abs(float(starts[0] @ starts[1])) < 0.5
+    assert any(lora_b.any() for lora_b, _ in first.modules.values())
+    record = read_json(adapters / names[0] / "adapt.json")
+    assert record["training"]["steps"] == 2 and record["trainable"]["total"] > 0
+
+
+def test_stock_peft_loads_an_adapter(folder: Path, adapters: Path) -> None:
+    tuned = PeftModel.from_pretrained(_base(folder), str(adapters / "camera/camera_00"))
+    expected = _outputs(_base(folder))
+    assert not torch.allclose(_outputs(tuned)["depth"], expected["depth"], atol=1e-5)
+    _assert_same_outputs(tuned.unload(), _base(folder), 0)
+
+
+def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AdaptConfig(
+        scenes=folder / "scenes", out=adapters, weights=folder / "nano.safetensors", rank=2, train=TRAIN
+    )
+    weights = adapters / "texture/texture_01/adapter_model.safetensors"
+    before = {path: path.read_bytes() for path in sorted(adapters.rglob("*.safetensors"))}
+    stamps = {path: path.stat().st_mtime_ns for path in before}
+    (weights.parent / "adapt.json").unlink()
+    assert adapt.run(config) == [
+        adapters / name for name in ("camera/camera_00", "texture/texture_00", "texture/texture_01")
+    ]
+    # tuned again alone, after another data set or none, it is the same
+    assert {path: path.read_bytes() for path in sorted(adapters.rglob("*.safetensors"))} == before
+    assert [path for path in before if path.stat().st_mtime_ns != stamps[path]] == [weights]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the backbone was loaded though nothing was missing")
+
+    monkeypatch.setattr(adapt, "load_backbone", refuse)
+    adapt.run(config)
+    with pytest.raises(ValueError, match="made with rank 2, not 4"):
+        adapt.run(dataclasses.replace(config, rank=4))
+
+
+def test_data_sets_are_named_by_their_path(folder: Path) -> None:
+    assert list(adapt.find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
+    assert list(adapt.find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
+
+
+@pytest.mark.parametrize("method", ["none", "full", "lora", "subspace"])
+def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = {}
+    save = finetune.save_tuned
+
+    def keep(out: Path, model: nn.Module, *rest) -> Path:
+        trained["model"] = model
+        return save(out, model, *rest)
+
+    monkeypatch.setattr(finetune, "save_tuned", keep)
+    record = finetune.run(_finetune(folder, tmp_path / "run", method))
+    rebuilt = load_tuned(tmp_path / "run")
+    assert not rebuilt.training
+    _assert_same_outputs(rebuilt, trained["model"], 1e-6)
+    changed = not torch.allclose(_outputs(rebuilt)["depth"], _outputs(_base(folder))["depth"], atol=1e-5)
+    assert changed == (method != "none")
+    assert record["method"] == method and (tmp_path / "run/config.yaml").is_file()
+    assert record["K"] == (4 if method == "subspace" else 0)
+    assert (record["training"] is None) == (method == "none")
+    assert finetune.run(_finetune(folder, tmp_path / "run", method)) == record
+
+
+def test_finetune_refuses_another_run_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    config = _finetune(folder, tmp_path, "none")
+    finetune.run(config)
+    with pytest.raises(ValueError, match="finished run with another rank"):
+        finetune.run(dataclasses.replace(config, rank=5))
+    finetune.run(dataclasses.replace(config, rank=5, resume=False))
+    with pytest.raises(ValueError, match="subspaces must name"):
+        finetune.run(dataclasses.replace(config, method="subspace"))
+    with pytest.raises(FileNotFoundError, match="weights"):
+        finetune.run(dataclasses.replace(config, weights=tmp_path / "absent.safetensors"))
+
+
+def test_changed_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    finetune.run(_finetune(folder, tmp_path, "subspace"))
+    basis = tmp_path / "tuned/basis.safetensors"
+    tensors, header = load_tensors(basis)
+    original = basis.read_bytes()
+    save_tensors(basis, {name: tensor + 1e-3 for name, tensor in tensors.items()}, header)
+    with pytest.raises(ValueError, match=r"basis.safetensors must have the sha256"):
+        load_tuned(tmp_path)
+    basis.write_bytes(original)
+    record = json.loads((tmp_path / "tuned/tuned.json").read_text())
+    record["backbone"]["sha256"] = "0" * 64
+    (tmp_path / "tuned/tuned.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="weights of vggt-nano"):
+        load_tuned(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no tuned result"):
+        load_tuned(tmp_path / "absent")
+
+
+def test_export_is_an_exact_plain_lora(folder: Path, tmp_path: Path) -> None:
+    finetune.run(_finetune(folder, tmp_path / "run", "subspace"))
+    exported = export_lora(tmp_path / "run", tmp_path / "lora")
+    stock = PeftModel.from_pretrained(_base(folder), str(exported))
+    _assert_same_outputs(stock, load_tuned(tmp_path / "run"), 1e-5)
+    assert not torch.allclose(_outputs(stock)["depth"], _outputs(_base(folder))["depth"], atol=1e-4)
+    adapter = read_adapter(exported)
+    assert adapter.modules["aggregator.frame_blocks.0.attn.qkv"][0].shape == (480, 4)
+    assert adapter.modules["camera_head.embed_pose"][0].shape == (320, 3)
+    finetune.run(_finetune(folder, tmp_path / "other", "none"))
+    with pytest.raises(ValueError, match="must be subspace, got 'none'"):
+        export_lora(tmp_path / "other", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_random_backbone_is_rebuilt_from_its_seed(folder: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(_finetune(folder, tmp_path, "none"), weights=Path("random"))
+    record = finetune.run(config)
+    assert record["backbone"]["weights"] == "random"
+    _assert_same_outputs(load_tuned(tmp_path), load_tuned(tmp_path), 0)
