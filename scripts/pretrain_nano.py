@@ -1,0 +1,213 @@
+"""Pre-train vggt-nano from random weights on generic rendered scenes, measure it on held-out scenes, ship its weights.
+
+Everything is resumable: run the same command again after a stop and it continues where it was.
+`python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.backbones import build_vggt
+from subspace3d.backbones.pose import decode_pose
+from subspace3d.configs import GenerateConfig, TrainConfig
+from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.evaluation.alignment import scale_alignment
+from subspace3d.evaluation.depth import absolute_relative
+from subspace3d.evaluation.pose import relative_pose_errors
+from subspace3d.files import atomic_path, read_json, save_tensors, write_json
+from subspace3d.training.loop import train
+
+SHIPPED = Path(__file__).resolve().parent.parent / "python/subspace3d/backbones/vggt_nano.safetensors"
+LARGEST_FILE = 20_000_000
+IMAGE_SIZE = 112
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    out = arguments.out
+    scenes = render_scenes(out / "scenes", arguments)
+    dataset = MultiViewDataset(scenes["train"], IMAGE_SIZE, augment=True, mirror=True)
+    torch.manual_seed(arguments.seed)
+    model = build_vggt("vggt-nano", weights="random")
+    config = plan_run(out / "plan.json", model, dataset, arguments)
+    result = train(model, dataset, config, out, groups=decay_matrices_only(model, config), label="pretrain")
+    held_out = measure(model, MultiViewDataset(scenes["heldout"], IMAGE_SIZE), frames=4)
+    report = {
+        "recipe": {**asdict(config), "mirror": True, "scenes": len(dataset), "views": arguments.views},
+        "training": asdict(result),
+        "held_out": held_out,
+    }
+    write_json(out / "pretrain.json", report)
+    plot_losses(out / "metrics.jsonl", out / "loss.png")
+    export(model, arguments.export, report)
+    print(json.dumps(held_out, indent=1))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
+    parser.add_argument("--scenes", type=int, default=1000, help="training scenes")
+    parser.add_argument("--heldout", type=int, default=32, help="held-out scenes")
+    parser.add_argument("--views", type=int, default=8, help="images per scene")
+    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps; ignored when --minutes is given")
+    parser.add_argument("--minutes", type=float, default=0, help="fit the steps to this training time; 0: off")
+    parser.add_argument("--images", type=int, default=12, help="images per step")
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="autocast type")
+    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and batches")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--export", type=Path, default=SHIPPED, help="weights file to write")
+    return parser.parse_args()
+
+
+def render_scenes(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+    """Render what is missing of the training and the held-out scenes; their seeds differ, so no scene is in both."""
+    from subspace3d.scenes import generate
+
+    for name, scenes, seed in (
+        ("train", arguments.scenes, arguments.seed),
+        ("heldout", arguments.heldout, arguments.seed + 10_000),
+    ):
+        generate.run(
+            GenerateConfig(
+                out=folder / name,
+                attribute="all",
+                preset="generic",
+                scenes=scenes,
+                views=arguments.views,
+                resolution=IMAGE_SIZE,
+                spp=16,
+                seed=seed,
+                name=name,
+            )
+        )
+    return {name: folder / name for name in ("train", "heldout")}
+
+
+def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments: argparse.Namespace) -> TrainConfig:
+    """The settings of the run. A step count fitted to a time is kept in ``path``, so that a resumed run has it too."""
+    config = TrainConfig(
+        steps=arguments.steps,
+        lr=arguments.lr,
+        weight_decay=0.05,
+        warmup=0.03,
+        # with its usual weight the camera loss, which falls much later, drowns the depth gradient in the aggregator
+        camera_weight=0.5,
+        frames=(1, 4),
+        images_per_step=arguments.images,
+        precision=arguments.precision,
+        save_every=250,
+        seed=arguments.seed,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    if not arguments.minutes:
+        return config
+    if not path.is_file():
+        seconds = seconds_per_step(model, dataset, config, path.parent / ".timing")
+        write_json(path, {"seconds_per_step": seconds, "steps": max(1, int(60 * arguments.minutes / seconds))})
+    return TrainConfig(**{**config.__dict__, "steps": read_json(path)["steps"]})
+
+
+def seconds_per_step(model: nn.Module, dataset: MultiViewDataset, config: TrainConfig, out: Path) -> float:
+    trial = TrainConfig(**{**config.__dict__, "steps": 20, "save_every": 1000})
+    for scene in range(len(dataset)):
+        dataset.scene(scene)
+    started = time.monotonic()
+    train(copy.deepcopy(model), dataset, trial, out, resume=False, label="time a step")
+    return (time.monotonic() - started) / trial.steps
+
+
+def decay_matrices_only(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Weight decay on matrices and kernels; none on biases, norms, layer scales and tokens."""
+    parameters = trainable_parameters(model)
+    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and name.endswith("weight")]
+    others = [p for name, p in parameters.items() if not (p.ndim >= 2 and name.endswith("weight"))]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def measure(model: nn.Module, dataset: MultiViewDataset, frames: int) -> dict[str, float]:
+    """Abs Rel of the depth and rotation error of the cameras, on the first ``frames`` views of every scene.
+
+    Both the model's and the constant's depth are scaled once per scene by the factor that minimises Abs Rel itself
+    (see `scale_alignment`), so the constant compared with is the best one there is for each scene.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    model_errors, constant_errors, rotation_errors = [], [], []
+    for index in range(len(dataset)):
+        scene = dataset.scene(index)
+        images = torch.from_numpy(scene.images[:frames]).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.no_grad():
+            predictions = model(images.to(device))
+        depth = predictions["depth"][0, ..., 0].cpu().numpy().astype(np.float64)
+        truth = scene.depths[:frames].astype(np.float64)
+        valid = truth > 0
+        for predicted, errors in ((depth, model_errors), (np.ones_like(truth), constant_errors)):
+            scale = scale_alignment(predicted, truth, valid)
+            errors.append(absolute_relative(scale * predicted, truth, valid))
+        extrinsics, _ = decode_pose(predictions["pose_enc"].cpu(), (IMAGE_SIZE, IMAGE_SIZE))
+        pairs = relative_pose_errors(extrinsics[0].double().numpy(), scene.extrinsics[:frames])
+        rotation_errors += pairs.rotation_deg.tolist()
+    return {
+        "scenes": len(dataset),
+        "frames": frames,
+        "abs_rel": float(np.mean(model_errors)),
+        "abs_rel_constant": float(np.mean(constant_errors)),
+        "times_better": float(np.mean(constant_errors) / np.mean(model_errors)),
+        "rotation_error_median_deg": float(np.median(rotation_errors)),
+    }
+
+
+def plot_losses(metrics: Path, picture: Path) -> None:
+    """Every logged term against the step, smoothed over 1 % of the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    width = max(1, len(lines) // 100)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, layout="constrained")
+    names = ("loss", "depth_error", "depth_gradient", "translation", "rotation", "fov")
+    for axis, name in zip(axes.flat, names):
+        values = np.convolve([line[name] for line in lines], np.ones(width) / width, mode="valid")
+        axis.plot([line["step"] for line in lines][width - 1 :], values, linewidth=1)
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def export(model: nn.Module, path: Path, report: dict) -> None:
+    """Write the weights as fp16 with the recipe and the held-out figures in the header.
+
+    Raises:
+        ValueError: the file would be larger than a package should carry.
+    """
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > LARGEST_FILE:
+        raise ValueError(f"weights must take at most {LARGEST_FILE} bytes as fp16, got {size}")
+    save_tensors(path, tensors, {"format": "subspace3d-backbone", "version": 1, "backbone": "vggt-nano", **report})
+
+
+if __name__ == "__main__":
+    main()
