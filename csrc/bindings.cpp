@@ -11,7 +11,8 @@
 #include "dtype.h"
 #include "irls.h"
 #ifdef SUBSPACE_HAS_CUDA
-#include "fold_weight.h"
+#include "core_grad.h"
+#include "rank_update.h"
 #endif
 
 namespace py = pybind11;
@@ -36,37 +37,76 @@ IrlsSizes checked_sizes(std::int64_t layers, std::int64_t adapters, std::int64_t
   return {layers, adapters, rank, sb, sa, k, max_iter};
 }
 
+IrlsOutputs irls_outputs(Address u, Address v, Address singular_values, Address weights, Address residuals,
+                         Address objective, Address n_iter, Address converged) {
+  return {at<double>(u),         at<double>(v),         at<double>(singular_values),
+          at<double>(weights),   at<double>(residuals), at<double>(objective),
+          at<std::int64_t>(n_iter), at<std::uint8_t>(converged)};
+}
+
 void irls(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, std::int64_t rank, std::int64_t sb,
           std::int64_t sa, std::int64_t k, double p, double eps, std::int64_t max_iter, double tol, Address u,
           Address v, Address singular_values, Address weights, Address residuals, Address objective, Address n_iter,
           Address converged, Address workspace, std::int64_t threads) {
   const IrlsSizes sizes = checked_sizes(layers, adapters, rank, sb, sa, k, max_iter);
   SUBSPACE_CHECK(threads >= 1, "irls: threads must be at least 1, got ", threads);
-  const IrlsOutputs outputs{at<double>(u),         at<double>(v),
-                            at<double>(singular_values), at<double>(weights),
-                            at<double>(residuals), at<double>(objective),
-                            at<std::int64_t>(n_iter), at<std::uint8_t>(converged)};
+  const IrlsOutputs outputs =
+      irls_outputs(u, v, singular_values, weights, residuals, objective, n_iter, converged);
   py::gil_scoped_release unlocked;
   irls_cpu({at<const double>(rb), at<const double>(ra)}, sizes, {p, eps, tol}, outputs, at<double>(workspace),
            threads);
 }
 
 #ifdef SUBSPACE_HAS_CUDA
-DType checked_dtype(int code) {
-  SUBSPACE_CHECK(code >= 0 && code <= 2, "fold_weight: dtype code must be 0, 1 or 2, got ", code);
+void irls_on_gpu(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, std::int64_t rank,
+                 std::int64_t sb, std::int64_t sa, std::int64_t k, double p, double eps, std::int64_t max_iter,
+                 double tol, Address u, Address v, Address singular_values, Address weights, Address residuals,
+                 Address objective, Address n_iter, Address converged, Address workspace, std::int64_t blocks,
+                 Address stream) {
+  const IrlsSizes sizes = checked_sizes(layers, adapters, rank, sb, sa, k, max_iter);
+  const IrlsOutputs outputs =
+      irls_outputs(u, v, singular_values, weights, residuals, objective, n_iter, converged);
+  py::gil_scoped_release unlocked;
+  irls_cuda({at<const double>(rb), at<const double>(ra)}, sizes, {p, eps, tol}, outputs, at<double>(workspace),
+            blocks, at<void>(stream));
+}
+
+DType checked_dtype(const char* name, int code) {
+  SUBSPACE_CHECK(code >= 0 && code <= 2, name, ": dtype code must be 0, 1 or 2, got ", code);
   return static_cast<DType>(code);
 }
 
-void fold_weight(Address w, int w_dtype, std::int64_t w_stride, Address left, std::int64_t left_stride,
-                 Address right, std::int64_t right_stride, Address w_eff, int w_eff_dtype, std::int64_t w_eff_stride,
-                 std::int64_t out, std::int64_t in, std::int64_t rank, double scale, Address stream) {
-  SUBSPACE_CHECK(out >= 0 && in >= 0 && rank >= 0, "fold_weight: sizes must not be negative, got out ", out, ", in ",
-                 in, ", rank ", rank);
-  const FoldWeight arguments{at<const void>(w), checked_dtype(w_dtype), w_stride, at<const float>(left), left_stride,
-                             at<const float>(right), right_stride, at<void>(w_eff), checked_dtype(w_eff_dtype),
-                             w_eff_stride, out, in, rank, static_cast<float>(scale)};
+// jobs: address of the host array, whose first_block words are set here.
+py::tuple plan_rank_updates(Address jobs, std::int64_t count) {
+  auto* array = at<RankUpdate>(jobs);
+  for (std::int64_t i = 0; i < count; ++i) {
+    SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
+                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ",
+                   array[i].columns, ", rank ", array[i].rank, " in job ", i);
+  }
+  const RankUpdatePlan plan = rank_update_plan(array, count);
+  return py::make_tuple(plan.blocks, plan.tiles_per_block);
+}
+
+void rank_update(Address jobs, Address device_jobs, std::int64_t count, std::int64_t blocks,
+                 std::int64_t tiles_per_block, int base_dtype, int left_dtype, int out_dtype, bool stochastic,
+                 std::int64_t seed, Address stream) {
+  const RankUpdateTypes types{checked_dtype("rank_update", base_dtype), checked_dtype("rank_update", left_dtype),
+                              checked_dtype("rank_update", out_dtype)};
   py::gil_scoped_release unlocked;
-  fold_weight_cuda(arguments, at<void>(stream));
+  rank_update_cuda(at<const RankUpdate>(jobs), at<const RankUpdate>(device_jobs), count, {blocks, tiles_per_block},
+                   types, stochastic ? Rounding::kStochastic : Rounding::kNearest, seed, at<void>(stream));
+}
+
+void core_grad(Address g, std::int64_t g_stride, Address p, std::int64_t p_stride, int dtype, Address partial,
+               Address dc, std::int64_t tokens, std::int64_t rank, std::int64_t splits, double scale,
+               Address stream) {
+  SUBSPACE_CHECK(tokens >= 0 && rank >= 0, "core_grad: sizes must not be negative, got tokens ", tokens, ", rank ",
+                 rank);
+  const CoreGrad arguments{at<const void>(g), g_stride, at<const void>(p), p_stride, checked_dtype("core_grad", dtype),
+                           at<float>(partial), at<float>(dc), tokens, rank, splits, static_cast<float>(scale)};
+  py::gil_scoped_release unlocked;
+  core_grad_cuda(arguments, at<void>(stream));
 }
 #endif
 
@@ -74,6 +114,13 @@ std::int64_t workspace_doubles(std::int64_t adapters, std::int64_t rank, std::in
                                std::int64_t k) {
   return irls_workspace(checked_sizes(1, adapters, rank, sb, sa, k, 0));
 }
+
+#ifdef SUBSPACE_HAS_CUDA
+std::int64_t cuda_workspace_doubles(std::int64_t adapters, std::int64_t rank, std::int64_t sb, std::int64_t sa,
+                                    std::int64_t k) {
+  return irls_cuda_workspace(checked_sizes(1, adapters, rank, sb, sa, k, 0));
+}
+#endif
 
 py::dict build_info() {
   py::dict info;
@@ -116,9 +163,22 @@ PYBIND11_MODULE(_C, m) {
         py::arg("objective"), py::arg("n_iter"), py::arg("converged"), py::arg("workspace"), py::arg("threads"));
 #ifdef SUBSPACE_HAS_CUDA
   m.attr("cuda_built") = true;
-  m.def("fold_weight", &fold_weight, py::arg("w"), py::arg("w_dtype"), py::arg("w_stride"), py::arg("left"),
-        py::arg("left_stride"), py::arg("right"), py::arg("right_stride"), py::arg("w_eff"), py::arg("w_eff_dtype"),
-        py::arg("w_eff_stride"), py::arg("out"), py::arg("in_"), py::arg("rank"), py::arg("scale"), py::arg("stream"));
+  m.attr("rank_update_max_rank") = kRankUpdateMaxRank;
+  m.def("plan_rank_updates", &plan_rank_updates, py::arg("jobs"), py::arg("count"));
+  m.def("rank_update", &rank_update, py::arg("jobs"), py::arg("device_jobs"), py::arg("count"), py::arg("blocks"),
+        py::arg("tiles_per_block"), py::arg("base_dtype"), py::arg("left_dtype"), py::arg("out_dtype"),
+        py::arg("stochastic"), py::arg("seed"), py::arg("stream"));
+  m.def("core_grad_splits", &core_grad_splits, py::arg("tokens"), py::arg("rank"));
+  m.def("core_grad", &core_grad, py::arg("g"), py::arg("g_stride"), py::arg("p"), py::arg("p_stride"),
+        py::arg("dtype"), py::arg("partial"), py::arg("dc"), py::arg("tokens"), py::arg("rank"), py::arg("splits"),
+        py::arg("scale"), py::arg("stream"));
+  m.def("irls_cuda_workspace", &cuda_workspace_doubles, py::arg("adapters"), py::arg("rank"), py::arg("sb"),
+        py::arg("sa"), py::arg("k"));
+  m.def("irls_cuda", &irls_on_gpu, py::arg("rb"), py::arg("ra"), py::arg("layers"), py::arg("adapters"),
+        py::arg("rank"), py::arg("sb"), py::arg("sa"), py::arg("k"), py::arg("p"), py::arg("eps"),
+        py::arg("max_iter"), py::arg("tol"), py::arg("u"), py::arg("v"), py::arg("singular_values"),
+        py::arg("weights"), py::arg("residuals"), py::arg("objective"), py::arg("n_iter"), py::arg("converged"),
+        py::arg("workspace"), py::arg("blocks"), py::arg("stream"));
 #else
   m.attr("cuda_built") = false;
 #endif

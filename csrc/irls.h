@@ -48,4 +48,15 @@ std::int64_t irls_workspace(const IrlsSizes& sizes);
 void irls_cpu(const IrlsInputs& inputs, const IrlsSizes& sizes, const IrlsSettings& settings,
               const IrlsOutputs& outputs, double* workspace, std::int64_t threads);
 
+#ifdef SUBSPACE_HAS_CUDA
+// Doubles of workspace that one block of the kernel needs.
+std::int64_t irls_cuda_workspace(const IrlsSizes& sizes);
+
+// The same on a GPU, as one kernel queued on `stream` of the current device; all addresses are device memory.
+// workspace [blocks, irls_cuda_workspace(sizes)]; a block works through layers b, b + blocks, ... The result of a layer
+// does not depend on their number. Neither allocates nor waits; throws std::runtime_error when the launch is refused.
+void irls_cuda(const IrlsInputs& inputs, const IrlsSizes& sizes, const IrlsSettings& settings,
+               const IrlsOutputs& outputs, double* workspace, std::int64_t blocks, void* stream);
+#endif
+
 }  // namespace subspace

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from subspace_ext import _native, folding
 from subspace_ext.ops.fold_weight import fold_weight
 from subspace_ext.ops.subspace_conv2d import subspace_conv2d
 from subspace_ext.ops.subspace_linear import (
     PLANS,
+    Folded,
     apply_checked,
     autocast_dtype,
     check_input,
@@ -20,17 +21,17 @@ from subspace_ext.ops.subspace_linear import (
 )
 
 Self = TypeVar("Self", bound="_SubspaceLayer")
-
-_optimizer_steps = 0
-
-
-def _count_optimizer_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
+Rounding = Literal["nearest", "stochastic"]
+ROUNDINGS = ("nearest", "stochastic")
 
 
-# Fused optimisers and those that write through `.data` change a core without raising its version counter.
-register_optimizer_step_post_hook(_count_optimizer_step)
+class _Kept(NamedTuple):
+    """A fold and what it was made from."""
+
+    dtype: torch.dtype
+    key: tuple
+    aliases: list[Tensor]
+    folded: Folded
 
 
 class _SubspaceLayer(nn.Module):
@@ -39,9 +40,16 @@ class _SubspaceLayer(nn.Module):
     Folded weight. In training mode a fold is kept and used again by later forwards (gradient accumulation,
     checkpointing) for as long as storage and version of `c`, `weight`, `U` and `V`, the scale, the compute dtype and
     the number of optimiser steps taken in this process stay the same. In eval mode every forward folds anew, so an
-    average swapped in for evaluation is seen however it was written. Not seen: a write through `.data` in training
-    mode outside an optimiser's `step`; call `refold()` after one.
+    average swapped in for evaluation is seen however it was written; so does every forward captured in a CUDA graph,
+    and every forward once an optimiser step was captured. Not seen: a write through `.data` in training mode outside
+    an optimiser's `step`; call `refold()` after one. `group_folds(model)` makes the folds of a model one launch.
+
+    Rounding. "stochastic" rounds the folded weight to a half-precision dtype by a fixed hash of its position: a weight
+    that exists in half precision only then gains the digits that an update of relative size 1e-3 needs, on average
+    over the matrix. Merging rounds in the same way.
     """
+
+    augments = False  # whether the op takes the fold with both bases around it
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -49,7 +57,11 @@ class _SubspaceLayer(nn.Module):
     V: Tensor
     _base_weight: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, scale: float) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, scale: float, rounding: Rounding
+    ) -> None:
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
         super().__init__()
         bases = [basis.detach().to(weight.device) for basis in (U, V)]
         core = torch.zeros(bases[0].shape[-1], bases[0].shape[-1], dtype=torch.float32, device=weight.device)
@@ -63,7 +75,10 @@ class _SubspaceLayer(nn.Module):
         self.register_buffer("_base_weight", None, persistent=False)
         self.c = nn.Parameter(core)
         self.scale = float(scale)
-        self._fold: tuple[tuple, list[Tensor], Tensor] | None = None
+        self.rounding: Rounding = rounding
+        self._kept: _Kept | None = None
+        self._buffer: folding.FoldBuffer | None = None
+        self._group: folding.FoldGroup | None = None
 
     @property
     def merged(self) -> bool:
@@ -75,12 +90,16 @@ class _SubspaceLayer(nn.Module):
         """K, the number of columns of U and V."""
         return self.U.shape[1]
 
+    @property
+    def seed(self) -> int | None:
+        """Of stochastic rounding; None rounds to nearest."""
+        return 0 if self.rounding == "stochastic" else None
+
     def merged_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """w + scale * U c V^T, accumulated in float32 or wider and rounded once; shaped like `weight`."""
         base = self.weight.detach() if self._base_weight is None else self._base_weight
-        flat = fold_weight(
-            base.reshape(base.shape[0], -1), self.U, self.c.detach(), self.V, self.scale, dtype or base.dtype
-        )
+        core = self.c.detach()
+        flat = fold_weight(base.flatten(1), self.U, core, self.V, self.scale, dtype or base.dtype, self.seed)
         return flat.view(base.shape)
 
     @torch.no_grad()
@@ -112,28 +131,79 @@ class _SubspaceLayer(nn.Module):
 
     def refold(self) -> None:
         """Forget the kept fold."""
-        self._fold = None
+        self._kept = None
+        self._buffer = None
 
-    def _folded(self, dtype: torch.dtype) -> Tensor | None:
-        """The fold in `dtype`, kept in training mode; None leaves folding to the op, which saves no copy of it."""
-        tensors = [self.c, self.weight, self.U, self.V]
-        if not self.training or torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
-            return None
-        versions = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        key = (versions, self.scale, dtype, _optimizer_steps)
-        if self._fold is None or self._fold[0] != key:
-            # Aliases keep the storages alive: no other tensor can come to lie at an address in the key.
-            aliases = [tensor.detach() for tensor in tensors]
-            with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
-                self._fold = (key, aliases, self.merged_weight(dtype))
-        return self._fold[2]
+    def _folded(self, dtype: torch.dtype) -> Folded | None:
+        """The fold in `dtype`, kept in training mode; None leaves folding to the op."""
+        if torch.compiler.is_compiling():
+            return Folded(self.merged_weight(dtype))
+        readable = not any(tensor.is_inference() for tensor in (self.c, self.weight, self.U, self.V))
+        if not self.training or not readable:
+            return Folded(self._fold_anew(dtype)) if self.rounding == "stochastic" else None
+        if not folding.keepable():
+            return self._fold_into(self.buffer_in(dtype)) if self._native(dtype) else Folded(self._fold_anew(dtype))
+        if self._kept is None or self._kept.key != folding.key_of(self, dtype):
+            if not self._native(dtype):
+                self._keep(dtype, Folded(self._fold_anew(dtype)))
+            elif self._group is not None and self._kept is not None and self._kept.dtype == dtype:
+                self._group.fill(dtype, self.seed)
+            else:
+                self._fold_into(self.buffer_in(dtype))
+                self.keep(dtype)
+        assert self._kept is not None
+        return self._kept.folded
+
+    def _native(self, dtype: torch.dtype) -> bool:
+        """Whether a kernel folds this layer, into a buffer of its own."""
+        codes = _native.DTYPE_CODES
+        return (
+            _native.runs_on(self.weight.device)
+            and self.weight.dtype in codes
+            and dtype in codes
+            and self.weight.is_contiguous()
+            and self.rank <= _native.module().rank_update_max_rank
+        )
+
+    @torch.no_grad()
+    def _fold_anew(self, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.merged_weight(dtype)
+
+    def _fold_into(self, buffer: folding.FoldBuffer) -> Folded:
+        buffer.fill(self.seed)
+        return buffer.folded
+
+    @torch.no_grad()
+    def buffer_in(self, dtype: torch.dtype) -> folding.FoldBuffer:
+        """The buffer for folds in `dtype`, made anew where the kept one lies elsewhere or holds other bases."""
+        buffer = self._buffer
+        if buffer is None or buffer.place != folding.FoldBuffer.place_of(self, dtype):
+            buffer = folding.FoldBuffer(self, dtype)
+            # Memory from a graph's own pool must not outlive the capture.
+            self._buffer = self._buffer if folding.capturing() else buffer
+        return buffer
+
+    def has_stale_fold(self, dtype: torch.dtype, seed: int | None) -> bool:
+        """Whether this layer was folded in `dtype` and rounded by `seed` before, and changed since."""
+        kept = self._kept
+        if kept is None or not self.training or kept.dtype != dtype or self.seed != seed or not self._native(dtype):
+            return False
+        return kept.key != folding.key_of(self, dtype)
+
+    def keep(self, dtype: torch.dtype) -> None:
+        """Remember that the buffer now holds the fold of what the layer holds."""
+        self._keep(dtype, self.buffer_in(dtype).folded)
+
+    def _keep(self, dtype: torch.dtype, folded: Folded) -> None:
+        self._kept = _Kept(dtype, folding.key_of(self, dtype), folding.detached(self), folded)
 
     def _apply(self, fn, recurse=True):
         self.refold()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fold": None}
+        return {**self.__dict__, "_kept": None, "_buffer": None, "_group": None}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -154,24 +224,39 @@ class SubspaceLinear(_SubspaceLayer):
     `subspace_linear` and may be set at any time.
     """
 
+    augments = True
+
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, scale: float = 1.0, plan: str = "auto"
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        U: Tensor,
+        V: Tensor,
+        scale: float = 1.0,
+        plan: str = "auto",
+        rounding: Rounding = "nearest",
     ) -> None:
         """Args: weight [out, in], bias [out] or None, U [out, K], V [in, K]; weight and bias are shared, not copied.
 
         Raises:
-            ValueError: shapes that do not match, unknown plan.
+            ValueError: shapes that do not match, unknown plan or rounding.
         """
         if plan not in PLANS:
             raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
         if weight.dim() != 2:
             raise ValueError(f"weight must be [out, in], got shape {tuple(weight.shape)}")
-        super().__init__(weight, bias, U, V, scale)
+        super().__init__(weight, bias, U, V, scale, rounding)
         self.plan = plan
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, U: Tensor, V: Tensor, scale: float = 1.0, plan: str = "auto"
+        cls,
+        linear: nn.Linear,
+        U: Tensor,
+        V: Tensor,
+        scale: float = 1.0,
+        plan: str = "auto",
+        rounding: Rounding = "nearest",
     ) -> SubspaceLinear:
         """The layer that stands in for `linear`, sharing its weight; U [out, K], V [in, K].
 
@@ -180,7 +265,7 @@ class SubspaceLinear(_SubspaceLayer):
         """
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        layer = cls(linear.weight, linear.bias, U, V, scale, plan)
+        layer = cls(linear.weight, linear.bias, U, V, scale, plan, rounding)
         layer.train(linear.training)
         return layer
 
@@ -205,9 +290,9 @@ class SubspaceLinear(_SubspaceLayer):
         check_input(x, w, self.bias, self.U, self.c, self.V, autocast=dtype is not None)
         if dtype is not None:
             x = x.to(dtype)
-        fold = choose_fold(self.plan, x.numel() // w.shape[1], w)
-        w_eff = self._folded(x.dtype) if fold else None
-        return apply_checked(x, w, self.bias, self.U, self.c, self.V, self.scale, fold, w_eff)
+        fold = choose_fold(self.plan, x.numel() // w.shape[1], w, exact=self.rounding == "nearest")
+        folded = self._folded(x.dtype) if fold else None
+        return apply_checked(x, w, self.bias, self.U, self.c, self.V, self.scale, fold, folded)
 
     def extra_repr(self) -> str:
         return (
@@ -222,7 +307,9 @@ class SubspaceConv2d(_SubspaceLayer):
     The weight is unrolled to [out, Cin*kh*kw], the layout of `w.reshape(out, -1)`.
     """
 
-    def __init__(self, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0, rounding: Rounding = "nearest"
+    ) -> None:
         """Args: conv with groups=1, whose weight and bias are shared; U [out, K], V [Cin*kh*kw, K].
 
         Raises:
@@ -235,7 +322,7 @@ class SubspaceConv2d(_SubspaceLayer):
             )
         if conv.groups != 1:
             raise ValueError(f"conv must have groups=1, got groups={conv.groups}")
-        super().__init__(conv.weight, conv.bias, U, V, scale)
+        super().__init__(conv.weight, conv.bias, U, V, scale, rounding)
         self.stride = tuple(conv.stride)
         self.dilation = tuple(conv.dilation)
         self.padding = conv.padding
@@ -244,9 +331,11 @@ class SubspaceConv2d(_SubspaceLayer):
         self.train(conv.training)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0) -> SubspaceConv2d:
+    def from_conv(
+        cls, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0, rounding: Rounding = "nearest"
+    ) -> SubspaceConv2d:
         """The layer that stands in for `conv`, sharing its weight; U [out, K], V [Cin*kh*kw, K]."""
-        return cls(conv, U, V, scale)
+        return cls(conv, U, V, scale, rounding)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, Cin, H, W] or [Cin, H, W] -> y [B, out, H', W'] or [out, H', W']."""
@@ -268,7 +357,8 @@ class SubspaceConv2d(_SubspaceLayer):
             return nn.functional.conv2d(x, w, self.bias, self.stride, padding, self.dilation)
         batch = x if x.dim() == 4 else x[None]
         geometry = (self.stride, padding, self.dilation)
-        w_eff = self._folded(x.dtype)
+        folded = self._folded(x.dtype)
+        w_eff = None if folded is None else folded.weight
         y = subspace_conv2d(batch, w, self.bias, self.U, self.c, self.V, self.scale, geometry, w_eff)
         return y if x.dim() == 4 else y[0]
 

@@ -1,8 +1,11 @@
 """Fixtures and markers shared by all tests."""
 
+import emulated
 import numpy as np
 import pytest
 import torch
+
+from subspace_ext import _native
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +28,30 @@ def _seed_torch() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def emulated_module():
+    module = emulated.load()
+    if module is None:
+        pytest.skip("no C++ compiler for the emulated kernels")
+    return module
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request, monkeypatch) -> torch.device:
+    """A device whose tensors go to the CUDA kernels: a GPU, and everywhere the CPU with the emulated kernels.
+
+    Memory that torch.empty hands out, results and scratch of the kernels among it, holds NaN before.
+    """
+    if request.param == "emulated":
+        monkeypatch.setattr(_native, "_C", request.getfixturevalue("emulated_module"))
+        monkeypatch.setattr(_native, "KERNEL_DEVICE", "cpu")
+    real = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = real(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    return torch.device("cpu" if request.param == "emulated" else "cuda")

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.fold_weight_ref import accumulation_dtype
+from subspace_ext.ops.rank_update_ref import accumulation_dtype
 from subspace_ext.ops.subspace_linear import without_autocast
 
 

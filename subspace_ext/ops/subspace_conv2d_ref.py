@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from subspace_ext.ops.fold_weight_ref import accumulation_dtype
+from subspace_ext.ops.rank_update_ref import accumulation_dtype
 
 
 def subspace_conv2d_ref(

@@ -2,18 +2,24 @@
 
 One implementation (`_forward`, `_backward`) stands behind two entries: an `autograd.Function`, which is cheaper in
 eager mode, and the library op `subspace_ext::subspace_linear`, which `torch.compile` can trace.
+
+Folded weights come as a `Folded`: alone, or in the corner of an augmented matrix with which one product gives y and p,
+and one product dx and g.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from subspace_ext.ops.core_grad import core_grad
 from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.fold_weight_ref import accumulation_dtype
+from subspace_ext.ops.rank_update import rank_update_
+from subspace_ext.ops.rank_update_ref import accumulation_dtype
 
 PLANS = ("auto", "fold", "factored")
 
@@ -22,18 +28,26 @@ PLANS = ("auto", "fold", "factored")
 FOLD_TOKENS_CUDA = 1000
 
 
-def choose_fold(plan: str, tokens: int, w: Tensor) -> bool:
+class Folded(NamedTuple):
+    """A fold made before the call, in the dtype of the call."""
+
+    weight: Tensor  # w_eff [out, in]
+    augmented: Tensor | None = None  # [[w_eff, U], [V^T, 0]] of at least [out + K, in + K]; holds weight
+    bias: Tensor | None = None  # [out + K]: the layer's bias and zeros, where it has one and augmented is there
+
+
+def choose_fold(plan: str, tokens: int, w: Tensor, exact: bool = True) -> bool:
     """True when the plan is "fold", or "auto" and folding is the better choice for this call.
 
-    A weight that exists only in half precision is never folded by "auto": an update smaller than half a unit in its
-    last place would be lost. On CPU folding pays from about min(out, in) tokens. Measured on one AVX-512 core in
+    A weight that exists only in half precision is not folded by "auto" unless the fold is rounded stochastically
+    (`exact` False): an update smaller than half a unit in its last place would be lost. On CPU folding pays from about min(out, in) tokens. Measured on one AVX-512 core in
     float32, fold against factored in microseconds: [192, 192], K=32: 64 tokens 88 / 77, 256 tokens 226 / 270;
     [576, 192], K=32: 256 tokens 649 / 690; [1024, 1024], K=64: 256 tokens 7695 / 6924, 4096 tokens 142k / 160k;
     [3072, 1024], K=64: 256 tokens 36.6k / 28.7k, 1024 tokens 79k / 111k.
     """
     if plan != "auto":
         return plan == "fold"
-    if w.dtype in (torch.bfloat16, torch.float16):
+    if exact and w.dtype in (torch.bfloat16, torch.float16):
         return False
     return tokens >= (FOLD_TOKENS_CUDA if w.device.type == "cuda" else min(w.shape[0], w.shape[1]))
 
@@ -99,6 +113,12 @@ def check_input(x: Tensor, w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor,
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, or torch.float32, got {tensor.dtype}")
 
 
+def _left_columns(matrix: Tensor, count: int, leading: torch.Size) -> Tensor:
+    """matrix[:, :count] as [*leading, count] over the same memory, but no view to autograd: it may be written to."""
+    view = matrix[:, :count].view(*leading, count)
+    return matrix.new_empty(0).set_(matrix.untyped_storage(), 0, view.shape, view.stride())
+
+
 def _forward(
     x: Tensor,
     w: Tensor,
@@ -109,26 +129,28 @@ def _forward(
     scale: float,
     fold: bool,
     project: bool,
-    w_eff: Tensor | None = None,
+    folded: Folded | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y [..., out] and p = x v [T, K] in the dtype of x; p has no rows unless `project`."""
     dtype = x.dtype
+    out_size, rank = u.shape
+    linear = torch.nn.functional.linear
     with without_autocast(x.device.type):
         tokens = x.reshape(-1, x.shape[-1])
-        v_cast = v.to(dtype)
+        if fold and project and folded is not None and folded.augmented is not None:
+            both = linear(tokens, folded.augmented[: out_size + rank, : x.shape[-1]], folded.bias)
+            # Copied out: a view saved for backward would keep all of y.
+            return _left_columns(both, out_size, x.shape[:-1]), both[:, out_size:].contiguous()
         narrow_bias = None if bias is None else bias.to(dtype)
+        p = tokens @ v.to(dtype) if project or not fold else tokens.new_empty(0, rank)
         if fold:
-            if w_eff is None:
-                w_eff = fold_weight(w, u, c, v, scale, dtype)
-            y = torch.nn.functional.linear(tokens, w_eff, narrow_bias)
-            p = tokens @ v_cast if project else tokens.new_empty(0, v.shape[1])
+            w_eff = fold_weight(w, u, c, v, scale, dtype) if folded is None else folded.weight
+            y = linear(tokens, w_eff, narrow_bias)
         else:
-            p = tokens @ v_cast
-            wide = accumulation_dtype(dtype)
-            mixed = ((p.to(wide) @ c.to(wide).t()) * scale).to(dtype)
-            y = torch.addmm(torch.nn.functional.linear(tokens, w.to(dtype), narrow_bias), mixed, u.to(dtype).t())
-            p = p if project else tokens.new_empty(0, v.shape[1])
-    return y.reshape(*x.shape[:-1], w.shape[0]), p
+            core = c.to(accumulation_dtype(dtype)).t()
+            y = rank_update_(linear(tokens, w.to(dtype), narrow_bias), p, core, u, scale)
+            p = p if project else tokens.new_empty(0, rank)
+    return y.view(*x.shape[:-1], out_size), p
 
 
 def _backward(
@@ -142,78 +164,90 @@ def _backward(
     scale: float,
     fold: bool,
     needs: tuple[bool, bool],
-    w_eff: Tensor | None = None,
+    folded: Folded | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx = dy w_eff + dp v^T [..., in] and dc = scale * (dy u)^T p [K, K], each only where `needs` asks for it."""
     dtype = dy.dtype
-    wide = accumulation_dtype(dtype)
-    dx = dc = None
+    in_size, rank = v.shape
+    dx = dc = g = None
     with without_autocast(dy.device.type):
         rows = dy.reshape(-1, dy.shape[-1])
-        g = rows @ u.to(dtype) if needs[1] or not fold else None
-        if needs[0]:
+        if all(needs) and folded is not None and folded.augmented is not None:
+            both = rows @ folded.augmented[: rows.shape[1], : in_size + rank]
+            dx, g = _left_columns(both, in_size, rows.shape[:1]), both[:, in_size:]
+        elif needs[1] or not fold:
+            g = rows @ u.to(dtype)
+        if needs[0] and dx is None:
             if fold:
-                dx = rows @ (fold_weight(w, u, c, v, scale, dtype) if w_eff is None else w_eff)
+                dx = rows @ (fold_weight(w, u, c, v, scale, dtype) if folded is None else folded.weight)
             else:
                 assert g is not None
-                mixed = ((g.to(wide) @ c.to(wide)) * scale).to(dtype)
-                dx = torch.addmm(rows @ w.to(dtype), mixed, v.to(dtype).t())
+                dx = rank_update_(rows @ w.to(dtype), g, c.to(accumulation_dtype(dtype)), v, scale)
+        if dx is not None:
             if dp is not None and dp.shape[0] == rows.shape[0]:
                 dx = dx + dp @ v.to(dtype).t()
-            dx = dx.reshape(*dy.shape[:-1], w.shape[1])
+            dx = dx.view(*dy.shape[:-1], in_size)
         if needs[1]:
             assert g is not None and p is not None
-            dc = ((g.to(wide).t() @ p.to(wide)) * scale).to(c.dtype)
+            dc = core_grad(g, p, scale).to(c.dtype)
     return dx, dc
 
 
 class _SubspaceLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, u, c, v, scale, fold, w_eff):
+    def forward(ctx, x, w, bias, u, c, v, scale, fold, folded):
         project = c.requires_grad
-        y, p = _forward(x, w, bias, u, c, v, scale, fold, project, w_eff)
-        ctx.save_for_backward(p if project else None, w, u, c, v, w_eff)
+        y, p = _forward(x, w, bias, u, c, v, scale, fold, project, folded)
+        weight, augmented = (None, None) if folded is None else folded[:2]
+        # Kept through autograd, which notices when a later fold writes into the same memory.
+        ctx.save_for_backward(p if project else None, w, u, c, v, weight, augmented)
         ctx.scale, ctx.fold = scale, fold
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        p, w, u, c, v, w_eff = ctx.saved_tensors
+        p, w, u, c, v, weight, augmented = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
-        dx, dc = _backward(dy, None, p, w, u, c, v, ctx.scale, ctx.fold, needs, w_eff)
+        folded = None if weight is None else Folded(weight, augmented)
+        dx, dc = _backward(dy, None, p, w, u, c, v, ctx.scale, ctx.fold, needs, folded)
         return dx, None, None, None, dc, None, None, None, None
 
 
 torch.library.define(
     "subspace_ext::subspace_linear",
-    "(Tensor x, Tensor w, Tensor? bias, Tensor u, Tensor c, Tensor v, float scale, bool fold, bool project)"
-    " -> (Tensor, Tensor)",
+    "(Tensor x, Tensor w, Tensor? bias, Tensor u, Tensor c, Tensor v, float scale, bool fold, bool project,"
+    " Tensor? w_eff=None) -> (Tensor, Tensor)",
 )
-torch.library.register_kernel("subspace_ext::subspace_linear", "default", _forward)
+
+
+@torch.library.register_kernel("subspace_ext::subspace_linear", "default")
+def _library_forward(x, w, bias, u, c, v, scale, fold, project, w_eff=None):
+    return _forward(x, w, bias, u, c, v, scale, fold, project, None if w_eff is None else Folded(w_eff))
 
 
 @torch.library.register_fake("subspace_ext::subspace_linear")
-def _fake(x, w, bias, u, c, v, scale, fold, project):
+def _fake(x, w, bias, u, c, v, scale, fold, project, w_eff=None):
     tokens = x.numel() // x.shape[-1]
     y = x.new_empty(*x.shape[:-1], w.shape[0])
     return y, x.new_empty(tokens if project else 0, v.shape[1])
 
 
 def _library_setup(ctx, inputs, output) -> None:
-    x, w, _bias, u, c, v, scale, fold, project = inputs
+    x, w, _bias, u, c, v, scale, fold, project, w_eff = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1] if project else None, w, u, c, v)
+    ctx.save_for_backward(output[1] if project else None, w, u, c, v, w_eff)
     ctx.scale, ctx.fold, ctx.leading = scale, fold, x.shape[:-1]
 
 
 def _library_backward(ctx, dy, dp):
-    p, w, u, c, v = ctx.saved_tensors
+    p, w, u, c, v, w_eff = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
     if dy is None:
         dy = w.new_zeros(*ctx.leading, w.shape[0], dtype=v.dtype if dp is None else dp.dtype)
-    dx, dc = _backward(dy, dp, p, w, u, c, v, ctx.scale, ctx.fold, needs)
-    return dx, None, None, None, dc, None, None, None, None
+    folded = None if w_eff is None else Folded(w_eff)
+    dx, dc = _backward(dy, dp, p, w, u, c, v, ctx.scale, ctx.fold, needs, folded)
+    return dx, None, None, None, dc, None, None, None, None, None
 
 
 torch.library.register_autograd("subspace_ext::subspace_linear", _library_backward, setup_context=_library_setup)
@@ -228,15 +262,16 @@ def apply_checked(
     v: Tensor,
     scale: float,
     fold: bool,
-    w_eff: Tensor | None = None,
+    folded: Folded | None = None,
 ) -> Tensor:
-    """`subspace_linear` after its checks and casts; `w_eff` is a fold made earlier, used only in eager mode."""
+    """`subspace_linear` after its checks and casts; `folded` is a fold made before."""
     if torch.compiler.is_compiling():
         project = c.requires_grad and torch.is_grad_enabled()
-        return torch.ops.subspace_ext.subspace_linear(x, w, bias, u, c, v, scale, fold, project)[0]
+        w_eff = None if folded is None else folded.weight
+        return torch.ops.subspace_ext.subspace_linear(x, w, bias, u, c, v, scale, fold, project, w_eff)[0]
     if torch.is_grad_enabled() and (x.requires_grad or c.requires_grad):
-        return _SubspaceLinear.apply(x, w, bias, u, c, v, scale, fold, w_eff)
-    return _forward(x, w, bias, u, c, v, scale, fold, False, w_eff)[0]
+        return _SubspaceLinear.apply(x, w, bias, u, c, v, scale, fold, folded)
+    return _forward(x, w, bias, u, c, v, scale, fold, False, folded)[0]
 
 
 def subspace_linear(

@@ -234,7 +234,7 @@ def test_a_copy_has_its_own_fold():
     layer, x = make_linear(), torch.randn(40, 12)
     before = layer(x)
     other = copy.deepcopy(layer)
-    assert other._fold is None
+    assert other._kept is None
     _in_place(other.c)
     assert not torch.allclose(other(x), before)
     assert torch.equal(layer(x), before)

@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from subspace_ext import subspace_linear
 from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.fold_weight_ref import fold_weight_ref
+from subspace_ext.ops.rank_update_ref import rank_update_ref
 from subspace_ext.ops.subspace_linear import choose_fold
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
@@ -289,7 +289,7 @@ def test_native_fold(weight_dtype, dtype, out_size, in_size, rank):
     c = torch.randn(rank, rank, device="cuda")
     exact = w.double() + SCALE * U.double() @ c.double() @ V.double().t()
     assert_as_exact_as_torch(
-        fold_weight(w, U, c, V, SCALE, dtype), fold_weight_ref(w, U, c, V, SCALE, dtype), exact, "w_eff"
+        fold_weight(w, U, c, V, SCALE, dtype), rank_update_ref(w, U, c, V, SCALE, dtype), exact, "w_eff"
     )
 
 

@@ -1,0 +1,72 @@
+"""The compiled module with its CUDA kernels built for an emulator on the CPU.
+
+Only the meaning of the hardware's instructions is replaced (tests/emulator); kernels, launches and bindings are those
+that run on a GPU.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+EMULATOR = Path(__file__).parent / "emulator"
+
+
+def _sources() -> list[Path]:
+    return [ROOT / "csrc/bindings.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp")), *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+
+
+def build(folder: Path) -> Path:
+    """The library in `folder`, compiled where sources changed since. Raises RuntimeError with what the compiler said."""
+    import pybind11
+
+    library = folder / "_C.so"
+    texts = [*_sources(), *sorted(ROOT.glob("csrc/**/*.*h")), *sorted(EMULATOR.rglob("*.*h")), Path(__file__)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in texts)).hexdigest()
+    stamp = folder / "digest"
+    if library.exists() and stamp.exists() and stamp.read_text() == digest:
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [EMULATOR, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    # longjmp between fibers is what fortified builds refuse.
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    flags += ['-DSUBSPACE_VERSION="emulated"', '-DSUBSPACE_COMPILER="emulated"', "-DSUBSPACE_HAS_CUDA"]
+    flags += ['-DSUBSPACE_CUDA_VERSION="emulated"', '-DSUBSPACE_CUDA_ARCHS="emulated"']
+    flags += [f"-I{path}" for path in includes]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        command = ["c++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        return target
+
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, _sources()))
+        subprocess.run(
+            ["c++", "-shared", *map(str, objects), "-o", str(library), "-pthread"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"the emulated kernels do not compile:\n{error.stderr}") from error
+    stamp.write_text(digest)
+    return library
+
+
+def load() -> ModuleType | None:
+    """The emulated module; None where there is no C++ compiler."""
+    if shutil.which("c++") is None:
+        return None
+    spec = importlib.util.spec_from_file_location("emulated._C", build(ROOT / "build/emulated"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
