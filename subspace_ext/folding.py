@@ -46,11 +46,16 @@ def keepable() -> bool:
     return not _hidden_steps and not capturing()
 
 
+def sources(layer: _SubspaceLayer) -> list[Tensor]:
+    """What a fold is made from."""
+    tensors = [layer.c, layer.weight, layer.U, layer.V]
+    return tensors if layer.bias is None else [*tensors, layer.bias]
+
+
 def key_of(layer: _SubspaceLayer, dtype: torch.dtype) -> tuple:
     """Differs whenever a fold of the layer in `dtype` may differ."""
-    tensors = (layer.c, layer.weight, layer.U, layer.V)
     return (
-        *((tensor.data_ptr(), tensor._version) for tensor in tensors),
+        *((tensor.data_ptr(), tensor._version) for tensor in sources(layer)),
         layer.scale,
         layer.rounding,
         dtype,
@@ -153,7 +158,3 @@ def group_folds(model: nn.Module) -> FoldGroup | None:
     layers = [module for module in model.modules() if isinstance(module, _SubspaceLayer)]
     return FoldGroup(layers) if layers else None
 
-
-def detached(layer: _SubspaceLayer) -> list[Tensor]:
-    """Aliases that keep the storages in a key alive, so that no other tensor can come to lie at their addresses."""
-    return [tensor.detach() for tensor in (layer.c, layer.weight, layer.U, layer.V)]

@@ -138,8 +138,7 @@ class _SubspaceLayer(nn.Module):
         """The fold in `dtype`, kept in training mode; None leaves folding to the op."""
         if torch.compiler.is_compiling():
             return Folded(self.merged_weight(dtype))
-        readable = not any(tensor.is_inference() for tensor in (self.c, self.weight, self.U, self.V))
-        if not self.training or not readable:
+        if not self.training or any(tensor.is_inference() for tensor in folding.sources(self)):
             return Folded(self._fold_anew(dtype)) if self.rounding == "stochastic" else None
         if not folding.keepable():
             return self._fold_into(self.buffer_in(dtype)) if self._native(dtype) else Folded(self._fold_anew(dtype))
@@ -196,7 +195,9 @@ class _SubspaceLayer(nn.Module):
         self._keep(dtype, self.buffer_in(dtype).folded)
 
     def _keep(self, dtype: torch.dtype, folded: Folded) -> None:
-        self._kept = _Kept(dtype, folding.key_of(self, dtype), folding.detached(self), folded)
+        # Aliases keep the storages alive: no other tensor can come to lie at an address in the key.
+        aliases = [tensor.detach() for tensor in folding.sources(self)]
+        self._kept = _Kept(dtype, folding.key_of(self, dtype), aliases, folded)
 
     def _apply(self, fn, recurse=True):
         self.refold()

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) run_kernel(const CoreGrad a, std::in
     __syncthreads();
     g.fetch(token + kTokens, end);
     p.fetch(token + kTokens, end);
-    tile.template multiply<std::is_same_v<Element, float>, kTokens>(
+    tile.template multiply<std::is_same_v<Element, float> ? 3 : 1, kTokens>(
         [&](int i, int k) { return g_tile[k * kStride + warp_row + i]; },
         [&](int k, int j) { return p_tile[k * kStride + warp_column + j]; });
     __syncthreads();

@@ -1,7 +1,8 @@
 // Products of tiles in shared memory on tensor cores.
 //
-// float32 operands are split into two TF32 parts where `kExact` (three products, relative error about 2^-21);
-// otherwise each is rounded once to TF32, which changes no bfloat16 or float16 value.
+// An operand counts as the sum of its kParts leading TF32 parts of 11 bits each; three parts are all of a float32. The
+// products of parts that together leave out more than the sum keeps are not made: 1, 3 or 6 are, for a relative error
+// of about 2^-11, 2^-22 or that of float32. One part is all of a bfloat16 or float16.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -14,58 +15,57 @@ struct WarpTile {
   float sum[kRowTiles][kColumnTiles][4] = {};
 
   // Adds a b over `kDepth` columns. a(i, k) and b(k, j) give the elements of the warp's operands.
-  template <bool kExact, int kDepth, class A, class B>
+  template <int kParts, int kDepth, class A, class B>
   __device__ void multiply(A a, B b) {
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
     const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
     for (int k = 0; k < kDepth; k += 8) {
-      float left[kRowTiles][4], right[kColumnTiles][2];
+      float left[kParts][kRowTiles][4], right[kParts][kColumnTiles][2];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
-        left[i][0] = a(16 * i + g, k + t);
-        left[i][1] = a(16 * i + g + 8, k + t);
-        left[i][2] = a(16 * i + g, k + t + 4);
-        left[i][3] = a(16 * i + g + 8, k + t + 4);
+        left[0][i][0] = a(16 * i + g, k + t);
+        left[0][i][1] = a(16 * i + g + 8, k + t);
+        left[0][i][2] = a(16 * i + g, k + t + 4);
+        left[0][i][3] = a(16 * i + g + 8, k + t + 4);
       }
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
-        right[j][0] = b(k + t, 8 * j + g);
-        right[j][1] = b(k + t + 4, 8 * j + g);
+        right[0][j][0] = b(k + t, 8 * j + g);
+        right[0][j][1] = b(k + t + 4, 8 * j + g);
       }
-      add<kExact>(left, right);
+      split(left);
+      split(right);
+      // The small products first.
+#pragma unroll
+      for (int order = kParts - 1; order >= 0; --order) {
+#pragma unroll
+        for (int part = 0; part <= order; ++part) {
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+            for (int j = 0; j < kColumnTiles; ++j) mma_tf32(sum[i][j], left[part][i], right[order - part][j]);
+          }
+        }
+      }
     }
   }
 
  private:
-  template <bool kExact>
-  __device__ void add(float (&left)[kRowTiles][4], float (&right)[kColumnTiles][2]) {
-    float left_rest[kRowTiles][4], right_rest[kColumnTiles][2];
+  // values[0] is taken apart: its TF32 part stays, that of the rest goes to values[1], and so on.
+  template <int kParts, int kTiles, int kCount>
+  static __device__ void split(float (&values)[kParts][kTiles][kCount]) {
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) split(left[i], left_rest[i]);
+    for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) split(right[j], right_rest[j]);
+      for (int q = 0; q < kCount; ++q) {
+        float rest = values[0][i][q];
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-      for (int j = 0; j < kColumnTiles; ++j) {
-        if constexpr (kExact) {
-          mma_tf32(sum[i][j], left_rest[i], right[j]);
-          mma_tf32(sum[i][j], left[i], right_rest[j]);
+        for (int part = 0; part < kParts; ++part) {
+          values[part][i][q] = to_tf32(rest);
+          rest -= values[part][i][q];
         }
-        mma_tf32(sum[i][j], left[i], right[j]);
       }
-    }
-  }
-
-  // values = TF32 part of values, rest = TF32 part of what is left.
-  template <int kCount>
-  static __device__ void split(float (&values)[kCount], float (&rest)[kCount]) {
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) {
-      const float head = to_tf32(values[q]);
-      rest[q] = to_tf32(values[q] - head);
-      values[q] = head;
     }
   }
 };

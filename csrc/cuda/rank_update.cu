@@ -53,11 +53,13 @@ __device__ int job_of(const RankUpdate* jobs, int count, std::int64_t block) {
   return low;
 }
 
+// Parts of a factor that the products need for a result of this type: bfloat16 keeps 8 bits, float16 keeps 11.
+template <class Out>
+constexpr int kParts = std::is_same_v<Out, bf16> ? 1 : std::is_same_v<Out, fp16> ? 2 : 3;
+
 template <class Base, class Left, class Out>
 class Block {
  public:
-  // One TF32 product leaves 11 bits: three more than bfloat16 keeps, none more than float16.
-  static constexpr bool kExact = !std::is_same_v<Out, bf16>;
   using Tile = WarpTile<kWarpRows / 16, kWarpColumns / 8>;
 
   __device__ Block(const RankUpdate& job, std::int64_t first_row, Rounding rounding, std::int64_t seed)
@@ -139,7 +141,7 @@ class Block {
 
   __device__ void multiply(Tile& tile, const float* left, int left_stride, const float* right) {
     const float* own_right = right + warp_column_ * kStride;
-    tile.template multiply<kExact, kDepth>([&](int i, int k) { return left[i * left_stride + k]; },
+    tile.template multiply<kParts<Out>, kDepth>([&](int i, int k) { return left[i * left_stride + k]; },
                                            [&](int k, int j) { return own_right[j * kStride + k]; });
   }
 
@@ -266,7 +268,7 @@ class Block {
 };
 
 template <class Base, class Left, class Out>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kParts<Out> == 3 ? 1 : 2)
     rank_update_kernel(const RankUpdate single, const RankUpdate* jobs, int count, int tiles_per_block,
                        Rounding rounding, std::int64_t seed) {
   __shared__ RankUpdate job;

@@ -113,10 +113,9 @@ def check_input(x: Tensor, w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor,
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, or torch.float32, got {tensor.dtype}")
 
 
-def _left_columns(matrix: Tensor, count: int, leading: torch.Size) -> Tensor:
-    """matrix[:, :count] as [*leading, count] over the same memory, but no view to autograd: it may be written to."""
-    view = matrix[:, :count].view(*leading, count)
-    return matrix.new_empty(0).set_(matrix.untyped_storage(), 0, view.shape, view.stride())
+def _shaped(matrix: Tensor, leading: torch.Size) -> Tensor:
+    """matrix [T, n] as [*leading, n] over the same memory, but no view to autograd: a caller may write to it."""
+    return torch.ops.aten._unsafe_view(matrix, (*leading, matrix.shape[1]))
 
 
 def _forward(
@@ -140,7 +139,7 @@ def _forward(
         if fold and project and folded is not None and folded.augmented is not None:
             both = linear(tokens, folded.augmented[: out_size + rank, : x.shape[-1]], folded.bias)
             # Copied out: a view saved for backward would keep all of y.
-            return _left_columns(both, out_size, x.shape[:-1]), both[:, out_size:].contiguous()
+            return _shaped(both[:, :out_size], x.shape[:-1]), both[:, out_size:].contiguous()
         narrow_bias = None if bias is None else bias.to(dtype)
         p = tokens @ v.to(dtype) if project or not fold else tokens.new_empty(0, rank)
         if fold:
@@ -150,7 +149,7 @@ def _forward(
             core = c.to(accumulation_dtype(dtype)).t()
             y = rank_update_(linear(tokens, w.to(dtype), narrow_bias), p, core, u, scale)
             p = p if project else tokens.new_empty(0, rank)
-    return y.view(*x.shape[:-1], out_size), p
+    return y if x.dim() == 2 else _shaped(y, x.shape[:-1]), p
 
 
 def _backward(
@@ -174,7 +173,7 @@ def _backward(
         rows = dy.reshape(-1, dy.shape[-1])
         if all(needs) and folded is not None and folded.augmented is not None:
             both = rows @ folded.augmented[: rows.shape[1], : in_size + rank]
-            dx, g = _left_columns(both, in_size, rows.shape[:1]), both[:, in_size:]
+            dx, g = both[:, :in_size], both[:, in_size:]
         elif needs[1] or not fold:
             g = rows @ u.to(dtype)
         if needs[0] and dx is None:
@@ -186,7 +185,7 @@ def _backward(
         if dx is not None:
             if dp is not None and dp.shape[0] == rows.shape[0]:
                 dx = dx + dp @ v.to(dtype).t()
-            dx = dx.view(*dy.shape[:-1], in_size)
+            dx = _shaped(dx, dy.shape[:-1])
         if needs[1]:
             assert g is not None and p is not None
             dc = core_grad(g, p, scale).to(c.dtype)
