@@ -31,21 +31,61 @@ def irls(
     threads: int,
 ) -> None: ...
 
-# Present only where cuda_built is true.
-def fold_weight(
-    w: int,
-    w_dtype: int,
-    w_stride: int,
-    left: int,
-    left_stride: int,
-    right: int,
-    right_stride: int,
-    w_eff: int,
-    w_eff_dtype: int,
-    w_eff_stride: int,
-    out: int,
-    in_: int,
+# Present only where cuda_built is true. Jobs are arrays of `struct RankUpdate` (csrc/rank_update.h).
+rank_update_max_rank: int
+
+def plan_rank_updates(jobs: int, count: int) -> tuple[int, int]: ...
+def rank_update(
+    jobs: int,
+    device_jobs: int,
+    count: int,
+    blocks: int,
+    tiles_per_block: int,
+    base_dtype: int,
+    left_dtype: int,
+    out_dtype: int,
+    stochastic: bool,
+    seed: int,
+    stream: int,
+) -> None: ...
+def core_grad_splits(tokens: int, rank: int) -> int: ...
+def core_grad(
+    g: int,
+    g_stride: int,
+    p: int,
+    p_stride: int,
+    dtype: int,
+    partial: int,
+    dc: int,
+    tokens: int,
     rank: int,
+    splits: int,
     scale: float,
+    stream: int,
+) -> None: ...
+def irls_cuda_workspace(adapters: int, rank: int, sb: int, sa: int, k: int) -> int: ...
+def irls_cuda(
+    rb: int,
+    ra: int,
+    layers: int,
+    adapters: int,
+    rank: int,
+    sb: int,
+    sa: int,
+    k: int,
+    p: float,
+    eps: float,
+    max_iter: int,
+    tol: float,
+    u: int,
+    v: int,
+    singular_values: int,
+    weights: int,
+    residuals: int,
+    objective: int,
+    n_iter: int,
+    converged: int,
+    workspace: int,
+    blocks: int,
     stream: int,
 ) -> None: ...

@@ -86,7 +86,5 @@ def require_float64(name: str, tensor: torch.Tensor) -> int:
         ValueError: the tensor is of another dtype or layout.
     """
     if tensor.dtype != torch.float64 or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} must be contiguous float64, got {tensor.dtype} with strides {tuple(tensor.stride())}"
-        )
+        raise ValueError(f"{name} must be contiguous float64, got {tensor.dtype} with strides {tuple(tensor.stride())}")
     return tensor.data_ptr()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from subspace_ext import _native
 from subspace_ext.ops.rank_update import Job, Launch
 from subspace_ext.ops.subspace_linear import Folded
 
@@ -64,7 +63,7 @@ def key_of(layer: _SubspaceLayer, dtype: torch.dtype) -> tuple:
 
 
 class FoldBuffer:
-    """One layer's matrix on a GPU, [[w_eff, U], [V^T, 0]] (w_eff alone for a convolution), and the job that fills it."""
+    """One layer's matrix on a GPU, [[w_eff, U], [V^T, 0]] (a convolution's w_eff alone), and the job that fills it."""
 
     def __init__(self, layer: _SubspaceLayer, dtype: torch.dtype) -> None:
         weight, rank = layer.weight.detach().flatten(1), layer.rank
@@ -157,4 +156,3 @@ def group_folds(model: nn.Module) -> FoldGroup | None:
 
     layers = [module for module in model.modules() if isinstance(module, _SubspaceLayer)]
     return FoldGroup(layers) if layers else None
-

@@ -19,7 +19,11 @@ EMULATOR = Path(__file__).parent / "emulator"
 
 
 def _sources() -> list[Path]:
-    return [ROOT / "csrc/bindings.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp")), *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    return [
+        ROOT / "csrc/bindings.cpp",
+        *sorted((ROOT / "csrc/cpu").glob("*.cpp")),
+        *sorted(ROOT.glob("csrc/cuda/*.cu")),
+    ]
 
 
 def build(folder: Path) -> Path:

@@ -74,7 +74,9 @@ def _check(jobs: Sequence[Job]) -> None:
             if tuple(tensor.shape) != expected.get(name, (rows, columns)):
                 raise ValueError(f"{where} must be {list(expected[name])}, got shape {tuple(tensor.shape)}")
             if tensor.device != first.out.device or not _native.runs_on(tensor.device):
-                raise ValueError(f"{where} must be on the GPU of the first job, {first.out.device}, got {tensor.device}")
+                raise ValueError(
+                    f"{where} must be on the GPU of the first job, {first.out.device}, got {tensor.device}"
+                )
             if name != "mid" and tensor.stride(1) != 1 and tensor.shape[1] > 1:
                 raise ValueError(f"{where} must have columns of stride 1, got strides {tuple(tensor.stride())}")
         for name, tensor in (("mid", mid), ("right", right)):

@@ -186,6 +186,19 @@ def test_kernels_repeat_bit_for_bit(kernel_device):
         assert torch.equal(first, second)
 
 
+@pytest.mark.gpu
+def test_kernels_follow_the_current_stream():
+    device = torch.device("cuda")
+    base, left, mid, right = factors(2048, 1024, 64, device)
+    expected = rank_update(base, left, mid, right, SCALE, torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = rank_update(base, left, mid, right, SCALE, torch.bfloat16)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(result, expected)
+
+
 # ---- irls -----------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +223,14 @@ def assert_same_mining(ours, wanted):
 @pytest.mark.parametrize("p", [2.0, 1.0, 0.5])
 @pytest.mark.parametrize(
     ("layers", "adapters", "rank", "sb", "sa", "k"),
-    [(2, 4, 2, 8, 8, 2), (1, 3, 3, 9, 7, 3), (1, 3, 3, 7, 9, 2), (1, 6, 8, 40, 44, 4), (1, 4, 2, 8, 8, 8), (1, 1, 4, 4, 4, 2)],
+    [
+        (2, 4, 2, 8, 8, 2),
+        (1, 3, 3, 9, 7, 3),
+        (1, 3, 3, 7, 9, 2),
+        (1, 6, 8, 40, 44, 4),
+        (1, 4, 2, 8, 8, 8),
+        (1, 1, 4, 4, 4, 2),
+    ],
     ids=str,
 )
 def test_irls(kernel_device, p, layers, adapters, rank, sb, sa, k):

@@ -8,7 +8,6 @@ from torch.nn.functional import linear
 
 from subspace_ext import subspace_linear
 from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.rank_update_ref import rank_update_ref
 from subspace_ext.ops.subspace_linear import choose_fold
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
@@ -275,32 +274,3 @@ def test_bad_arguments_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         subspace_linear(**(good | change))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    ("out_size", "in_size", "rank"), [(64, 64, 16), (130, 67, 33), (1, 1, 1), (1024, 3072, 64), (5, 300, 0)], ids=str
-)
-def test_native_fold(weight_dtype, dtype, out_size, in_size, rank):
-    w = torch.randn(out_size, in_size + 5, device="cuda").to(weight_dtype)[:, :in_size]
-    U, V = torch.randn(out_size, rank, device="cuda"), torch.randn(in_size, rank, device="cuda")
-    c = torch.randn(rank, rank, device="cuda")
-    exact = w.double() + SCALE * U.double() @ c.double() @ V.double().t()
-    assert_as_exact_as_torch(
-        fold_weight(w, U, c, V, SCALE, dtype), rank_update_ref(w, U, c, V, SCALE, dtype), exact, "w_eff"
-    )
-
-
-@pytest.mark.gpu
-def test_native_fold_on_a_side_stream():
-    w, U, V = (torch.randn(size, device="cuda") for size in ((2048, 1024), (2048, 64), (1024, 64)))
-    c = torch.randn(64, 64, device="cuda")
-    expected = fold_weight(w, U, c, V, SCALE, torch.bfloat16)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        result = fold_weight(w, U, c, V, SCALE, torch.bfloat16)
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(result, expected)
