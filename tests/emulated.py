@@ -27,7 +27,7 @@ def _sources() -> list[Path]:
 
 
 def build(folder: Path) -> Path:
-    """The library in `folder`, compiled where sources changed since. Raises RuntimeError with what the compiler said."""
+    """The library in `folder`, compiled anew where sources changed; RuntimeError with what the compiler said."""
     import pybind11
 
     library = folder / "_C.so"

@@ -65,7 +65,9 @@ def _empty_result(rb: Tensor, ra: Tensor, adapters: int, k: int, max_iter: int) 
     sizes = ((sb, k), (sa, k), (min(sb, sa),), (adapters,), (adapters,), (max_iter + 1,))
     floats = [torch.empty(layers, *size, dtype=torch.float64, device=rb.device) for size in sizes]
     n_iter = torch.empty(layers, dtype=torch.int64, device=rb.device)
-    return IrlsResult(*floats, n_iter, torch.empty(layers, dtype=torch.bool, device=rb.device))
+    u, v, singular_values, weights, residuals, objective = floats
+    converged = torch.empty(layers, dtype=torch.bool, device=rb.device)
+    return IrlsResult(u, v, singular_values, weights, residuals, objective, n_iter, converged)
 
 
 def _irls_cpu(

@@ -1,4 +1,4 @@
-"""`rank_update`: a low-rank update added to a matrix and rounded once, for one matrix or a whole model in one launch."""
+"""`rank_update`: a low-rank update added to a matrix and rounded once, for one matrix or a whole model at a time."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Launch:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        """Raises ValueError for shapes, dtypes, strides or devices that the kernel cannot take, naming job and tensor."""
+        """Raises ValueError, naming job and tensor, for shapes, dtypes, strides or devices the kernel cannot take."""
         _check(jobs)
         first = jobs[0]
         self.device = first.out.device
@@ -131,7 +131,7 @@ class Launch:
         self._count = len(jobs)
         pinned = self.device.type == "cuda" and self._count > 1
         self._host = torch.empty(self._count, _JOB.size // 8, dtype=torch.int64, pin_memory=pinned)
-        pack(jobs, memoryview(self._host.numpy()).cast("B"))
+        pack(jobs, self._host.numpy().data.cast("B"))
         self._plan = _native.module().plan_rank_updates(self._host.data_ptr(), self._count)
         self._table = self._host.to(self.device, non_blocking=True) if self._count > 1 else self._host
 

@@ -61,7 +61,7 @@ def uniform(seed: int, counter: Tensor) -> Tensor:
 
 
 def round_stochastic(exact: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
-    """One of the two neighbours of each value in `dtype`, the further with the probability of the distance to the nearer.
+    """One of the two neighbours of each value in `dtype`, the further one as often as the distance to the nearer asks.
 
     Element i of the flattened matrix uses `uniform(seed, i)`: the choice is the same in every call, so that a weight
     gains fixed bits below its own, and an update too small for the dtype survives on average over the matrix.

@@ -40,10 +40,10 @@ def choose_fold(plan: str, tokens: int, w: Tensor, exact: bool = True) -> bool:
     """True when the plan is "fold", or "auto" and folding is the better choice for this call.
 
     A weight that exists only in half precision is not folded by "auto" unless the fold is rounded stochastically
-    (`exact` False): an update smaller than half a unit in its last place would be lost. On CPU folding pays from about min(out, in) tokens. Measured on one AVX-512 core in
-    float32, fold against factored in microseconds: [192, 192], K=32: 64 tokens 88 / 77, 256 tokens 226 / 270;
-    [576, 192], K=32: 256 tokens 649 / 690; [1024, 1024], K=64: 256 tokens 7695 / 6924, 4096 tokens 142k / 160k;
-    [3072, 1024], K=64: 256 tokens 36.6k / 28.7k, 1024 tokens 79k / 111k.
+    (`exact` False): an update smaller than half a unit in its last place would be lost. On CPU folding pays from about
+    min(out, in) tokens. Measured on one AVX-512 core in float32, fold against factored in microseconds: [192, 192],
+    K=32: 64 tokens 88 / 77, 256 tokens 226 / 270; [576, 192], K=32: 256 tokens 649 / 690; [1024, 1024], K=64: 256
+    tokens 7695 / 6924, 4096 tokens 142k / 160k; [3072, 1024], K=64: 256 tokens 36.6k / 28.7k, 1024 tokens 79k / 111k.
     """
     if plan != "auto":
         return plan == "fold"

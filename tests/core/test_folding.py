@@ -327,7 +327,7 @@ def test_stochastic_rounding_of_half_precision_weights(device, make):
         return ((change * update).sum() / update.square().sum()).item()
 
     folded = layer._folded(torch.bfloat16).weight
-    # Rounding leaves noise of two or three times the update; over so many elements its share of the gain is a few percent.
+    # Rounding leaves noise of two or three times the update; of so many elements it moves the gain by a few percent.
     assert abs(gain(folded) - 1) < 0.05
     assert torch.equal(layer.merged_weight(), folded)
     layer.rounding = "nearest"

@@ -51,8 +51,8 @@ def test_rank_update_reads_strided_matrices(kernel_device):
     plain = rank_update_ref(base, left, mid, right, SCALE, torch.float32)
     wide = [torch.cat([matrix, matrix], dim=1)[:, : matrix.shape[1]] for matrix in (base, left, right)]
     turned = [matrix.t().contiguous().t() for matrix in (base, left, right)]
-    for b, l, r in (wide, turned):
-        ours = rank_update(b, l, mid.t().contiguous().t(), r, SCALE, torch.float32)
+    for one, other, third in (wide, turned):
+        ours = rank_update(one, other, mid.t().contiguous().t(), third, SCALE, torch.float32)
         assert_as_exact_as_torch(ours, plain, wanted, "out")
     # One element off the alignment that moving four at a time needs.
     shifted = torch.cat([base[:, :1], base], dim=1)[:, 1:]
@@ -257,5 +257,5 @@ def test_irls_of_deficient_and_empty_layers(kernel_device):
 
 def test_irls_keeps_devices_apart(kernel_device):
     rb, ra = stacks(1, 4, 2, 8, 8, kernel_device)
-    with pytest.raises(ValueError, match="ra must be on the device of rb, .*, got meta"):
+    with pytest.raises(ValueError, match=r"ra must be on the device of rb, .*, got meta"):
         irls(rb, ra.to("meta"), 4, 2, 1.0, 1e-3, 5, 1e-6)
