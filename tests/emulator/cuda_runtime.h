@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the CPU: the blocks of a launch one after another, the threads of a block as fibers that take
 // turns between barriers. It stands in for the toolkit's header when csrc/cuda is compiled as plain C++, so that every
-// index, mask and barrier of a kernel is exercised where there is no GPU. Between barriers the threads run forwards and
-// backwards in turn, which shows most missing barriers, not all. It says nothing about speed.
+// index, mask and barrier of a kernel is exercised where there is no GPU. Between barriers one warp after another runs
+// as far as it can, forwards and backwards in turn, which shows most missing barriers. It says nothing about speed.
 //
 // A barrier that only part of a block or warp reaches, with the rest waiting elsewhere, fails the launch.
 #pragma once
@@ -113,6 +113,19 @@ inline bool all_at(State state, unsigned first, unsigned end) {
                      [state](const Fiber& fiber) { return fiber.state == state; });
 }
 
+// Runs the lanes that can go on; false when there were none.
+inline bool run_warp(unsigned first, bool forwards) {
+  bool moved = false;
+  for (unsigned turn = 0; turn < kWarp; ++turn) {
+    const unsigned i = first + (forwards ? turn : kWarp - 1 - turn);
+    if (block.fibers[i].state != State::kReady) continue;
+    run(i);
+    moved = true;
+  }
+  if (all_at(State::kAtWarp, first, first + kWarp)) release(first, first + kWarp);
+  return moved;
+}
+
 // False when threads wait for others that never come.
 inline bool run_block() {
   const unsigned threads = static_cast<unsigned>(block.fibers.size());
@@ -130,14 +143,9 @@ inline bool run_block() {
   }
   for (bool forwards = true;; forwards = !forwards) {
     bool moved = false;
-    for (unsigned step = 0; step < threads; ++step) {
-      const unsigned i = forwards ? step : threads - 1 - step;
-      if (block.fibers[i].state == State::kReady) {
-        run(i);
-        moved = true;
-      }
-      const unsigned first = i / kWarp * kWarp, end = first + kWarp;
-      if ((step + 1) % kWarp == 0 && all_at(State::kAtWarp, first, end)) release(first, end);
+    for (unsigned turn = 0; turn < threads / kWarp; ++turn) {
+      const unsigned first = (forwards ? turn : threads / kWarp - 1 - turn) * kWarp;
+      while (run_warp(first, forwards)) moved = true;
     }
     if (all_at(State::kDone, 0, threads)) return true;
     if (all_at(State::kAtBlock, 0, threads)) {
