@@ -99,6 +99,12 @@ class TrainConfig:
     """auto: cuda when there is one, else cpu."""
     threads: int = 0
     """CPU threads; 0: torch's default."""
+    aspect: tuple[float, float] = (1.0, 1.0)
+    """Range of height / width of the images, drawn per step (the paper: 0.33 1); 1 1: square."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the share of an image's height and width that is kept, drawn per image, capped at 1 (paper: 0.8 1.2)."""
+    nearby: float = 0.0
+    """Frames of a scene come from a stretch of so many times their number, in recorded order; 0: the whole scene."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", "at least 1", self.steps)
