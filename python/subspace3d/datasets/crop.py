@@ -11,7 +11,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def centred_box(
-    intrinsic: np.ndarray, height: int, width: int, aspect: float = 1.0, zoom: tuple[float, float] = (1.0, 1.0)
+    intrinsic: np.ndarray, size: tuple[int, int], aspect: float = 1.0, zoom: tuple[float, float] = (1.0, 1.0)
 ) -> Box:
     """The largest box with height / width = ``aspect`` whose centre is the principal point, inside the image.
 
@@ -20,14 +20,14 @@ def centred_box(
 
     Args:
         intrinsic (float [3, 3]): pixels.
-        height, width (int): of the image, pixels.
+        size (tuple[int, int]): height and width of the image, pixels.
         aspect (float): height / width of the box.
         zoom (tuple[float, float]): shares of the height and of the width that are kept.
 
     Raises:
         ValueError: the principal point is not inside the image.
     """
-    cx, cy = float(intrinsic[0, 2]), float(intrinsic[1, 2])
+    (height, width), cx, cy = size, float(intrinsic[0, 2]), float(intrinsic[1, 2])
     if not (0 < cx < width and 0 < cy < height):
         raise ValueError(f"principal point must lie inside the {width} x {height} image, got ({cx:g}, {cy:g})")
     across, down = min(cx, width - cx) * zoom[1], min(cy, height - cy) * zoom[0]

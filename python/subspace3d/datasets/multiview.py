@@ -292,7 +292,7 @@ class _LeastRecent:
 
 def _cut(view: View, size: tuple[int, int], zoom: tuple[float, float]) -> View:
     image, depth, intrinsic, extrinsic = view
-    box = centred_box(intrinsic, *depth.shape, aspect=size[0] / size[1], zoom=zoom)
+    box = centred_box(intrinsic, (depth.shape[0], depth.shape[1]), aspect=size[0] / size[1], zoom=zoom)
     return *crop_resize(image, depth, intrinsic, box, size), extrinsic
 
 

@@ -284,7 +284,7 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
         intrinsic, extrinsic = scene.camera(index)
         image, depth = scene.image(index), scene.valid_depth(index)
         if image_size is not None:
-            box = centred_box(intrinsic, *scene.size)
+            box = centred_box(intrinsic, scene.size)
             image, depth, intrinsic = crop_resize(image, depth, intrinsic, box, (image_size, image_size))
         images.append(image)
         depths.append(depth)

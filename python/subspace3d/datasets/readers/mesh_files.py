@@ -149,7 +149,8 @@ def _texture(lines: list[bytes], path: Path) -> np.ndarray | None:
 
 
 def _ply_header(text: str, path: Path) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
-    kind, elements = "", []
+    kind = ""
+    elements: list[tuple[str, int, list[list[str]]]] = []
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["format"]:

@@ -121,7 +121,7 @@ def develop(radiance: list[np.ndarray], depths: list[np.ndarray]) -> list[np.nda
         covered = (depth > 0) & (view[..., 3] > 0.95)
         if covered.any():
             percentiles.append(np.percentile(view[..., :3][covered], (1, 99)))
-    low, high = np.mean(percentiles, axis=0).astype(np.float32) if percentiles else np.float32([0, 1])
+    low, high = np.mean(percentiles or [(0.0, 1.0)], axis=0).astype(np.float32)
     images = []
     for view in radiance:
         alpha = np.clip(view[..., 3:], 0, 1)
@@ -154,7 +154,8 @@ def _to_mitsuba(mi: ModuleType, mesh: ColouredMesh) -> Any:
     parameters["vertex_positions"] = mesh.vertices.astype(np.float32).ravel()
     parameters["vertex_normals"] = mesh.normals.astype(np.float32).ravel()
     if mesh.uv is not None:
-        parameters["vertex_texcoords"] = mesh.uv.astype(np.float32).ravel()
+        # Mitsuba counts v from the bitmap's first row
+        parameters["vertex_texcoords"] = (mesh.uv * [1, -1] + [0, 1]).astype(np.float32).ravel()
     parameters["faces"] = mesh.faces.astype(np.uint32).ravel()
     parameters.update()
     return result
