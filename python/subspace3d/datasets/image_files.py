@@ -44,12 +44,23 @@ def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def read_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
-    """float32 [H, W]: png values times ``depth_scale``; npy and exr values as they are; 0 = invalid.
-
-    Values of npy and exr that are not finite or beyond 1e9 become 0.
+    """float32 [H, W], 0 = invalid: `read_raw_depth`, where what is not finite or beyond 1e9 becomes 0.
 
     Raises:
         ValueError: not a whole file of one of these kinds, another size than ``size``, or a negative depth.
+    """
+    depth = read_raw_depth(path, depth_scale, size)
+    depth[~np.isfinite(depth) | (depth > EXR_INVALID)] = 0
+    if depth.min() < 0:
+        raise ValueError(f"{path} must hold depths of at least 0, got {depth.min():g}")
+    return depth
+
+
+def read_raw_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
+    """float32 [H, W]: png values times ``depth_scale``; npy and exr values as they are.
+
+    Raises:
+        ValueError: not a whole file of one of these kinds, or another size than ``size``.
     """
     if path.suffix == ".png":
         image = open_image(path, size)
@@ -68,11 +79,7 @@ def read_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = No
     if depth.ndim != 2 or (size is not None and depth.shape != size) or depth.dtype.kind not in "fiu":
         wanted = f"[{size[0]}, {size[1]}]" if size is not None else "[height, width]"
         raise ValueError(f"{path} must hold numbers {wanted}, got {depth.dtype} {list(depth.shape)}")
-    depth = depth.astype(np.float32)
-    depth[~np.isfinite(depth) | (depth > EXR_INVALID)] = 0
-    if depth.min() < 0:
-        raise ValueError(f"{path} must hold depths of at least 0, got {depth.min():g}")
-    return depth
+    return depth.astype(np.float32)
 
 
 def save_png(path: Path, array: np.ndarray) -> None:

@@ -96,10 +96,12 @@ class SceneFile:
 
     def depth(self, index: int) -> np.ndarray | None:
         """float32 [H, W] in the scene's unit, before the mask; None: this frame has no depth map."""
+        path = self.depth_path(index)
+        return None if path is None else read_depth(path, self.depth_scale, self.size)
+
+    def depth_path(self, index: int) -> Path | None:
         frame, where = self._frame(index)
-        if frame.get("depth") is None:
-            return None
-        return read_depth(_inside(self.folder, frame["depth"], f"{where}.depth"), self.depth_scale, self.size)
+        return None if frame.get("depth") is None else _inside(self.folder, frame["depth"], f"{where}.depth")
 
     def mask(self, index: int) -> np.ndarray | None:
         """bool [H, W], where depth counts; None: everywhere."""
