@@ -258,14 +258,20 @@ def _better_reading(
 
 
 def _is_better(other: Agreement, stored: Agreement) -> bool:
-    """More points agree and fewer contradict; or, where the views hardly differ, the colours fit far better."""
+    """Far more points agree, or as many agree and the contradictions vanish or the colours fit far better.
+
+    The last is what tells readings apart where the views hardly differ.
+    """
     if other.agreeing < _LEAST_POINTS or not other.share >= _GOOD_SHARE:
         return False
     stored_share = 0.0 if math.isnan(stored.share) else stored.share
     if other.agreeing >= 1.25 * stored.agreeing and other.share >= stored_share + 0.1:
         return True
-    alike = other.agreeing >= 0.8 * stored.agreeing and other.share >= stored_share - 0.02
-    return alike and other.color_error < 0.6 * stored.color_error - 1
+    if other.agreeing < 0.8 * stored.agreeing:
+        return False
+    if stored.contradicting >= _LEAST_POINTS and other.contradicting <= 0.2 * stored.contradicting:
+        return True
+    return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
 def _summary(root: Path, reports: Sequence[SceneReport], with_errors: int) -> Iterator[str]:
