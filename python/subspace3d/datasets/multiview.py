@@ -89,9 +89,21 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
 
     @classmethod
     def for_training(cls, roots: Path | Sequence[Path], image_size: int, config: TrainConfig) -> MultiViewDataset:
-        """The data set with the augmentation and frame sampling of ``config``."""
+        """The data set with the augmentation and frame sampling of ``config``.
+
+        A root that is a YAML file is a mixture: it maps folders (relative to it) to their shares of the batches.
+        """
+        ratios: list[float] = []
+        if isinstance(roots, str | Path) and Path(roots).suffix in (".yaml", ".yml"):
+            roots, ratios = read_mixture(Path(roots))
         return cls(
-            roots, image_size, augment=config.augment, aspect=config.aspect, zoom=config.zoom, nearby=config.nearby
+            roots,
+            image_size,
+            augment=config.augment,
+            ratios=ratios,
+            aspect=config.aspect,
+            zoom=config.zoom,
+            nearby=config.nearby,
         )
 
     def __len__(self) -> int:
@@ -248,6 +260,28 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         key: torch.stack([sample[key] for sample in samples]) for key in samples[0] if key != "names"
     }
     return batch | {"point_masks": batch["depths"] > 0, "names": names}
+
+
+def read_mixture(path: Path) -> tuple[list[Path], list[float]]:
+    """Folders and their shares from a YAML file that maps one to the other.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping of folders to numbers.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no such mixture of scenes: {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(share, int | float) and not isinstance(share, bool) for share in content.values()
+    ):
+        raise ValueError(f"{path} must map folders of scenes to their shares, like 'real: 0.4'")
+    return [path.parent / str(folder) for folder in content], [float(share) for share in content.values()]
 
 
 def draw_frames(available: int, count: int, nearby: float, generator: torch.Generator) -> list[int]:

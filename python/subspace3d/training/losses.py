@@ -20,40 +20,34 @@ def camera_loss(pose_enc_list: list[torch.Tensor], batch: dict, gamma: float = 0
     """1/n sum_i gamma^(n-1-i) (mean |T_i - T*| + mean |q_i - q*| + 0.5 mean |fov_i - fov*|) over the n stages.
 
     |T_i - T*| is clamped at 100. A scene counts only if its first frame has more than 100 valid points, because the
-    first camera sets the scene's frame and scale; with no such scene the loss is zero. A scene that has no depth at all
-    has no scale but known rotations: it counts in q and fov. Where only rotations are known T does not count.
+    first camera sets the scene's frame and scale; with no such scene the loss is zero.
 
     Args:
         pose_enc_list (list[Tensor]): encoding after every refinement stage, each ``[B, S, 9]``: translation (3) and
             xyzw quaternion (4) of camera-from-world, vertical and horizontal field of view in radians.
         batch (dict): normalised; ``extrinsics [B, S, 3, 4]``, ``intrinsics [B, S, 3, 3]``,
-            ``point_masks [B, S, H, W]`` bool; optionally ``has_depth [B]`` and ``translation_known [B]`` bool, true
-            when missing.
+            ``point_masks [B, S, H, W]`` bool.
 
     Returns:
         dict: scalars ``camera`` and, of the last stage alone, ``translation``, ``rotation``, ``fov`` (detached).
     """
     masks = batch["point_masks"]
     target = encode_pose(batch["extrinsics"], batch["intrinsics"], (masks.shape[-2], masks.shape[-1]))
-    scaled = masks[:, 0].sum(dim=(1, 2)) > _LEAST_POINTS
-    posed = scaled | ~batch["has_depth"] if "has_depth" in batch else scaled
-    if "translation_known" in batch:
-        scaled = scaled & batch["translation_known"]
+    counted = masks[:, 0].sum(dim=(1, 2)) > _LEAST_POINTS
+    if not bool(counted.any()):
+        zero = sum((encoding.sum() * 0.0 for encoding in pose_enc_list), start=target.new_zeros(()))
+        return {"camera": zero, "translation": zero.detach(), "rotation": zero.detach(), "fov": zero.detach()}
+    target = target[counted]
     total = target.new_zeros(())
     terms: dict[str, torch.Tensor] = {}
     stages = len(pose_enc_list)
     for stage, encoding in enumerate(pose_enc_list):
-        error = (encoding.float() - target).abs()
-        translation = _mean(error[scaled][..., :3].clamp(max=_LARGEST_ERROR))
-        rotation, fov = _mean(error[posed][..., 3:7]), _mean(error[posed][..., 7:])
+        error = (encoding[counted].float() - target).abs()
+        translation = error[..., :3].clamp(max=_LARGEST_ERROR).mean()
+        rotation, fov = error[..., 3:7].mean(), error[..., 7:].mean()
         total = total + gamma ** (stages - 1 - stage) * (translation + rotation + 0.5 * fov)
         terms = {"translation": translation.detach(), "rotation": rotation.detach(), "fov": fov.detach()}
     return {"camera": total / stages, **terms}
-
-
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean, and 0 with a graph where there is nothing to average."""
-    return values.mean() if values.numel() else values.sum()
 
 
 def depth_loss(
