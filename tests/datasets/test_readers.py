@@ -38,7 +38,7 @@ def clearpose(tmp_path: Path) -> Path:
     root = tmp_path / "clearpose"
     layouts.write_clearpose_scene(root / "set1/scene1", [0, 50, 100, 200])
     layouts.write_clearpose_scene(root / "set1/scene5", [100, 200])
-    layouts.write_clearpose_scene(root / "set8/scene1", [100, 300])
+    layouts.write_clearpose_scene(root / "set8/scene1", list(range(100, 1400, 100)))
     return root
 
 
@@ -54,6 +54,9 @@ def test_clearpose_is_read_with_the_papers_splits(clearpose: Path, tmp_path: Pat
     file = SceneFile(out / "clearpose_train/set1_scene1")
     assert len(file) == 3 and file.unit == "m" and file.depth_scale == 1e-3
     assert file.provenance["source"]["frames"] == ["000000", "000100", "000200"]
+    # 12 of the 13 frames to test on: int(i / 11 * 12)
+    tested = SceneFile(out / "clearpose_test/set8_scene1").provenance["source"]["frames"]
+    assert tested == [f"{100 + 100 * i:06d}" for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)]
     # of the training split the farthest 2 % do not count, but for those as far as the nearest of them
     assert 0.98 <= (file.valid_depth(0) > 0).mean() < 0.985
     assert (SceneFile(out / scenes[0]).valid_depth(0) > 0).all()

@@ -18,7 +18,7 @@ from subspace3d.datasets.image_files import read_depth, read_rgb
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
 from subspace3d.datasets.scene_format import Frame
 
-_FRAME_STEP = 100  # the paper keeps one frame of a hundred
+_FRAME_STEP, _TEST_FRAMES = 100, 12  # the paper keeps one frame of a hundred, and tests on so many of these
 _TEST_SCENE = {1: 5, 2: 6, 3: 8, 4: 6, 5: 6, 6: 6, 7: 6}  # the last scene of each training set
 _TEST_SETS = (8, 9)
 _TRAINING_QUANTILE = 98  # farther training depth, in percent of a frame's valid pixels, does not count
@@ -54,6 +54,8 @@ def _reader(config: GenerateConfig, folder: Path, split: str) -> Callable[[Repor
         keys = [key for key in sorted(metadata) if int(key) % step == 0]
         if not keys:
             raise ValueError(f"{folder}: no frame has a number that is a multiple of {step} (--frame-step)")
+        if split == "test" and not config.frame_step and len(keys) > _TEST_FRAMES:
+            keys = [keys[index * (len(keys) - 1) // (_TEST_FRAMES - 1)] for index in range(_TEST_FRAMES)]
         factors = {float(metadata[key]["factor_depth"]) for key in keys}
         if len(factors) != 1 or not min(factors) > 0:
             raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
