@@ -218,7 +218,7 @@ class FinetuneConfig:
     """Tune a backbone on scenes by one method."""
 
     scenes: Path
-    """Training scenes: a folder with scenes anywhere below it."""
+    """Training scenes: a folder with scenes anywhere below it, or a YAML file of such folders and their shares."""
     out: Path
     """Run folder."""
     method: Method = "subspace"

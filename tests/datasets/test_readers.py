@@ -108,6 +108,7 @@ def test_reduced_images_keep_the_geometry(clearpose: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("inverse", [False, True])
 def test_soap_bundle(tmp_path: Path, inverse: bool) -> None:
     members, intrinsic, rotations = layouts.soap_bundle(views=4)
+    members["motion"]["quaternion"][1::2] *= -1  # the same rotations
     if inverse:  # the other reading of the quaternions
         members["motion"]["quaternion"] = members["motion"]["quaternion"] * [-1, -1, -1, 1]
     (tmp_path / "root/face").mkdir(parents=True)
@@ -133,9 +134,15 @@ def test_soap_bundle_without_depth_or_motion(tmp_path: Path) -> None:
     np.savez(tmp_path / "root/frame_bundle.npz", **members)
     convert.run(settings("soap", tmp_path / "root", tmp_path / "out", allow_pickle=True))
     assert not load_scene(tmp_path / "out/soap/root").has_depth
-    np.savez(tmp_path / "root/frame_bundle.npz", **{**members, "motion": None})
-    with pytest.raises(ValueError, match="motion must be a record"):
-        convert.run(settings("soap", tmp_path / "root", tmp_path / "other", allow_pickle=True))
+    for spoiled, message in (
+        ({"motion": None}, "motion must be a record"),
+        ({"rgb_1": {**members["rgb_1"], "timestamp": None}}, "a value of an unexpected type"),
+        ({"num_rgb_frames": "many"}, "num_rgb_frames must be a number of frames"),
+    ):
+        np.savez(tmp_path / "root/frame_bundle.npz", **{**members, **spoiled})
+        with pytest.raises(ValueError, match=message):
+            convert.run(settings("soap", tmp_path / "root", tmp_path / "other", allow_pickle=True))
+    assert not list((tmp_path / "other").rglob("scene.json"))
 
 
 def test_hndr_bundle(tmp_path: Path) -> None:

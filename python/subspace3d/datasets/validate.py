@@ -118,7 +118,7 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
         try:
             parts[part] = read(index)
         except (OSError, ValueError) as error:
-            findings.append(Finding("error", f"a {part} is missing, truncated or breaks the format", str(error)))
+            findings.append(Finding("error", f"{part}: missing, truncated or against the format", str(error)))
     if findings:
         return findings, None, None
     where = f"frame {index}"
@@ -287,9 +287,10 @@ def _summary(root: Path, reports: Sequence[SceneReport], with_errors: int) -> It
             groups.setdefault((finding.severity, finding.message), []).append((report.scene, finding.detail))
     for (severity, message), places in sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]))):
         scenes = list(dict.fromkeys(scene for scene, _ in places))
-        yield f"{severity}: {message}"
-        yield f"  {len(scenes)} of {len(reports)} scenes, {len(places)} times"
+        yield f"{severity} in {len(scenes)} of {len(reports)} scenes: {message}"
         yield from (f"  {scene}: {detail}" for scene, detail in places[:_SHOWN])
+        if len(places) > _SHOWN:
+            yield f"  and {len(places) - _SHOWN} more"
     reasons: dict[str, int] = {}
     for report in reports:
         if report.unchecked:

@@ -68,7 +68,8 @@ def run(config: GenerateConfig) -> list[Path]:
         done = _convert_all(folders, f"convert {name}", skipped, before)
     finally:
         _remove_leftovers(datasets)
-        skipped = {key: reasons for key, reasons in skipped.items() if reasons}
+        # of scenes outside this run (--only) the earlier reasons still hold
+        skipped = {key: reasons for key, reasons in (before | skipped).items() if reasons}
         write_json(config.out / f"skipped-{name}.json", skipped)
     _print_skipped(skipped, config.out / f"skipped-{name}.json")
     if not done:

@@ -55,13 +55,15 @@ def _reader(
 ) -> Callable[[Report], Content]:
     def open_bundle(report: Report) -> Content:
         bundle = Bundle(path, config.allow_pickle)
-        count = int(bundle["num_rgb_frames" if config.from_ == "soap" else "num_frames"])
-        chosen = range(0, count, config.frame_step or 1)
+        chosen = range(0, _count(bundle, "num_rgb_frames" if config.from_ == "soap" else "num_frames"))
+        chosen = chosen[:: config.frame_step or 1]
 
         def frames() -> Iterator[Frame]:
             try:
                 for frame in read(bundle, chosen, report):
                     yield limit_side(frame, config.max_side)
+            except TypeError as error:  # a record may hold anything
+                raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
             finally:
                 bundle.close()
 
@@ -74,7 +76,7 @@ def _reader(
 def _read_soap(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]:
     """Frames with rotations from the motion sensors and translation 0; without depth where the bundle has none."""
     rotation_at = _device_rotations(bundle)
-    count = int(bundle["num_depth_frames"]) if "num_depth_frames" in bundle.names else 0
+    count = _count(bundle, "num_depth_frames") if "num_depth_frames" in bundle.names else 0
     times = np.array([float(_record(bundle, f"depth_{index}", "timestamp")["timestamp"]) for index in range(count)])
     for index in chosen:
         info = _record(bundle, f"rgb_{index}", "rgb", "intrinsics", "timestamp")
@@ -106,27 +108,28 @@ def _device_rotations(bundle: Bundle) -> Callable[[float], np.ndarray]:
     """
     motion = _record(bundle, "motion", "timestamp", "quaternion", "gravity")
     times = np.asarray(motion["timestamp"], np.float64).ravel()
-    quaternions = np.asarray(motion["quaternion"], np.float64).reshape(len(times), 4)
+    quaternions = np.array(motion["quaternion"], np.float64).reshape(len(times), 4)
     gravity = np.asarray(motion["gravity"], np.float64).reshape(len(times), 3)
+    if not len(times):
+        raise ValueError(f"{bundle.path} must have at least one sample of motion")
     rotations = rotation_from_quaternion(quaternions)
     down = gravity / np.linalg.norm(gravity, axis=1, keepdims=True)
     errors = []
     for reading in (rotations, rotations.transpose(0, 2, 1)):
         turned = np.einsum("nij,nj->ni", reading, down)
         errors.append(float(np.linalg.norm(turned - [0, 0, -1], axis=1).mean()))
-    if min(errors) > _UPRIGHT_ERROR:
+    if not min(errors) <= _UPRIGHT_ERROR:
         raise ValueError(f"{bundle.path}: motion's quaternions must turn gravity to -z, are off by {min(errors):.2g}")
     inverse = errors[1] < errors[0]
 
+    # q and -q are one rotation: take each on the side of the one before
+    signs = np.cumprod(np.where(np.sum(quaternions[1:] * quaternions[:-1], axis=1) < 0, -1.0, 1.0))
+    quaternions[1:] *= signs[:, None]
+
     def at(time: float) -> np.ndarray:
-        later = int(np.clip(np.searchsorted(times, time), 1, len(times) - 1)) if len(times) > 1 else 0
-        before, after = quaternions[max(0, later - 1)], quaternions[later]
-        share = (
-            0.0 if later == 0 else float(np.clip((time - times[later - 1]) / (times[later] - times[later - 1]), 0, 1))
-        )
         # at 100 Hz neighbours are so close that a straight line between them is the great circle
-        after = after if before @ after >= 0 else -after
-        rotation = rotation_from_quaternion((1 - share) * before + share * after)
+        quaternion = np.array([np.interp(time, times, component) for component in quaternions.T])
+        rotation = rotation_from_quaternion(quaternion)
         return rotation.T if inverse else rotation
 
     return at
@@ -154,6 +157,13 @@ def _read_hndr(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
             intrinsic = np.array([[fy, 0, width - cy], [0, fx, cx], [0, 0, 1]])
         extrinsic[:, :3] = nearest_rotation(extrinsic[:, :3])
         yield Frame(image, intrinsic, extrinsic, depth_at(depth, (height, width)))
+
+
+def _count(bundle: Bundle, name: str) -> int:
+    value = bundle[name]
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{bundle.path}: {name} must be a number of frames, got {value!r}")
+    return int(value)
 
 
 def _record(bundle: Bundle, name: str, *keys: str) -> dict[str, Any]:

@@ -44,11 +44,10 @@ def read_obj(path: Path) -> ColouredMesh:
     texture = _texture(lines, path)
     if texture is not None and len(coordinates) and (corners[..., 1] >= 0).all():
         # a vertex on a seam of the texture becomes one vertex per texture coordinate
-        pairs, index = np.unique(corners.reshape(-1, 2), axis=0, return_inverse=True)
-        faces = index.reshape(-1, 3)
-        return ColouredMesh(
-            vertices[pairs[:, 0], :3], faces, normals[pairs[:, 0]], uv=coordinates[pairs[:, 1], :2], texture=texture
-        )
+        pairs, index = np.unique(corners[..., 0] * len(coordinates) + corners[..., 1], return_inverse=True)
+        vertex, coordinate = np.divmod(pairs, len(coordinates))
+        faces, uv = index.reshape(-1, 3), coordinates[coordinate, :2]
+        return ColouredMesh(vertices[vertex, :3], faces, normals[vertex], uv=uv, texture=texture)
     if vertices.shape[1] < 6:
         raise ValueError(f"{path} must have a texture (map_Kd in its material file) or vertex colours, has neither")
     colors = vertices[:, -3:]
