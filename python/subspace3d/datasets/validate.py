@@ -228,8 +228,9 @@ def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Ag
     sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= _SURE_SHARE
     for index, good, bad, all_ in zip(indices, agreeing.tolist(), contradicting.tolist(), sampled.tolist()):
         if sound and good + bad >= _LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
+            severity: Literal["error", "warning"] = "error" if good < _BAD_SHARE * (good + bad) else "warning"
             message = "camera or depth of single frames contradicts the other frames"
-            report.add("error", message, f"frame {index}: {good} points agree, {bad} contradict")
+            report.add(severity, message, f"frame {index}: {good} points agree, {bad} contradict")
         elif good < _LONELY * usual * all_:
             message = "single frames show hardly a point of the other frames: is their camera right?"
             report.add(
