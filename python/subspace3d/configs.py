@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
 Method = Literal["none", "full", "lora", "subspace"]
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
+
+
+def _flag(name: str) -> Any:
+    """The name of a flag that Python has reserved; evaluated by the command line alone."""
+    import tyro
+
+    return tyro.conf.arg(name=name)
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -32,8 +39,8 @@ class DoctorConfig:
 class GenerateConfig:
     """Render multi-view scenes in which one attribute varies from scene to scene: OUT/<data set>/<scene>/scene.json."""
 
-    out: Path
-    """Folder of the data sets."""
+    out: Path = Path()
+    """Folder of the data sets; must be given except with validate."""
     attribute: Literal["texture", "geometry", "camera", "lighting", "all"] = "texture"
     """What varies within a data set; the other attributes are drawn once per data set. all: everything varies."""
     preset: Literal["paper", "generic"] = "paper"
@@ -56,8 +63,38 @@ class GenerateConfig:
     """Processes; 0: one per core."""
     variant: Variant = "auto"
     """Mitsuba variant; auto: the fastest that works on this machine."""
+    from_: Annotated[Literal["thuman", "2k2k", "clearpose", "soap", "hndr", "rgbd"] | None, _flag("from")] = None
+    """Convert a data set on disk, in its official layout, instead of rendering scenes: OUT/<from>_<split>/<scene>."""
+    root: Path | None = None
+    """Folder of the data set to convert; only with from."""
+    only: tuple[str, ...] = ()
+    """Convert only the scenes of these names; none: all."""
+    frame_step: int = 0
+    """Keep the frames whose number is a multiple of it; 0: 1, for clearpose the paper's 100 (to test 12 of these)."""
+    max_side: int = 0
+    """Reduce images whose longer side has more pixels than this to it; 0: keep them as they are."""
+    scan_views: int = 96
+    """Views around each scan of thuman and 2k2k."""
+    scan_scale: float = 1.0
+    """Factor on the size of the scans of thuman and 2k2k."""
+    poses: Literal["c2w", "w2c"] = "c2w"
+    """What the poses of an rgbd folder are: camera-to-world (TUM) or camera-from-world."""
+    depth_scale: float = 0.0
+    """Metres per step of the depth pngs of an rgbd folder; 0: 0.0002 beside TUM's rgb.txt, else 0.001."""
+    allow_pickle: bool = False
+    """Read the pickled members of soap and hndr bundles, of which only numpy arrays and plain values are accepted."""
+    validate: Path | None = None
+    """Check the scenes at or below this folder instead of making any; exit code 2 when there are errors."""
+    json: bool = False
+    """Print the result of validate as one JSON object."""
 
     def __post_init__(self) -> None:
+        _require(self.out != Path() or self.validate is not None, "out", "given (--out DIR)", str(self.out))
+        _require((self.from_ is None) == (self.root is None), "root", "given with from, and only with it", self.root)
+        for name in ("frame_step", "max_side", "depth_scale"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _require(self.scan_views >= 1, "scan_views", "at least 1", self.scan_views)
+        _require(self.scan_scale > 0, "scan_scale", "positive", self.scan_scale)
         for name in ("datasets", "scenes", "views", "resolution", "spp"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
@@ -99,6 +136,12 @@ class TrainConfig:
     """auto: cuda when there is one, else cpu."""
     threads: int = 0
     """CPU threads; 0: torch's default."""
+    aspect: tuple[float, float] = (1.0, 1.0)
+    """Range of height / width of the images, drawn per step (the paper: 0.33 1); 1 1: square."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the share of an image's height and width that is kept, drawn per image, capped at 1 (paper: 0.8 1.2)."""
+    nearby: float = 0.0
+    """Frames of a scene come from a stretch of so many times their number, in recorded order; 0: the whole scene."""
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", "at least 1", self.steps)
@@ -175,7 +218,7 @@ class FinetuneConfig:
     """Tune a backbone on scenes by one method."""
 
     scenes: Path
-    """Training scenes: a folder with scenes anywhere below it."""
+    """Training scenes: a folder with scenes anywhere below it, or a YAML file of such folders and their shares."""
     out: Path
     """Run folder."""
     method: Method = "subspace"

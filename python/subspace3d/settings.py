@@ -15,7 +15,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return {_key(field): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, Path):
             return str(value)
         if isinstance(value, (tuple, list)):
@@ -55,6 +55,11 @@ def flags(path: Path, config_class: type) -> list[str]:
     return _flags(settings, config_class, prefix="", path=path)
 
 
+def _key(field: dataclasses.Field) -> str:
+    """A setting's name in files: without the underscore behind a word that Python has reserved."""
+    return field.name.rstrip("_")
+
+
 def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
         if sys.version_info >= (3, 11):
@@ -68,7 +73,7 @@ def _parse(text: str, suffix: str) -> Any:
 
 
 def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    fields = {_key(field): field for field in dataclasses.fields(config_class)}
     unknown = sorted(set(settings) - set(fields))
     if unknown:
         raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this verb'} takes {sorted(fields)}")

@@ -7,23 +7,22 @@ scene's unit with 0 for invalid, and the centre of the top-left pixel is (0.5, 0
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from subspace3d.datasets.crop import centred_box, crop_resize
+from subspace3d.datasets.image_files import open_image, read_depth, read_rgb, save_png
 from subspace3d.files import atomic_folder, read_json, write_json
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 FORMAT = "subspace3d-scene"
 VERSION = 1
 DEPTH_SCALE = 2e-4  # scene units per step of the 16-bit png: reaches 13.1 units
-_PNG_MAX = 65535
-_EXR_INVALID = 1e9  # renderers write a huge depth where a ray hits nothing
+PNG_MAX = 65535
 
 
 @dataclass
@@ -36,6 +35,92 @@ class Scene:
     intrinsics: np.ndarray  # float64 [S, 3, 3], pixels
     extrinsics: np.ndarray  # float64 [S, 3, 4], camera-from-world, OpenCV
     provenance: dict[str, Any] = field(default_factory=dict)
+    has_depth: bool = True  # false: no frame of the scene has a depth map, and depths is zero
+    translation_known: bool = True  # false: of the extrinsics only R is known, and t is zero
+
+
+@dataclass
+class Frame:
+    """One view to be written; height H and width W are those of the scene's first frame."""
+
+    image: np.ndarray  # uint8 [H, W, 3], sRGB
+    intrinsic: np.ndarray  # float [3, 3], pixels
+    extrinsic: np.ndarray  # float [3, 4], camera-from-world, OpenCV
+    depth: np.ndarray | None = None  # float32 [H, W], z-depth in the scene's unit, 0 = invalid; None: unknown
+    mask: np.ndarray | None = None  # bool [H, W], where depth counts; None: everywhere
+    file: Path | None = None  # image file that holds exactly ``image``: copied instead of encoding it again
+
+
+class SceneFile:
+    """A scene.json, read and checked; its images, depth maps and masks are read frame by frame.
+
+    Args:
+        path (Path): the scene's folder, or the scene.json in it.
+
+    Raises:
+        FileNotFoundError: there is no such scene.
+        ValueError: scene.json breaks the format; names the file and the rule.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = Path(path).parent if Path(path).name == "scene.json" else Path(path)
+        self.file = self.folder / "scene.json"
+        record = _read_record(self.file)
+        self.name = self.folder.name
+        self.unit = str(record.get("unit", "scene"))
+        self.size: tuple[int, int] = (record["height"], record["width"])
+        self.depth_scale = float(record["depth_scale"])
+        self.translation_known: bool = record.get("translation_known", True)
+        self.provenance: dict[str, Any] = record.get("provenance") or {}
+        self._frames: list[dict[str, Any]] = record["frames"]
+        self.has_depth = any(frame.get("depth") is not None for frame in self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def camera(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Intrinsics float64 [3, 3] and extrinsics float64 [3, 4] of a frame."""
+        frame, where = self._frame(index)
+        try:
+            intrinsic = np.array(frame.get("intrinsics"), dtype=np.float64)
+            extrinsic = np.array(frame.get("extrinsics_w2c"), dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: intrinsics and extrinsics_w2c must be matrices of numbers: {error}") from error
+        _check_camera(intrinsic, extrinsic, where)
+        return intrinsic, extrinsic
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3], sRGB."""
+        frame, where = self._frame(index)
+        return read_rgb(_inside(self.folder, frame.get("image"), f"{where}.image"), self.size)
+
+    def depth(self, index: int) -> np.ndarray | None:
+        """float32 [H, W] in the scene's unit, before the mask; None: this frame has no depth map."""
+        path = self.depth_path(index)
+        return None if path is None else read_depth(path, self.depth_scale, self.size)
+
+    def depth_path(self, index: int) -> Path | None:
+        frame, where = self._frame(index)
+        return None if frame.get("depth") is None else _inside(self.folder, frame["depth"], f"{where}.depth")
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """bool [H, W], where depth counts; None: everywhere."""
+        frame, where = self._frame(index)
+        if frame.get("mask") is None:
+            return None
+        return np.array(open_image(_inside(self.folder, frame["mask"], f"{where}.mask"), self.size).convert("L")) > 0
+
+    def valid_depth(self, index: int) -> np.ndarray:
+        """float32 [H, W]: the depth inside the mask, 0 elsewhere and in a frame without depth."""
+        depth, mask = self.depth(index), self.mask(index)
+        if depth is None:
+            return np.zeros(self.size, np.float32)
+        return depth if mask is None else np.where(mask, depth, np.float32(0))
+
+    def _frame(self, index: int) -> tuple[dict[str, Any], str]:
+        if not 0 <= index < len(self._frames):
+            raise ValueError(f"frames must lie in 0..{len(self._frames) - 1} for {self.file}, got {index}")
+        return self._frames[index], f"{self.file}: frames[{index}]"
 
 
 def find_scenes(root: Path) -> list[Path]:
@@ -70,7 +155,7 @@ def write_scene(
     masks: np.ndarray | None = None,
     depth_scale: float = DEPTH_SCALE,
 ) -> None:
-    """Write one scene folder; it appears under its name only when it is whole, and replaces what stood there.
+    """Write one scene folder from arrays; see `write_frames`.
 
     Args:
         folder (Path): the scene's folder.
@@ -86,45 +171,103 @@ def write_scene(
         ValueError: shapes or types that do not fit, a depth that is negative, not finite or beyond
             65535 * ``depth_scale``, or a camera that is not one.
     """
-    folder = Path(folder)
     images, depths = np.asarray(images), np.asarray(depths)
-    intrinsics, extrinsics = np.asarray(intrinsics, np.float64), np.asarray(extrinsics, np.float64)
-    _check_arrays(images, depths, intrinsics, extrinsics, masks, depth_scale, folder)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+        raise ValueError(f"images must be uint8 [S >= 1, H, W, 3], got {images.dtype} {list(images.shape)}")
+    count, height, width, _ = images.shape
+    wanted = {"depths": (count, height, width), "intrinsics": (count, 3, 3), "extrinsics": (count, 3, 4)}
+    for name, array in (("depths", depths), ("intrinsics", intrinsics), ("extrinsics", extrinsics)):
+        if np.shape(array) != wanted[name]:
+            raise ValueError(f"{name} must be {list(wanted[name])} beside the images, got {list(np.shape(array))}")
+    if masks is not None and np.shape(masks) != wanted["depths"]:
+        raise ValueError(f"masks must be {list(wanted['depths'])} beside the images, got {list(np.shape(masks))}")
+    frames = (
+        Frame(images[i], intrinsics[i], extrinsics[i], depths[i], None if masks is None else masks[i])
+        for i in range(count)
+    )
+    write_frames(folder, frames, provenance, depth_scale=depth_scale)
+
+
+def write_frames(
+    folder: Path,
+    frames: Iterable[Frame],
+    provenance: Mapping[str, Any],
+    unit: str = "scene",
+    depth_scale: float = DEPTH_SCALE,
+    translation_known: bool = True,
+) -> int:
+    """Write one scene folder frame by frame and return the number of frames.
+
+    The folder appears under its name only when it is whole, and replaces what stood there.
+
+    Args:
+        folder (Path): the scene's folder.
+        frames (Iterable[Frame]): at least one; consumed one at a time.
+        provenance (dict): JSON-able record of how the scene came to be.
+        unit (str): name of the unit of depth and translation.
+        depth_scale (float): units per step of the 16-bit depth image.
+        translation_known (bool): false when only the rotations of the cameras are known.
+
+    Raises:
+        ValueError: no frame, shapes or types that do not fit, a depth that is negative, not finite or beyond
+            65535 * ``depth_scale``, or a camera that is not one.
+    """
+    folder = Path(folder)
+    if not (np.isfinite(depth_scale) and depth_scale > 0):
+        raise ValueError(f"depth_scale must be positive, got {depth_scale}")
+    records: list[dict[str, Any]] = []
+    size: tuple[int, ...] = ()
     with atomic_folder(folder) as temporary:
-        frames = []
-        for index in range(len(images)):
-            frame: dict[str, Any] = {
-                "image": f"images/{index:04d}.png",
-                "depth": f"depth/{index:04d}.png",
-                "mask": None,
-                "intrinsics": intrinsics[index].tolist(),
-                "extrinsics_w2c": extrinsics[index].tolist(),
-            }
-            _save_png(temporary / frame["image"], images[index])
-            steps = np.rint(depths[index].astype(np.float64) / depth_scale).astype(np.uint16)
-            _save_png(temporary / frame["depth"], steps)
-            if masks is not None:
-                frame["mask"] = f"mask/{index:04d}.png"
-                _save_png(temporary / frame["mask"], np.where(masks[index], np.uint8(255), np.uint8(0)))
-            frames.append(frame)
+        for index, frame in enumerate(frames):
+            size = size or frame.image.shape[:2]
+            _check_frame(frame, size, depth_scale, f"frame {index} of {folder}")
+            records.append(_write_frame(temporary, index, frame, depth_scale))
+        if not records:
+            raise ValueError(f"frames of {folder} must be at least one, got none")
         record = {
             "format": FORMAT,
             "version": VERSION,
-            "unit": "scene",
+            "unit": unit,
             "depth_scale": depth_scale,
-            "width": int(images.shape[2]),
-            "height": int(images.shape[1]),
-            "frames": frames,
+            "width": int(size[1]),
+            "height": int(size[0]),
+            **({} if translation_known else {"translation_known": False}),
+            "frames": records,
             "provenance": dict(provenance),
         }
         write_json(temporary / "scene.json", record)
+    return len(records)
+
+
+def _write_frame(folder: Path, index: int, frame: Frame, depth_scale: float) -> dict[str, Any]:
+    suffix = ".png" if frame.file is None else frame.file.suffix.lower()
+    record: dict[str, Any] = {
+        "image": f"images/{index:04d}{suffix}",
+        "depth": None,
+        "mask": None,
+        "intrinsics": np.asarray(frame.intrinsic, np.float64).tolist(),
+        "extrinsics_w2c": np.asarray(frame.extrinsic, np.float64).tolist(),
+    }
+    if frame.file is None:
+        save_png(folder / record["image"], frame.image)
+    else:
+        (folder / "images").mkdir(exist_ok=True)
+        shutil.copyfile(frame.file, folder / record["image"])
+    if frame.depth is not None:
+        record["depth"] = f"depth/{index:04d}.png"
+        steps = np.rint(frame.depth.astype(np.float64) / depth_scale).astype(np.uint16)
+        save_png(folder / record["depth"], steps)
+    if frame.mask is not None:
+        record["mask"] = f"mask/{index:04d}.png"
+        save_png(folder / record["mask"], np.where(frame.mask, np.uint8(255), np.uint8(0)))
+    return record
 
 
 def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] | None = None) -> Scene:
     """Read a scene folder, or only some of its frames, at its own size or as squares of ``image_size`` pixels.
 
-    For a square the centre of a wider or taller image is cut out first, then images are resized by area (Lanczos when
-    enlarged), depth by the nearest pixel centre, and the intrinsics follow. Depth outside a frame's mask becomes 0.
+    For a square the largest one around the principal point is cut out and resized, see `crop_resize`. Depth outside
+    a frame's mask, and of a frame without depth, is 0.
 
     Args:
         path (Path): the scene's folder, or the scene.json in it.
@@ -135,66 +278,50 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
         FileNotFoundError: a file that is not there.
         ValueError: a file that breaks the format; names the file and the rule.
     """
-    folder = Path(path).parent if Path(path).name == "scene.json" else Path(path)
-    file = folder / "scene.json"
-    record = _read_record(file)
+    scene = SceneFile(path)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-    chosen = range(len(record["frames"])) if frames is None else frames
     images, depths, intrinsics, extrinsics = [], [], [], []
-    for index in chosen:
-        if not 0 <= index < len(record["frames"]):
-            raise ValueError(f"frames must lie in 0..{len(record['frames']) - 1} for {file}, got {index}")
-        frame = record["frames"][index]
-        where = f"{file}: frames[{index}]"
-        intrinsic, extrinsic = _read_camera(frame, where)
-        image, depth = _read_frame(folder, frame, record, where)
+    for index in range(len(scene)) if frames is None else frames:
+        intrinsic, extrinsic = scene.camera(index)
+        image, depth = scene.image(index), scene.valid_depth(index)
         if image_size is not None:
-            image, depth, intrinsic = _square(image, depth, intrinsic, image_size)
+            box = centred_box(intrinsic, scene.size)
+            image, depth, intrinsic = crop_resize(image, depth, intrinsic, box, (image_size, image_size))
         images.append(image)
         depths.append(depth)
         intrinsics.append(intrinsic)
         extrinsics.append(extrinsic)
     if not images:
-        raise ValueError(f"frames must name at least one frame of {file}, got none")
+        raise ValueError(f"frames must name at least one frame of {scene.file}, got none")
     return Scene(
-        folder.name,
+        scene.name,
         np.stack(images),
         np.stack(depths),
         np.stack(intrinsics),
         np.stack(extrinsics),
-        record.get("provenance") or {},
+        scene.provenance,
+        scene.has_depth,
+        scene.translation_known,
     )
 
 
-def _check_arrays(
-    images: np.ndarray,
-    depths: np.ndarray,
-    intrinsics: np.ndarray,
-    extrinsics: np.ndarray,
-    masks: np.ndarray | None,
-    depth_scale: float,
-    folder: Path,
-) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-        raise ValueError(f"images must be uint8 [S >= 1, H, W, 3], got {images.dtype} {list(images.shape)}")
-    count, height, width, _ = images.shape
-    wanted = {"depths": (count, height, width), "intrinsics": (count, 3, 3), "extrinsics": (count, 3, 4)}
-    for name, array in (("depths", depths), ("intrinsics", intrinsics), ("extrinsics", extrinsics)):
-        if array.shape != wanted[name]:
-            raise ValueError(f"{name} must be {list(wanted[name])} beside the images, got {list(array.shape)}")
-    if masks is not None and np.shape(masks) != wanted["depths"]:
-        raise ValueError(f"masks must be {list(wanted['depths'])} beside the images, got {list(np.shape(masks))}")
-    if not (np.isfinite(depth_scale) and depth_scale > 0):
-        raise ValueError(f"depth_scale must be positive, got {depth_scale}")
-    if not np.isfinite(depths).all() or depths.min() < 0:
-        raise ValueError(f"depths of {folder} must be finite and at least 0 (0 = invalid)")
-    if depths.max() > _PNG_MAX * depth_scale:
-        raise ValueError(
-            f"depths of {folder} must be at most {_PNG_MAX * depth_scale:g} (65535 * depth_scale), got {depths.max():g}"
-        )
-    for index in range(count):
-        _check_camera(intrinsics[index], extrinsics[index], f"camera {index} of {folder}")
+def _check_frame(frame: Frame, size: tuple[int, ...], depth_scale: float, where: str) -> None:
+    image = frame.image
+    if image.dtype != np.uint8 or image.shape != (*size, 3):
+        raise ValueError(f"{where}: image must be uint8 {[*size, 3]}, got {image.dtype} {list(image.shape)}")
+    for name, array in (("depth", frame.depth), ("mask", frame.mask)):
+        if array is not None and array.shape != size:
+            raise ValueError(f"{where}: {name} must be {list(size)} as the image, got {list(array.shape)}")
+    if frame.depth is not None:
+        if not np.isfinite(frame.depth).all() or frame.depth.min() < 0:
+            raise ValueError(f"{where}: depth must be finite and at least 0 (0 = invalid)")
+        if frame.depth.max() > PNG_MAX * depth_scale:
+            raise ValueError(
+                f"{where}: depth must be at most {PNG_MAX * depth_scale:g} (65535 * depth_scale), "
+                f"got {frame.depth.max():g}"
+            )
+    _check_camera(np.asarray(frame.intrinsic, np.float64), np.asarray(frame.extrinsic, np.float64), where)
 
 
 def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> None:
@@ -233,32 +360,12 @@ def _read_record(file: Path) -> dict[str, Any]:
     scale = record.get("depth_scale")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"{file}: depth_scale must be a positive number, got {scale!r}")
+    if not isinstance(record.get("translation_known", True), bool):
+        raise ValueError(f"{file}: translation_known must be true or false, got {record['translation_known']!r}")
     frames = record.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise ValueError(f"{file}: frames must be a list of at least one object")
     return record
-
-
-def _read_camera(frame: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        intrinsic = np.array(frame.get("intrinsics"), dtype=np.float64)
-        extrinsic = np.array(frame.get("extrinsics_w2c"), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: intrinsics and extrinsics_w2c must be matrices of numbers: {error}") from error
-    _check_camera(intrinsic, extrinsic, where)
-    return intrinsic, extrinsic
-
-
-def _read_frame(
-    folder: Path, frame: Mapping[str, Any], record: Mapping[str, Any], where: str
-) -> tuple[np.ndarray, np.ndarray]:
-    size = (record["height"], record["width"])
-    image = np.array(_open_image(_inside(folder, frame.get("image"), f"{where}.image"), size).convert("RGB"))
-    depth = _read_depth(_inside(folder, frame.get("depth"), f"{where}.depth"), size, record["depth_scale"])
-    if frame.get("mask") is not None:
-        mask = _open_image(_inside(folder, frame["mask"], f"{where}.mask"), size).convert("L")
-        depth = np.where(np.array(mask) > 0, depth, np.float32(0))
-    return image, depth
 
 
 def _inside(folder: Path, name: object, where: str) -> Path:
@@ -270,81 +377,3 @@ def _inside(folder: Path, name: object, where: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no such file: {path}")
     return path
-
-
-def _open_image(path: Path, size: tuple[int, int]) -> Image:
-    from PIL import Image
-
-    try:
-        image = Image.open(path)
-        if image.size == (size[1], size[0]):  # before decoding, so that a huge foreign image costs nothing
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a whole image: {error}") from error
-    if image.size != (size[1], size[0]):
-        raise ValueError(
-            f"{path} must be {size[1]} x {size[0]} pixels as scene.json says, got {image.size[0]} x {image.size[1]}"
-        )
-    return image
-
-
-def _read_depth(path: Path, size: tuple[int, int], depth_scale: float) -> np.ndarray:
-    if path.suffix == ".png":
-        image = _open_image(path, size)
-        if not image.mode.startswith("I"):
-            raise ValueError(f"{path} must be a 16-bit greyscale png, got mode {image.mode}")
-        return (np.array(image).astype(np.float64) * depth_scale).astype(np.float32)
-    if path.suffix == ".npy":
-        try:
-            depth = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
-    elif path.suffix == ".exr":
-        depth = _read_exr(path)
-    else:
-        raise ValueError(f"{path} must end in .png, .npy or .exr")
-    if depth.shape != size or depth.dtype.kind not in "fiu":
-        raise ValueError(f"{path} must hold numbers [{size[0]}, {size[1]}], got {depth.dtype} {list(depth.shape)}")
-    depth = depth.astype(np.float32)
-    depth[~np.isfinite(depth) | (depth > _EXR_INVALID)] = 0
-    if depth.min() < 0:
-        raise ValueError(f"{path} must hold depths of at least 0, got {depth.min():g}")
-    return depth
-
-
-def _read_exr(path: Path) -> np.ndarray:
-    from subspace3d.scenes.variant import load_mitsuba
-
-    mi = load_mitsuba()
-    try:
-        bitmap = np.array(mi.Bitmap(str(path)))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not a whole EXR file: {error}") from error
-    return bitmap[..., 0] if bitmap.ndim == 3 else bitmap
-
-
-def _square(
-    image: np.ndarray, depth: np.ndarray, intrinsic: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from PIL import Image
-
-    height, width = depth.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = image[top : top + side, left : left + side]
-    depth = depth[top : top + side, left : left + side]
-    intrinsic = intrinsic - np.array([[0, 0, left], [0, 0, top], [0, 0, 0]])
-    if side == size:
-        return image, depth, intrinsic
-    filter_ = Image.Resampling.BOX if size < side else Image.Resampling.LANCZOS
-    image = np.array(Image.fromarray(np.ascontiguousarray(image)).resize((size, size), filter_))
-    nearest = np.floor((np.arange(size) + 0.5) * side / size).astype(np.int64)
-    intrinsic = intrinsic * np.array([[size / side], [size / side], [1.0]])
-    return image, depth[np.ix_(nearest, nearest)], intrinsic
-
-
-def _save_png(path: Path, array: np.ndarray) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(array)).save(path, compress_level=6)

@@ -48,6 +48,10 @@ def run(config: GenerateConfig) -> list[Path]:
     Raises:
         ValueError: data sets of this name were made with other settings; or the variant does not work here.
     """
+    if config.validate is not None or config.from_ is not None:
+        from subspace3d.datasets.existing import run as run_on_existing
+
+        return run_on_existing(config)
     name = config.name or config.attribute
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")

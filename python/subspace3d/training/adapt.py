@@ -73,7 +73,7 @@ def _tune_one(
 ) -> VGGT:
     """Tune and write one adapter; returns the backbone as it was before."""
     image_size = config.train.image_size or model.config.image_size
-    dataset = MultiViewDataset(folder, image_size, augment=config.train.augment)
+    dataset = MultiViewDataset.for_training(folder, image_size, config.train)
     # lora_A stays close to its start: with one start for all, the adapters would share a subspace by construction
     start = np.random.SeedSequence([config.train.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
     torch.manual_seed(int(start))

@@ -59,7 +59,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
 
     vggt = load_backbone(backbone)
     image_size = config.train.image_size or vggt.config.image_size
-    dataset = MultiViewDataset(config.scenes, image_size, augment=config.train.augment)
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
     basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
     vggt.enable_checkpointing(config.train.checkpointing)
     torch.manual_seed(config.train.seed)

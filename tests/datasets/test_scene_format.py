@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.datasets.scene_format import DEPTH_SCALE, find_scenes, load_scene, write_scene
+from subspace3d.datasets.scene_format import (
+    DEPTH_SCALE,
+    Frame,
+    SceneFile,
+    find_scenes,
+    load_scene,
+    write_frames,
+    write_scene,
+)
 
 
 def make_scene(folder: Path, rng: np.random.Generator, height: int = 6, width: int = 6, masks=None) -> dict:
@@ -84,6 +92,34 @@ def test_masks_invalidate_depth(tmp_path, rng):
     assert np.array_equal(load_scene(tmp_path / "s").depths > 0, masks)
 
 
+def test_frames_without_depth_are_all_invalid(tmp_path, rng):
+    arrays = make_scene(tmp_path / "s", rng)
+    assert load_scene(tmp_path / "s").has_depth and load_scene(tmp_path / "s").translation_known
+    edit(tmp_path / "s", lambda record: record["frames"][0].update(depth=None))
+    scene = load_scene(tmp_path / "s")
+    assert scene.has_depth and not scene.depths[0].any() and scene.depths[1].all()
+    edit(tmp_path / "s", lambda record: record["frames"][1].update(depth=None))
+    assert not load_scene(tmp_path / "s").has_depth
+    frames = [Frame(*view) for view in zip(arrays["images"], arrays["intrinsics"], arrays["extrinsics"])]
+    assert write_frames(tmp_path / "t", frames, {}, unit="m", translation_known=False) == 2
+    scene = load_scene(tmp_path / "t")
+    assert not scene.has_depth and not scene.translation_known and SceneFile(tmp_path / "t").unit == "m"
+
+
+def test_a_scene_that_breaks_off_leaves_nothing(tmp_path, rng):
+    arrays = make_scene(tmp_path / "s", rng)
+
+    def frames():
+        yield Frame(arrays["images"][0], arrays["intrinsics"][0], arrays["extrinsics"][0])
+        yield Frame(arrays["images"][1, :3], arrays["intrinsics"][1], arrays["extrinsics"][1])
+
+    with pytest.raises(ValueError, match=r"frame 1 .* image must be uint8 .6, 6, 3., got uint8 .3, 6, 3."):
+        write_frames(tmp_path / "t", frames(), {})
+    with pytest.raises(ValueError, match="at least one"):
+        write_frames(tmp_path / "t", [], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_npy_depth_is_read_in_scene_units(tmp_path, rng):
     make_scene(tmp_path / "s", rng)
     depth = rng.uniform(1, 50, (6, 6)).astype(np.float32)
@@ -126,6 +162,7 @@ REFUSED = {
     "scaled": (lambda r: r["frames"][0].update(extrinsics_w2c=(2 * np.eye(3, 4)).tolist()), "R a rotation"),
     "mirrored": (lambda r: r["frames"][0].update(extrinsics_w2c=(-np.eye(3, 4)).tolist()), "det R = -1"),
     "skew": (lambda r: r["frames"][0]["intrinsics"][0].__setitem__(1, 0.5), "fx, fy > 0"),
+    "translation": (lambda r: r.update(translation_known="no"), "translation_known must be true or false"),
     "ragged": (lambda r: r["frames"][0].update(intrinsics=[[1, 2], [3]]), "matrices of numbers"),
 }
 

@@ -1,0 +1,129 @@
+"""ClearPose: ROOT/set1/scene1/000000-color.png, -depth_true.png, ..., metadata.mat.
+
+A frame's ``rotation_translation_matrix`` is camera-to-world and gets inverted; depth in metres is the png divided by
+``factor_depth``. The principal point counts from the centre of the first pixel there, from its corner here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.image_files import read_depth, read_rgb
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
+from subspace3d.datasets.scene_format import Frame
+
+_FRAME_STEP, _TEST_FRAMES = 100, 12  # the paper keeps one frame of a hundred, and tests on so many of these
+_TEST_SCENE = {1: 5, 2: 6, 3: 8, 4: 6, 5: 6, 6: 6, 7: 6}  # the last scene of each training set
+_TEST_SETS = (8, 9)
+_TRAINING_QUANTILE = 98  # farther training depth, in percent of a frame's valid pixels, does not count
+
+
+def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Scenes by set and number, as ``set1_scene1``."""
+    scenes = []
+    for folder in sorted(root.glob("set*/scene*"), key=lambda path: (_number(path.parent), _number(path))):
+        if not folder.is_dir():
+            continue
+        if not (folder / "metadata.mat").is_file():
+            report(f"{folder}: no metadata.mat in it")
+            continue
+        group, number = _number(folder.parent), _number(folder)
+        split = "test" if group in _TEST_SETS or _TEST_SCENE.get(group) == number else "train"
+        name = f"{folder.parent.name}_{folder.name}"
+        scenes.append(SourceScene(name, split, _reader(config, folder, split)))
+    if not scenes:
+        raise ValueError(f"root must hold ClearPose scenes, set1/scene1/metadata.mat and so on; found none in {root}")
+    return scenes
+
+
+def _number(folder: Path) -> int:
+    digits = re.sub(r"\D", "", folder.name)
+    return int(digits) if digits else 0
+
+
+def _reader(config: GenerateConfig, folder: Path, split: str) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        metadata = _read_metadata(folder / "metadata.mat")
+        step = config.frame_step or _FRAME_STEP
+        keys = [key for key in sorted(metadata) if int(key) % step == 0]
+        if not keys:
+            raise ValueError(f"{folder}: no frame has a number that is a multiple of {step} (--frame-step)")
+        if split == "test" and not config.frame_step and len(keys) > _TEST_FRAMES:
+            keys = [keys[index * (len(keys) - 1) // (_TEST_FRAMES - 1)] for index in range(_TEST_FRAMES)]
+        factors = {float(metadata[key]["factor_depth"]) for key in keys}
+        if len(factors) != 1 or not min(factors) > 0:
+            raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
+        scale = 1 / factors.pop()
+        frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report)
+        provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": keys}}
+        return Content(frames, provenance, depth_scale=scale)
+
+    return read
+
+
+def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+    except Exception as error:  # scipy raises what its parsers happen to run into
+        raise ValueError(f"{path} is not a whole MATLAB file: {error}") from error
+    result = {}
+    for key, value in content.items():
+        if re.fullmatch(r"\d+", key):
+            result[key] = _fields(value, f"{path}: {key}")
+    if not result:
+        raise ValueError(f"{path} must have one entry per frame, named by its number")
+    return result
+
+
+def _fields(value: Any, where: str) -> dict[str, np.ndarray]:
+    names = value.dtype.names or ()
+    intrinsics = "camera_intrinsics" if "camera_intrinsics" in names else "intrinsic_matrix"
+    wanted = {intrinsics: (3, 3), "rotation_translation_matrix": (3, 4), "factor_depth": (1, 1)}
+    fields = {}
+    for name, shape in wanted.items():
+        array = np.asarray(value[name].flat[0], np.float64) if name in names and value.size else np.zeros(0)
+        if array.size != np.prod(shape):
+            raise ValueError(f"{where} must have {name} of shape {list(shape)}, got {list(array.shape)}")
+        fields["intrinsics" if name == intrinsics else name] = array.reshape(shape)
+    fields["factor_depth"] = fields["factor_depth"][0, 0]
+    return fields
+
+
+def _frames(
+    folder: Path,
+    metadata: dict[str, dict[str, np.ndarray]],
+    keys: list[str],
+    scale: float,
+    training: bool,
+    max_side: int,
+    report: Report,
+) -> Iterator[Frame]:
+    for key in keys:
+        try:
+            frame = _frame(folder, key, metadata[key], scale, training)
+        except (OSError, ValueError) as error:
+            report(f"frame {key}: {error}")
+            continue
+        yield limit_side(frame, max_side)
+
+
+def _frame(folder: Path, key: str, fields: dict[str, np.ndarray], scale: float, training: bool) -> Frame:
+    file, depth_file = folder / f"{key}-color.png", folder / f"{key}-depth_true.png"
+    for path in (file, depth_file):
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path.name}")
+    image = read_rgb(file)
+    depth = read_depth(depth_file, scale, image.shape[:2])
+    if training and (depth > 0).any():
+        depth[depth > np.percentile(depth[depth > 0], _TRAINING_QUANTILE)] = 0
+    intrinsic = fields["intrinsics"].copy()
+    intrinsic[:2, 2] += 0.5
+    return Frame(image, intrinsic, invert_pose(fields["rotation_translation_matrix"]), depth, file=file)

@@ -1,0 +1,169 @@
+"""``generate --from KIND --root DIR``: turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
+
+A scene that stands is not made again, so a run that was cut off continues. What is left out, and why, is printed and
+kept in OUT/skipped-<name>.json.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from subspace3d import settings
+from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.readers.source import Report, SourceScene
+from subspace3d.datasets.scene_format import Frame, write_frames
+from subspace3d.files import read_json, write_json
+from subspace3d.progress import Progress
+
+_READERS = {
+    "thuman": ("scans", "find_thuman"),
+    "2k2k": ("scans", "find_2k2k"),
+    "clearpose": ("clearpose", "find"),
+    "soap": ("handshake", "find"),
+    "hndr": ("handshake", "find"),
+    "rgbd": ("rgbd_folder", "find"),
+}
+# settings that decide what a scene looks like, by kind
+_IMAGE_SETTINGS = ("from_", "frame_step", "max_side")
+_IDENTITY = {
+    "thuman": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
+    "2k2k": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
+    "clearpose": _IMAGE_SETTINGS,
+    "soap": _IMAGE_SETTINGS,
+    "hndr": _IMAGE_SETTINGS,
+    "rgbd": (*_IMAGE_SETTINGS, "poses", "depth_scale"),
+}
+_SHOWN = 10  # reasons printed
+
+
+def run(config: GenerateConfig) -> list[Path]:
+    """Convert what is missing and return the folders of the data sets.
+
+    Raises:
+        FileNotFoundError: the root does not exist.
+        ValueError: the root does not have the layout of the kind, scenes of this name were made with other settings,
+            or no scene could be converted.
+    """
+    kind = config.from_
+    assert kind is not None and config.root is not None
+    name = config.name or kind
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain folder name, got {name!r}")
+    if not config.root.is_dir():
+        raise FileNotFoundError(f"root: no such folder: {config.root}")
+    record = config.out / f"config-{name}.yaml"
+    _check_same_settings(record, config, _IDENTITY[kind])
+    skipped: dict[str, list[str]] = {}
+    module, function = _READERS[kind]
+    find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
+    scenes = _choose(find(config, config.root, skipped.setdefault("root", []).append), config.only)
+    settings.save(record, config)
+    folders = {_place(config.out, name, scene): scene for scene in scenes}
+    datasets = sorted({folder.parent for folder in folders})
+    before = _read_skipped(config.out / f"skipped-{name}.json")
+    try:
+        done = _convert_all(folders, f"convert {name}", skipped, before)
+    finally:
+        _remove_leftovers(datasets)
+        # of scenes outside this run (--only) the earlier reasons still hold
+        skipped = {key: reasons for key, reasons in (before | skipped).items() if reasons}
+        write_json(config.out / f"skipped-{name}.json", skipped)
+    _print_skipped(skipped, config.out / f"skipped-{name}.json")
+    if not done:
+        first = next((reasons[0] for reasons in skipped.values()), "")
+        raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
+    print(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
+    return [folder for folder in datasets if folder.is_dir()]
+
+
+def _choose(scenes: list[SourceScene], only: tuple[str, ...]) -> list[SourceScene]:
+    names = {scene.name for scene in scenes}
+    unknown = sorted(set(only) - names)
+    if unknown:
+        raise ValueError(f"only must name scenes that are there ({', '.join(sorted(names)[:4])}, ...), got {unknown}")
+    return [scene for scene in scenes if not only or scene.name in only]
+
+
+def _place(out: Path, name: str, scene: SourceScene) -> Path:
+    return out / (f"{name}_{scene.split}" if scene.split else name) / scene.name
+
+
+def _convert_all(
+    folders: dict[Path, SourceScene], label: str, skipped: dict[str, list[str]], before: dict[str, list[str]]
+) -> int:
+    standing = {folder for folder in folders if (folder / "scene.json").is_file()}
+    done = len(standing)
+    with Progress(label, len(folders), "scene", initial=done) as progress:
+        for folder, scene in folders.items():
+            if folder in standing:
+                skipped[scene.name] = before.get(scene.name, [])
+                continue
+            reasons = skipped.setdefault(scene.name, [])
+            try:
+                _convert(folder, scene, reasons.append)
+                done += 1
+            except (ValueError, OSError) as error:
+                reasons.append(f"left out: {error}")
+            progress.advance(note=scene.name)
+    return done
+
+
+def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
+    content = scene.read(report)
+
+    def at_least_one() -> Iterator[Frame]:
+        count = 0
+        for frame in content.frames:
+            count += 1
+            yield frame
+        if count == 0:
+            raise ValueError("none of its frames can be used")
+
+    provenance = {**content.provenance, "split": scene.split or None}
+    write_frames(
+        folder,
+        at_least_one(),
+        provenance,
+        content.unit,
+        content.depth_scale,
+        translation_known=content.translation_known,
+    )
+
+
+def _check_same_settings(record: Path, config: GenerateConfig, identity: tuple[str, ...]) -> None:
+    import yaml
+
+    if not record.is_file():
+        return
+    try:
+        old = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{record} is not valid YAML: {error}") from error
+    now = settings.to_dict(config)
+    keys = [key.rstrip("_") for key in identity]
+    different = [key for key in keys if not isinstance(old, dict) or old.get(key) != now[key]]
+    if different:
+        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
+        raise ValueError(f"out must hold no scenes of this name made with other settings: {record} has {listed}")
+
+
+def _read_skipped(path: Path) -> dict[str, list[str]]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _remove_leftovers(datasets: list[Path]) -> None:
+    """Remove unfinished scene folders, which a process that was killed could not remove itself."""
+    for folder in datasets:
+        for path in folder.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
+    lines = [f"{name}: {reason}" for name, reasons in skipped.items() for reason in reasons]
+    for line in lines[:_SHOWN]:
+        print(f"skipped {line}")
+    if len(lines) > _SHOWN:
+        print(f"skipped {len(lines) - _SHOWN} more, see {path}")

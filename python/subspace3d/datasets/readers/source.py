@@ -1,0 +1,108 @@
+"""What every reader hands to the converter, and the geometry they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from subspace3d.datasets.crop import crop_resize
+from subspace3d.datasets.scene_format import DEPTH_SCALE, PNG_MAX, Frame
+
+Report = Callable[[str], None]  # takes one sentence about what was left out and why
+_ROTATION_ERROR = 1e-2  # entries of a matrix further from any rotation than this are a fault, not rounding
+
+
+@dataclass
+class SourceScene:
+    """A scene that was found; ``read`` does the work when its turn comes."""
+
+    name: str  # of the scene's folder
+    split: str  # train, test or "" where the data set has no splits
+    read: Callable[[Report], Content]
+
+
+@dataclass
+class Content:
+    """What a scene becomes. ``frames`` is consumed once, one frame at a time."""
+
+    frames: Iterable[Frame]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    unit: str = "m"
+    depth_scale: float = DEPTH_SCALE
+    translation_known: bool = True
+
+
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    """U V^T of the SVD U S V^T of a 3x3 matrix that is a rotation up to rounding.
+
+    Raises:
+        ValueError: it is further than 0.01 from every rotation in some entry, or a reflection.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        raise ValueError(f"a camera's rotation must be 3x3 and finite, got {matrix.tolist()}")
+    u, _, vt = np.linalg.svd(matrix)
+    rotation = u @ vt
+    error = float(np.abs(rotation - matrix).max())
+    if error > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
+        raise ValueError(f"a camera's rotation must be a rotation, got one that is off by {error:.2g}")
+    return rotation
+
+
+def invert_pose(pose: np.ndarray) -> np.ndarray:
+    """[R | t] -> [R^T | -R^T t] float64 [3, 4], of a pose [3, 4] or [4, 4]: c2w to w2c, or back."""
+    rotation = nearest_rotation(np.asarray(pose)[:3, :3])
+    return np.concatenate([rotation.T, -rotation.T @ np.asarray(pose, np.float64)[:3, 3:]], axis=1)
+
+
+def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
+    """R [..., 3, 3] of quaternions [..., 4] in the order x, y, z, w; they need not have length 1.
+
+    Raises:
+        ValueError: a quaternion of length 0.
+    """
+    quaternion = np.asarray(quaternion, np.float64)
+    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    if not (length > 0).all():
+        raise ValueError("a quaternion must not be zero")
+    x, y, z, w = np.moveaxis(quaternion / length, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def depth_at(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The depth map [h, w] at ``size`` pixels of the same view, each from the depth pixel it lies in.
+
+    Raises:
+        ValueError: the aspect ratios differ by more than 1 %.
+    """
+    height, width = depth.shape
+    if abs(height * size[1] / (width * size[0]) - 1) > 0.01:
+        raise ValueError(f"depth of {width} x {height} pixels must have the aspect of its {size[1]} x {size[0]} image")
+    rows = (np.arange(size[0]) * 2 + 1) * height // (2 * size[0])
+    columns = (np.arange(size[1]) * 2 + 1) * width // (2 * size[1])
+    return depth[np.ix_(rows, columns)]
+
+
+def storable_depth(depth: np.ndarray, depth_scale: float) -> np.ndarray:
+    """float32; what a 16-bit png cannot hold (not finite, negative, beyond 65535 ``depth_scale``) becomes 0."""
+    depth = np.asarray(depth, np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0) & (depth <= PNG_MAX * depth_scale), depth, np.float32(0))
+
+
+def limit_side(frame: Frame, max_side: int) -> Frame:
+    """The frame reduced so that its longer side is ``max_side`` pixels; as it is when it is no longer, or for 0."""
+    height, width = frame.image.shape[:2]
+    if max_side == 0 or max(height, width) <= max_side:
+        return frame
+    size = (max(1, round(height * max_side / max(height, width))), max(1, round(width * max_side / max(height, width))))
+    depth = np.zeros((height, width), np.float32) if frame.depth is None else frame.depth
+    image, depth, intrinsic = crop_resize(frame.image, depth, frame.intrinsic, (0, 0, width, height), size)
+    return Frame(image, intrinsic, frame.extrinsic, None if frame.depth is None else depth)

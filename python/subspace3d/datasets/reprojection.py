@@ -1,0 +1,193 @@
+"""Do cameras and depth of a scene agree? Points of one view are looked for in another, under several readings.
+
+A point that should be seen by another view either lies on the surface that view shows (it agrees), behind it (it is
+hidden, which says nothing), or in front of it (it contradicts: the view would show it instead). With the cameras and
+depth read rightly hardly any point contradicts, however far apart the views are; read wrongly most do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
+_COARSE_TOLERANCE = 0.08
+_POINTS = 1000  # per pair of views
+_SPREAD = 12  # views that are compared with each other, in scenes with more than that
+_FLIP = np.diag([1.0, -1.0, -1.0])
+
+
+@dataclass
+class View:
+    """A view reduced to a size at which thousands of pairs cost little."""
+
+    intrinsic: np.ndarray  # float64 [3, 3], pixels
+    extrinsic: np.ndarray  # float64 [3, 4], as stored
+    depth: np.ndarray  # float32 [H, W], 0 = invalid
+    luma: np.ndarray  # float32 [H, W], 0..255
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the stored matrices and depths."""
+
+    name: str
+    fault: str  # what to tell somebody whose data this reading fits better than the stored one
+    extrinsic: Callable[[np.ndarray], np.ndarray] = lambda stored: stored
+    scale: float = 1.0  # of the depth
+    along_ray: bool = False  # the depth is the distance along the ray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Counts over pairs of views."""
+
+    agreeing: int
+    contradicting: int
+    color_error: float  # median difference of luma between a point and where it agrees, 0..255; nan without any
+    by_view: np.ndarray  # int [S, 3]: agreeing, contradicting and all points of the pairs with a view
+
+    @property
+    def share(self) -> float:
+        """Agreeing points among those that say something; nan without any."""
+        decided = self.agreeing + self.contradicting
+        return self.agreeing / decided if decided else float("nan")
+
+
+def invert(extrinsic: np.ndarray) -> np.ndarray:
+    rotation = extrinsic[:, :3]
+    return np.concatenate([rotation.T, -rotation.T @ extrinsic[:, 3:]], axis=1)
+
+
+def scaled(factor: float) -> Reading:
+    """The depth is in another unit than the translations: true depth is the stored one times ``factor``."""
+    known = [words for value, words in _UNITS.items() if abs(factor / value - 1) < 0.05]
+    advice = f"multiply depth_scale by {known[0]}" if known else "multiply depth_scale by the factor given here"
+    fault = f"depth is in another unit than the translations: {advice}"
+    return Reading(f"depth times {factor:.4g}", fault, scale=factor)
+
+
+_UNITS = {
+    1e-3: "0.001 (depth in millimetres, translations in metres)",
+    1e3: "1000 (depth in metres, translations in millimetres)",
+    1e-2: "0.01 (depth in centimetres, translations in metres)",
+    1e2: "100 (depth in metres, translations in centimetres)",
+    0.2: "0.2 (5000 steps to the metre, as TUM's pngs, read as 1000)",
+    5.0: "5 (1000 steps to the metre read as 5000, as TUM's pngs)",
+    0.3048: "0.3048 (depth in feet, translations in metres)",
+}
+STORED = Reading("as stored", "")
+READINGS = (
+    Reading(
+        "inverted",
+        "extrinsics_w2c holds camera-to-world matrices (c2w): store their inverse, camera-from-world (w2c)",
+        invert,
+    ),
+    Reading(
+        "y and z negated",
+        "extrinsics_w2c is camera-from-world in OpenGL axes (y up, z backward): negate its second and third row",
+        lambda stored: _FLIP @ stored,
+    ),
+    Reading(
+        "inverted, y and z negated",
+        "extrinsics_w2c holds camera-to-world matrices (c2w) in OpenGL axes (y up, z backward), as Blender and "
+        "nerfstudio write them: invert them, then negate the second and third row",
+        lambda stored: _FLIP @ invert(stored),
+    ),
+    Reading(
+        "depth as distance along the ray",
+        "depth is the distance along the ray: store z, the distance times the cosine",
+        along_ray=True,
+    ),
+    *map(scaled, _UNITS),
+)
+
+
+def choose_pairs(count: int) -> list[tuple[int, int]]:
+    """All ordered pairs of some views, at most 12 and evenly spread, and every view with the next in recorded order."""
+    some = np.unique(np.linspace(0, count - 1, min(count, _SPREAD)).round().astype(int)).tolist()
+    pairs = {(i, j) for i in some for j in some if i != j}
+    return sorted(pairs | {(i, i + 1) for i in range(count - 1)})
+
+
+def measure(
+    views: Sequence[View], pairs: Sequence[tuple[int, int]], reading: Reading, tolerance: float = TOLERANCE
+) -> Agreement:
+    """Look for points of view i in view j, for every pair (i, j)."""
+    extrinsics = [reading.extrinsic(view.extrinsic) for view in views]
+    bounds = [_depth_range(view, reading) for view in views]
+    points = [_world_points(view, extrinsic, reading) for view, extrinsic in zip(views, extrinsics)]
+    by_view = np.zeros((len(views), 3), np.int64)
+    errors = []
+    for i, j in pairs:
+        world, luma = points[i]
+        nearest, farthest = bounds[j]
+        camera = world @ extrinsics[j][:, :3].T + extrinsics[j][:, 3]
+        row, column, inside = _pixels(camera, views[j])
+        z = camera[inside, 2]
+        near, far = nearest[row, column], farthest[row, column]
+        shown = far > 0
+        front = shown & (z < near * (1 - tolerance))
+        agrees = shown & ~front & (z <= far * (1 + tolerance))
+        counts = [int(agrees.sum()), int(front.sum()), len(world)]
+        by_view[i] += counts
+        by_view[j] += counts
+        errors.append(np.abs(luma[inside] - views[j].luma[row, column])[agrees])
+    colors = np.concatenate(errors) if errors else np.zeros(0)
+    agreeing, contradicting, _ = (by_view.sum(axis=0) // 2).tolist()
+    return Agreement(agreeing, contradicting, float(np.median(colors)) if len(colors) else np.nan, by_view)
+
+
+def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Reading:
+    """Depth times the factor between 1e-4 and 1e4 with which the largest share of points agrees; to about 1 %.
+
+    Factors with which hardly any point says something do not count: less than a quarter of the most agreeing points.
+    """
+
+    def best(factors: np.ndarray, tolerance: float) -> float:
+        found = [measure(views, pairs, scaled(float(factor)), tolerance) for factor in factors]
+        agreeing = np.array([one.agreeing for one in found])
+        shares = np.where(agreeing >= max(1, agreeing.max() // 4), [one.share for one in found], 0.0)
+        # as good as the best up to a few points: the middle of these is the least biased
+        return float(np.median(factors[shares >= shares.max() - 0.01]))
+
+    coarse = best(1e-4 * 1.15 ** np.arange(132), _COARSE_TOLERANCE)
+    return scaled(best(coarse * np.linspace(0.8, 1.25, 46), TOLERANCE))
+
+
+def _world_points(view: View, extrinsic: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """World points [n, 3] of an even choice of valid pixels, and their luma [n]."""
+    row, column = np.nonzero(view.depth > 0)
+    # a step that shares no factor with the rows, so that the choice does not line up in columns
+    step = max(1, len(row) // _POINTS) | 1
+    row, column = row[::step], column[::step]
+    rays = np.stack([column + 0.5, row + 0.5, np.ones(len(row))], axis=1) @ np.linalg.inv(view.intrinsic).T
+    depth = view.depth[row, column].astype(np.float64) * reading.scale
+    if reading.along_ray:
+        depth /= np.linalg.norm(rays, axis=1)
+    return (rays * depth[:, None] - extrinsic[:, 3]) @ extrinsic[:, :3], view.luma[row, column]
+
+
+def _pixels(camera: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the camera points that fall into the view, and which points these are."""
+    height, width = view.depth.shape
+    inside = np.flatnonzero(camera[:, 2] > 1e-9)
+    pixel = camera[inside] @ view.intrinsic.T
+    column, row = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
+    keep = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return row[keep].astype(np.int64), column[keep].astype(np.int64), inside[keep]
+
+
+def _depth_range(view: View, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """Least (inf without any) and greatest (0) valid depth of the 3 x 3 pixels around each, [H, W]."""
+    depth = view.depth.astype(np.float64) * reading.scale
+    height, width = depth.shape
+    if reading.along_ray:
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ np.linalg.inv(view.intrinsic).T
+        depth /= np.linalg.norm(rays, axis=-1)
+    padded = np.pad(depth, 1)
+    around = np.stack([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)])
+    return np.where(around > 0, around, np.inf).min(axis=0), around.max(axis=0)
