@@ -33,7 +33,14 @@ TINY = VGGTConfig(
     depth_taps=(0, 0, 1, 1),
 )
 CONFIG = TrainConfig(
-    steps=6, lr=1e-3, frames=(2, 3), images_per_step=3, save_every=3, augment=True, device="cpu", threads=1
+    steps=6,
+    lr=1e-3,
+    frames=(2, 3),
+    images_per_step=3,
+    save_every=3,
+    augment=True,
+    device="cpu",
+    threads=1,
 )
 
 
@@ -153,13 +160,14 @@ def test_non_finite_step_is_skipped_and_counted(dataset: MultiViewDataset, tmp_p
     model = _model()
     result = train(model, Poisoned(dataset, range(1, 3)), dataclasses.replace(CONFIG, steps=4), tmp_path)
     assert result.skipped == 2
-    assert [line["step"] for line in _metrics(tmp_path)] == [1, 4]
+    assert [line["loss"] is None for line in _metrics(tmp_path)] == [False, True, True, False]
+    assert [line["skipped"] for line in _metrics(tmp_path)] == [0, 1, 2, 2]
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_ten_non_finite_steps_stop_the_run(dataset: MultiViewDataset, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=40, save_every=2)
-    with pytest.raises(RuntimeError, match="10 steps in a row, up to step 13"):
+    with pytest.raises(FloatingPointError, match="10 steps in a row, up to step 13"):
         train(_model(), Poisoned(dataset, range(3, 40)), config, tmp_path)
     newest = checkpoints.latest(tmp_path / "checkpoints")
     assert newest is not None
@@ -174,7 +182,6 @@ def test_nothing_to_train(dataset: MultiViewDataset, tmp_path: Path) -> None:
         train(_model(method="none"), dataset, CONFIG, tmp_path)
 
 
-def test_bf16_and_log_interval(dataset: MultiViewDataset, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, steps=3, precision="bf16")
-    train(_model(), dataset, config, tmp_path, log_every=2)
-    assert [line["step"] for line in _metrics(tmp_path)] == [2, 3]
+def test_bf16(dataset: MultiViewDataset, tmp_path: Path) -> None:
+    train(_model(), dataset, dataclasses.replace(CONFIG, steps=2, precision="bf16"), tmp_path)
+    assert all(line["loss"] is not None for line in _metrics(tmp_path))

@@ -163,7 +163,7 @@ def test_finetune_refuses_another_run_in_its_folder(folder: Path, tmp_path: Path
     finetune.run(config)
     with pytest.raises(ValueError, match="finished run with another rank"):
         finetune.run(dataclasses.replace(config, rank=5))
-    finetune.run(dataclasses.replace(config, rank=5, resume=False))
+    finetune.run(dataclasses.replace(config, rank=5, resume="never"))
     with pytest.raises(ValueError, match="subspaces must name"):
         finetune.run(dataclasses.replace(config, method="subspace"))
     with pytest.raises(FileNotFoundError, match="weights"):
