@@ -22,7 +22,15 @@ from subspace3d.training import adapt, finetune
 from subspace3d.training.tuned import export_lora, load_tuned
 
 TRAIN = TrainConfig(
-    steps=2, lr=1e-2, warmup=0.0, frames=(2, 2), images_per_step=2, image_size=28, device="cpu", threads=1
+    steps=2,
+    lr=1e-2,
+    warmup=0.0,
+    frames=(2, 2),
+    images_per_step=2,
+    image_size=28,
+    checkpointing=False,
+    device="cpu",
+    threads=1,
 )
 
 

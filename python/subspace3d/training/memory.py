@@ -95,11 +95,11 @@ def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scen
     compute_bytes = 2 if config.precision == "bf16" else 4
     folds = [m for m in model.modules() if isinstance(m, (se.SubspaceLinear, se.SubspaceConv2d))]
     kept = sum(module.weight.numel() * compute_bytes for module in folds)
-    with _without_kept_folds(folds), FakeTensorMode() as fake, device:
+    with _without_kept_folds(folds), FakeTensorMode() as fake:
         stand_ins = {f"model.{name}": _fake(fake, tensor, device) for name, tensor in tensors.items()}
         counter = _LiveBytes()
         with counter:
-            images = torch.zeros(scenes, frames, 3, image_size, image_size)
+            images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)
             torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,))
     return MemoryEstimate(sum(storages.values()) + kept, 2 * trained, counter.peak, scenes * frames)
 
