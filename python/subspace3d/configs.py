@@ -93,7 +93,7 @@ class TrainConfig:
     checkpointing: bool = True
     """Recompute block activations in the backward pass: less memory, about a third more time."""
     check_memory: bool = True
-    """Refuse to start where the memory estimate exceeds what the device has left; otherwise it is only printed."""
+    """Print an estimate of the memory first, and refuse to start where the device has less left."""
     augment: bool = False
     """Colour jitter on the training images."""
     save_every: int = 200

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,19 +24,16 @@ class SaveGradients:
     def __init__(self, model: torch.nn.Module, folder: Path) -> None:
         self.model, self.folder = model, folder
 
-    def penalty(self) -> torch.Tensor:
-        return 0.01 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+    def extra_loss(self) -> torch.Tensor:
+        return 0.01 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
 
     def after_step(self, step: int) -> None:
         with joined_processes(choose_device("cpu")) as processes:
             gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
             save_tensors(self.folder / f"gradients-{processes.count}-{processes.rank}.safetensors", gradients)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         return {}
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        pass
 
 
 def main(scenes: Path, out: Path) -> None:

@@ -29,6 +29,7 @@ TRAIN = TrainConfig(
     images_per_step=2,
     image_size=28,
     checkpointing=False,
+    check_memory=False,
     device="cpu",
     threads=1,
 )

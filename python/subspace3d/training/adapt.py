@@ -25,6 +25,7 @@ from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.files import atomic_folder, read_json, write_json
 from subspace3d.progress import Progress
 from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
+from subspace3d.training.device import choose_device
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.pool import describe, run_jobs
@@ -130,7 +131,7 @@ def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
     elif grid.workers > 1 and not train_config.threads:
         train_config = dataclasses.replace(train_config, threads=max(1, (os.cpu_count() or 1) // grid.workers))
     config = dataclasses.replace(grid.config, train=train_config)
-    model = load_backbone(grid.backbone)
+    model = load_backbone(grid.backbone).to(choose_device(train_config.device))
     model.enable_checkpointing(train_config.checkpointing)
     tuned = add_lora(model, config.rank, config.targets)
     if worker == 0:

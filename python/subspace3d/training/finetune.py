@@ -76,6 +76,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
     vggt.enable_checkpointing(config.train.checkpointing)
     torch.manual_seed(config.train.seed)
+    vggt.to(choose_device(config.train.device))
     model = apply_method(vggt, config.method, config.rank, basis=basis, base_model=backbone.identity)
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -21,17 +20,14 @@ class BatchSource(Protocol):
         """
 
 
-class StepHook(Protocol):
+class MethodHook(Protocol):
     """What a tuning method does in a step besides having trainable parameters."""
 
-    def penalty(self) -> torch.Tensor | None:
-        """A scalar added to the loss once per step; none if there is none."""
+    def extra_loss(self) -> torch.Tensor:
+        """A scalar with a gradient that is added to the loss; called once per step, outside autocast."""
 
     def after_step(self, step: int) -> None:
-        """Called after step ``step`` (from 0) of the optimiser, while the gradients are still there."""
+        """``step`` optimiser steps are done; gradients are still in place. Not called after a step that was skipped."""
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """What must be kept in a checkpoint."""
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `state` gave."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """State by name; a checkpoint is loaded by copying into these tensors."""

@@ -23,7 +23,7 @@ from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
-from subspace3d.training.interfaces import BatchSource, StepHook
+from subspace3d.training.interfaces import BatchSource, MethodHook
 from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
@@ -80,7 +80,7 @@ def train(
     resume: bool = True,
     label: str = "train",
     settings: Mapping[str, Any] | None = None,
-    hook: StepHook | None = None,
+    hook: MethodHook | None = None,
     snapshot: Callable[[Path], object] | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -103,7 +103,7 @@ def train(
         resume (bool): continue from the newest checkpoint below ``out``; otherwise start over.
         label (str): name of the run in the progress display.
         settings (Mapping | None): JSON values a checkpoint must have been made with, besides those of ``config``.
-        hook (StepHook | None): what the tuning method adds to a step.
+        hook (MethodHook | None): what the tuning method adds to a step.
         snapshot (Callable | None): see `checkpoints.save`.
         quiet (bool): no progress display.
 
@@ -196,7 +196,7 @@ class _Run:
         device: torch.device,
         processes: Processes,
         settings: Mapping[str, Any] | None,
-        hook: StepHook | None,
+        hook: MethodHook | None,
         snapshot: Callable[[Path], object] | None,
     ) -> None:
         self.settings = run_settings(config, settings)
@@ -265,7 +265,7 @@ class _Run:
         if finite:
             self.optimizer.step()
             if self.hook is not None:
-                self.hook.after_step(self.step)
+                self.hook.after_step(self.step + 1)
         self.step += 1
         self.images += data.images
         self.skipped += not finite
@@ -294,10 +294,9 @@ class _Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     predictions = self.wrapped(batch["images"])
                 terms = multitask_loss(predictions, batch, self.config.camera_weight, data.counts)
-                penalty = self.hook.penalty() if self.hook is not None and last else None
-                if penalty is not None:
-                    share = penalty / self.processes.count
-                    terms = {**terms, "penalty": share, "loss": terms["loss"] + share}
+                if self.hook is not None and last:
+                    terms["regularizer"] = self.hook.extra_loss() / self.processes.count
+                    terms["loss"] = terms["loss"] + terms["regularizer"]
                 # DDP takes the mean over processes, the loss of a step is a sum
                 (terms["loss"] * self.processes.count).backward()
             for name, term in terms.items():
@@ -345,7 +344,7 @@ class _Run:
             for rank, gathered in enumerate(self.processes.gather(mine, self.device))
         }
         if self.hook is not None:
-            tensors |= {f"method.{name}": tensor for name, tensor in self.hook.state().items()}
+            tensors |= {f"method.{name}": tensor for name, tensor in self.hook.tensors().items()}
         path = self.out / "checkpoints" / f"step_{self.step}"
         if self.processes.is_first:
             checkpoints.save(path.parent, self.step, self.parameters, self.optimizer, state, tensors, self.snapshot)
@@ -359,10 +358,8 @@ class _Run:
             torch.set_rng_state(tensors[f"{mine}cpu"])
         if self.device.type == "cuda" and f"{mine}cuda" in tensors:
             torch.cuda.set_rng_state(tensors[f"{mine}cuda"], self.device)
-        if self.hook is not None:
-            self.hook.load_state(
-                {n.removeprefix("method."): tensor for n, tensor in tensors.items() if n.startswith("method.")}
-            )
+        for name, tensor in self.hook.tensors().items() if self.hook is not None else ():
+            tensor.copy_(tensors[f"method.{name}"])
 
     def result(self) -> TrainResult:
         loss = sum(self.losses) / len(self.losses) if self.losses else None

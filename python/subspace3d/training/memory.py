@@ -56,19 +56,21 @@ class MemoryEstimate:
 
 def check_memory(
     model: nn.Module, config: TrainConfig, image_size: int, processes: int = 1, sharing: int = 1
-) -> MemoryEstimate:
-    """Print the estimate for the largest forward pass of a run.
+) -> MemoryEstimate | None:
+    """Print the estimate for the largest forward pass of a run; nothing, if ``config.check_memory`` is off.
 
     Args:
-        model (nn.Module): frozen and trainable parameters as in the run.
+        model (nn.Module): frozen and trainable parameters as in the run, on the run's device.
         config (TrainConfig): batch, precision, device.
         image_size (int): side of the images in pixels.
         processes (int): that share the scenes of a step.
         sharing (int): processes like this one on the same device.
 
     Raises:
-        ValueError: it exceeds what the device has left, unless ``config.check_memory`` is off; says what would fit.
+        ValueError: it exceeds what the device has left; says what would fit.
     """
+    if not config.check_memory:
+        return None
     scenes, frames = _largest_pass(config, processes)
     estimate = estimate_memory(model, config, image_size, scenes, frames)
     device = choose_device(config.device)
@@ -76,8 +78,8 @@ def check_memory(
     free = free // sharing if free is not None else None
     each = f" for each of {sharing} processes" if sharing > 1 else ""
     print(f"memory estimate: {estimate}" + (f"; {_gib(free)} free{each}" if free else ""), file=sys.stderr, flush=True)
-    held = sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == device.type)
-    if not config.check_memory or free is None or estimate.total - held <= free:
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if free is None or estimate.total - held <= free:
         return estimate
     raise ValueError(
         f"max_images: a step needs about {estimate}, {device_name(config.device)} has {_gib(free)} left{each}; "
@@ -88,15 +90,18 @@ def check_memory(
 
 def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scenes: int, frames: int) -> MemoryEstimate:
     """Bytes a training step takes with ``scenes`` scenes of ``frames`` frames in one forward pass."""
-    device = choose_device(config.device)
+    device = next(model.parameters()).device
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     compute_bytes = 2 if config.precision == "bf16" else 4
     folds = [m for m in model.modules() if isinstance(m, (se.SubspaceLinear, se.SubspaceConv2d))]
     kept = sum(module.weight.numel() * compute_bytes for module in folds)
-    with _without_kept_folds(folds), FakeTensorMode() as fake:
-        stand_ins = {f"model.{name}": _fake(fake, tensor, device) for name, tensor in tensors.items()}
+    # a module may also hold a weight that belongs to another one: such a tensor is faked where it is used
+    with _without_kept_folds(folds), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        stand_ins: dict[str, torch.Tensor] = {
+            f"model.{name}": fake.from_tensor(tensor) for name, tensor in tensors.items()
+        }
         counter = _LiveBytes()
         with counter:
             images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)
@@ -156,11 +161,6 @@ class _LiveBytes(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    stand_in = mode.from_tensor(tensor).to(device).detach()
-    return stand_in.requires_grad_(tensor.requires_grad)
 
 
 @contextlib.contextmanager

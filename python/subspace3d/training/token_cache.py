@@ -14,6 +14,7 @@ from torch import nn
 from subspace3d.files import load_tensors, save_tensors
 
 _RECOUNT = 100
+_LARGEST_HEADER = 1024
 
 
 class TokenCache:
@@ -75,7 +76,7 @@ class TokenCache:
         return self.folder / kind / size / f"{_hash({'image': image})}.safetensors"
 
     def _store(self, path: Path, tokens: torch.Tensor) -> None:
-        size = tokens.numel() * tokens.element_size()
+        size = tokens.numel() * tokens.element_size() + _LARGEST_HEADER
         if self._closed or self._bytes + size > self._bound:
             self._close(f"holds its {self._bound / 1e9:g} GB")
             return
