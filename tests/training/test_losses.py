@@ -65,6 +65,18 @@ def test_camera_loss_counts_scenes_by_their_first_frame() -> None:
     assert loss.item() == 0 and encoding.grad is not None and not encoding.grad.any()
 
 
+def test_camera_loss_of_scenes_without_depth_or_translation() -> None:
+    batch = _batch(scenes=3)
+    wrong = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14)) + 1
+    batch["point_masks"][1] = False
+    batch |= {"has_depth": torch.tensor([True, False, True]), "translation_known": torch.tensor([True, True, False])}
+    wrong[1:, :, :3] += 50  # neither scene's translation counts
+    loss = camera_loss([wrong], batch)
+    assert loss["translation"].item() == pytest.approx(1) and loss["camera"].item() == pytest.approx(2.5)
+    wrong[1:, :, 3:] += 3  # but their rotations and fields of view do: mean of 1, 4, 4
+    assert camera_loss([wrong], batch)["camera"].item() == pytest.approx(1 + 3 + 0.5 * 3)
+
+
 def test_depth_loss_of_a_constant_error() -> None:
     batch = _batch()  # 392 pixels: too few for the outlier filter
     depth, confidence = torch.full((1, 2, 14, 14, 1), 1.5), torch.full((1, 2, 14, 14), 2.0)
@@ -166,7 +178,7 @@ def test_losses_of_the_parts_of_a_step_add_up_to_that_of_the_step(split: tuple[i
     predictions, batch = _uneven_step()
     whole = multitask_loss(predictions, batch)
     expected = torch.autograd.grad(whole["loss"], _leaves(predictions))
-    counts = LossCounts.of(batch["point_masks"])
+    counts = LossCounts.of(batch)
     totals = dict.fromkeys(whole, 0.0)
     start = 0
     for size in split:

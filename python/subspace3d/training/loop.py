@@ -180,7 +180,7 @@ def _draw(dataset: BatchSource, config: TrainConfig, step: int, processes: Proce
         part, _ = normalize_scenes({key: value[chosen] for key, value in batch.items()})
         del part["world_points"]  # no loss looks at them
         parts.append(part)
-    return _StepData(parts, LossCounts.of(batch["point_masks"]), scenes * frames)
+    return _StepData(parts, LossCounts.of(batch), scenes * frames)
 
 
 class _Run:

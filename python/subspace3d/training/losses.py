@@ -28,21 +28,26 @@ class LossCounts:
     """What the means of the losses divide by, counted over all scenes of a step.
 
     Attributes:
-        cameras: frames of the scenes whose first frame has more than 100 valid points.
+        cameras: frames whose rotation and field of view count.
+        translations: frames whose translation counts.
         pixels: valid pixels.
         pixels_at_scale: valid pixels in every 2^k-th row and column, k = 0..3.
     """
 
     cameras: int
+    translations: int
     pixels: int
     pixels_at_scale: tuple[int, ...]
 
     @classmethod
-    def of(cls, masks: torch.Tensor) -> LossCounts:
-        """Count the valid points ``[B, S, H, W]``, bool."""
+    def of(cls, batch: dict) -> LossCounts:
+        """Count in ``point_masks [B, S, H, W]`` bool; see `camera_loss` for what else is looked at."""
+        masks = batch["point_masks"]
         scales = (masks[..., :: 2**scale, :: 2**scale] for scale in range(_GRADIENT_SCALES))
+        posed, scaled = _counted(batch)
         return cls(
-            cameras=int(_counted(masks).sum()) * masks.shape[1],
+            cameras=int(posed.sum()) * masks.shape[1],
+            translations=int(scaled.sum()) * masks.shape[1],
             pixels=int(masks.sum()),
             pixels_at_scale=tuple(int(part.sum()) for part in scales),
         )
@@ -54,13 +59,15 @@ def camera_loss(
     """1/n sum_i gamma^(n-1-i) (mean |T_i - T*| + mean |q_i - q*| + 0.5 mean |fov_i - fov*|) over the n stages.
 
     |T_i - T*| is clamped at 100. A scene counts only if its first frame has more than 100 valid points, because the
-    first camera sets the scene's frame and scale; with no such scene the loss is zero.
+    first camera sets the scene's frame and scale; with no such scene the loss is zero. A scene that has no depth at all
+    has no scale but known rotations: it counts in q and fov. Where only rotations are known T does not count.
 
     Args:
         pose_enc_list (list[Tensor]): encoding after every refinement stage, each ``[B, S, 9]``: translation (3) and
             xyzw quaternion (4) of camera-from-world, vertical and horizontal field of view in radians.
         batch (dict): normalised; ``extrinsics [B, S, 3, 4]``, ``intrinsics [B, S, 3, 3]``,
-            ``point_masks [B, S, H, W]`` bool.
+            ``point_masks [B, S, H, W]`` bool; optionally ``has_depth [B]`` and ``translation_known [B]`` bool, true
+            when missing.
         gamma (float): weight of a stage relative to the next.
         counts (LossCounts | None): of the whole step when ``batch`` is a part of it; none: of ``batch``.
 
@@ -68,20 +75,18 @@ def camera_loss(
         dict: scalars ``camera`` and, of the last stage alone, ``translation``, ``rotation``, ``fov`` (detached).
     """
     masks = batch["point_masks"]
-    counts = LossCounts.of(masks) if counts is None else counts
+    counts = LossCounts.of(batch) if counts is None else counts
     target = encode_pose(batch["extrinsics"], batch["intrinsics"], (masks.shape[-2], masks.shape[-1]))
-    counted = _counted(masks)
-    if not bool(counted.any()):
-        zero = sum((encoding.sum() * 0.0 for encoding in pose_enc_list), start=target.new_zeros(()))
-        return {"camera": zero, "translation": zero.detach(), "rotation": zero.detach(), "fov": zero.detach()}
-    target = target[counted]
+    posed, scaled = _counted(batch)
     total = target.new_zeros(())
     terms: dict[str, torch.Tensor] = {}
     stages = len(pose_enc_list)
     for stage, encoding in enumerate(pose_enc_list):
-        error = (encoding[counted].float() - target).abs()
-        translation = error[..., :3].clamp(max=_LARGEST_ERROR).mean(-1).sum() / counts.cameras
-        rotation, fov = (error[..., part].mean(-1).sum() / counts.cameras for part in (slice(3, 7), slice(7, 9)))
+        error = (encoding.float() - target).abs()
+        # a sum over no scene is zero and keeps the graph
+        translation = error[scaled][..., :3].clamp(max=_LARGEST_ERROR).mean(-1).sum() / max(1, counts.translations)
+        rotation = error[posed][..., 3:7].mean(-1).sum() / max(1, counts.cameras)
+        fov = error[posed][..., 7:].mean(-1).sum() / max(1, counts.cameras)
         total = total + gamma ** (stages - 1 - stage) * (translation + rotation + 0.5 * fov)
         terms = {"translation": translation.detach(), "rotation": rotation.detach(), "fov": fov.detach()}
     return {"camera": total / stages, **terms}
@@ -114,7 +119,7 @@ def depth_loss(
         dict: scalars ``depth`` and, detached, ``depth_error``, ``depth_confidence``, ``depth_gradient``.
     """
     target, mask = batch["depths"], batch["point_masks"]
-    counts = LossCounts.of(mask) if counts is None else counts
+    counts = LossCounts.of(batch) if counts is None else counts
     predicted, confidence = depth.squeeze(-1).float(), confidence.float().clamp(min=1e-6)
     # the sums keep both outputs in the graph, so that every process has the same gradients to exchange
     regression = weighted = (predicted[:0].sum() + confidence[:0].sum()) * 0.0
@@ -207,6 +212,8 @@ def multitask_loss(
     return {"loss": loss, **camera, **depth}
 
 
-def _counted(masks: torch.Tensor) -> torch.Tensor:
-    """Scenes whose cameras count, ``[B]``."""
-    return masks[:, 0].sum(dim=(1, 2)) > _LEAST_POINTS
+def _counted(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scenes whose rotations and fields of view count, and scenes whose translations count, each ``[B]``."""
+    scaled = batch["point_masks"][:, 0].sum(dim=(1, 2)) > _LEAST_POINTS
+    posed = scaled | ~batch["has_depth"] if "has_depth" in batch else scaled
+    return posed, scaled & batch["translation_known"] if "translation_known" in batch else scaled
