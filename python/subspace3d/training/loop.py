@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import shutil
@@ -205,7 +206,10 @@ class _Run:
         self.hook, self.snapshot = hook, snapshot
         self.model, self.wrapped = model, model
         if processes.count > 1:
-            self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # buffers are constants, and bases are large; newer releases of torch have another word for it
+            keywords = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in keywords else "broadcast_buffers"
+            self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **{buffers: False})
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
         self.clipped = {part: members for part, members in self.clipped.items() if members}
         self.trackers: list[Tracker] = []
