@@ -77,10 +77,24 @@ SMOKE = Scale(
     rank=2,
     k=2,
     adapt=TrainConfig(
-        steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2, checkpointing=False
+        steps=2,
+        lr=1e-3,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=56,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
     ),
     tune=TrainConfig(
-        steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2, checkpointing=False
+        steps=2,
+        lr=1e-3,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=56,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
     ),
     minutes=1,
 )

@@ -265,3 +265,17 @@ def test_tensorboard_continues_without_duplicates(dataset: MultiViewDataset, tmp
     losses = events.Scalars("train/loss")
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in read_metrics(tmp_path)])
+
+
+@pytest.mark.slow(reason="starts the service of wandb, five seconds")
+def test_wandb_writes_one_run_for_both_starts(
+    dataset: MultiViewDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = dataclasses.replace(CONFIG, trackers=("wandb",))
+    with pytest.raises(SystemExit):
+        train(tiny_model(), StopAfter(dataset, 2, signal.SIGTERM), config, tmp_path)
+    train(tiny_model(), dataset, config, tmp_path)
+    identity = (tmp_path / "wandb_run.txt").read_text()
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))) == 2

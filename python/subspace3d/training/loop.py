@@ -29,7 +29,7 @@ from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
 from subspace3d.training.stop import exclusive, stop_requests
-from subspace3d.training.trackers import Tracker, open_trackers
+from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
 _MOST_SKIPPED = 10
 # these change how a run is carried out, not what it computes
@@ -204,12 +204,16 @@ class _Run:
         self.parameters, self.optimizer = parameters, optimizer
         self.config, self.out, self.device, self.processes = config, out, device, processes
         self.hook, self.snapshot = hook, snapshot
-        self.model, self.wrapped = model, model
+        self.wrapped: nn.Module = model
         if processes.count > 1:
             # buffers are constants, and bases are large; newer releases of torch have another word for it
             keywords = inspect.signature(DistributedDataParallel).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in keywords else "broadcast_buffers"
-            self.wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **{buffers: False})
+            self.wrapped = DistributedDataParallel(
+                model,
+                gradient_as_bucket_view=True,
+                **{buffers: False},  # type: ignore[arg-type]
+            )
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
         self.clipped = {part: members for part, members in self.clipped.items() if members}
         self.trackers: list[Tracker] = []
@@ -226,8 +230,8 @@ class _Run:
         if self.processes.is_first:
             checkpoints.remove_unfinished(folder)
             if not resume:
+                remove_records(self.out)
                 shutil.rmtree(folder, ignore_errors=True)
-                (self.out / "metrics.jsonl").unlink(missing_ok=True)
         self.processes.wait()
         path = checkpoints.latest(folder)
         if path is not None:

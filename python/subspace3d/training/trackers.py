@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 from subspace3d.files import write_text
 
 Values = Mapping[str, float | int | None]
+
+_METRICS, _EVENTS, _WANDB_RUN = "metrics.jsonl", "tensorboard", "wandb_run.txt"
 
 
 class Tracker(Protocol):
@@ -63,7 +66,7 @@ class WeightsAndBiases:
     def __init__(self, out: Path, label: str, settings: Mapping[str, Any]) -> None:
         import wandb
 
-        path = out / "wandb_run.txt"
+        path = out / _WANDB_RUN
         if not path.is_file():
             write_text(path, uuid.uuid4().hex[:12])
         self._run = wandb.init(
@@ -83,12 +86,19 @@ def open_trackers(names: Iterable[str], out: Path, step: int, label: str, settin
     Raises:
         ModuleNotFoundError: a tracker's package is not installed.
     """
-    trackers: list[Tracker] = [MetricsFile(out / "metrics.jsonl", step)]
+    trackers: list[Tracker] = [MetricsFile(out / _METRICS, step)]
     if "tensorboard" in names:
-        trackers.append(TensorBoard(out / "tensorboard", step))
+        trackers.append(TensorBoard(out / _EVENTS, step))
     if "wandb" in names:
         trackers.append(WeightsAndBiases(out, label, settings))
     return trackers
+
+
+def remove_records(out: Path) -> None:
+    """Delete what the trackers of an earlier run wrote in ``out``; a run of wandb stays, and a new one is begun."""
+    (out / _METRICS).unlink(missing_ok=True)
+    (out / _WANDB_RUN).unlink(missing_ok=True)
+    shutil.rmtree(out / _EVENTS, ignore_errors=True)
 
 
 def _lines_until(lines: Iterable[str], step: int) -> Iterator[str]:
