@@ -184,5 +184,7 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
             },
         )
         shutil.copy(work / "metrics.jsonl", temporary / "metrics.jsonl")
+        if (work / "tensorboard").is_dir():
+            shutil.copytree(work / "tensorboard", temporary / "tensorboard")
     shutil.rmtree(work)
     return tuned.unload()  # type: ignore[operator]

@@ -83,7 +83,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     result = None
     if config.method != "none":
         if processes.is_first:
-            sharing = 1 if torch.cuda.is_available() else processes.count
+            sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
             check_memory(model, config.train, image_size, processes.count, sharing)
         processes.wait()
         with _token_cache(config, vggt):

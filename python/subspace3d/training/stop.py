@@ -35,7 +35,7 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the system lets go of it however the process ends.
+    """Hold ``folder`` for this process, if its file system has locks; the system lets go however the process ends.
 
     Raises:
         ValueError: another process holds it.
@@ -46,4 +46,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"out: another process is training in {folder}") from None
+        except OSError:
+            # a file system without locks, as clusters have them: nothing can be said about other processes there
+            pass
         yield
