@@ -1,7 +1,9 @@
 """Pre-train vggt-nano from random weights on generic rendered scenes, measure it on held-out scenes, ship its weights.
 
 Everything is resumable: run the same command again after a stop and it continues where it was.
-`python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones.
+`python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
+compute: `--device cuda --precision bf16 --images 96 --steps 30000 --scenes 5000`, and on N GPUs the same after
+`torchrun --nproc-per-node N` instead of `python`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.pose import decode_pose
@@ -26,7 +30,9 @@ from subspace3d.evaluation.alignment import scale_alignment
 from subspace3d.evaluation.depth import absolute_relative
 from subspace3d.evaluation.pose import relative_pose_errors
 from subspace3d.files import atomic_path, read_json, save_tensors, write_json
+from subspace3d.training.device import Processes, choose_device, joined_processes
 from subspace3d.training.loop import train
+from subspace3d.training.memory import check_memory
 
 SHIPPED = Path(__file__).resolve().parent.parent / "python/subspace3d/backbones/vggt_nano.safetensors"
 LARGEST_FILE = 20_000_000
@@ -37,16 +43,28 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    with joined_processes(choose_device(arguments.device)) as processes:
+        pretrain(arguments, processes)
+
+
+def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     out = arguments.out
-    scenes = render_scenes(out / "scenes", arguments)
-    dataset = MultiViewDataset(scenes["train"], IMAGE_SIZE, augment=True, mirror=True)
+    if processes.is_first:
+        render_scenes(out / "scenes", arguments)
+    processes.wait()
+    dataset = MultiViewDataset(out / "scenes/train", IMAGE_SIZE, augment=True, mirror=True)
     torch.manual_seed(arguments.seed)
-    model = build_vggt("vggt-nano", weights="random")
+    model = build_vggt("vggt-nano", weights="random").to(choose_device(arguments.device))
     config = plan_run(out / "plan.json", model, dataset, arguments)
+    model.enable_checkpointing(config.checkpointing)
+    if processes.is_first:
+        check_memory(model, config, IMAGE_SIZE, processes.count)
     result = train(model, dataset, config, out, groups=decay_matrices_only(model, config), label="pretrain")
-    held_out = measure(model, MultiViewDataset(scenes["heldout"], IMAGE_SIZE), frames=4)
+    if not processes.is_first:
+        return
+    held_out = measure(model, MultiViewDataset(out / "scenes/heldout", IMAGE_SIZE), frames=4)
     report = {
-        "recipe": {**asdict(config), "mirror": True, "scenes": len(dataset), "views": arguments.views},
+        "recipe": {**settings.to_dict(config), "mirror": True, "scenes": len(dataset), "views": arguments.views},
         "training": asdict(result),
         "held_out": held_out,
     }
@@ -65,6 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000, help="optimiser steps; ignored when --minutes is given")
     parser.add_argument("--minutes", type=float, default=0, help="fit the steps to this training time; 0: off")
     parser.add_argument("--images", type=int, default=12, help="images per step")
+    parser.add_argument("--max-images", type=int, default=0, help="most images in one forward pass; 0: all of a step")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="autocast type")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and batches")
@@ -74,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def render_scenes(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+def render_scenes(folder: Path, arguments: argparse.Namespace) -> None:
     """Render what is missing of the training and the held-out scenes; their seeds differ, so no scene is in both."""
     from subspace3d.scenes import generate
 
@@ -95,11 +114,14 @@ def render_scenes(folder: Path, arguments: argparse.Namespace) -> dict[str, Path
                 name=name,
             )
         )
-    return {name: folder / name for name in ("train", "heldout")}
 
 
 def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments: argparse.Namespace) -> TrainConfig:
-    """The settings of the run. A step count fitted to a time is kept in ``path``, so that a resumed run has it too."""
+    """The settings of the run. A step count fitted to a time is kept in ``path``, so that a resumed run has it too.
+
+    Raises:
+        ValueError: a time is given to several processes, which would not measure the same.
+    """
     config = TrainConfig(
         steps=arguments.steps,
         lr=arguments.lr,
@@ -109,6 +131,8 @@ def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments:
         camera_weight=0.5,
         frames=(1, 4),
         images_per_step=arguments.images,
+        max_images=arguments.max_images,
+        checkpointing=False,
         precision=arguments.precision,
         save_every=250,
         seed=arguments.seed,
@@ -117,6 +141,8 @@ def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments:
     )
     if not arguments.minutes:
         return config
+    if "RANK" in os.environ:
+        raise ValueError("minutes must be 0 under torchrun: give --steps")
     if not path.is_file():
         seconds = seconds_per_step(model, dataset, config, path.parent / ".timing")
         write_json(path, {"seconds_per_step": seconds, "steps": max(1, int(60 * arguments.minutes / seconds))})
@@ -128,7 +154,7 @@ def seconds_per_step(model: nn.Module, dataset: MultiViewDataset, config: TrainC
     for scene in range(len(dataset)):
         dataset.scene(scene)
     started = time.monotonic()
-    train(copy.deepcopy(model), dataset, trial, out, resume=False, label="time a step")
+    train(copy.deepcopy(model), dataset, trial, out, resume=False, quiet=True)
     return (time.monotonic() - started) / trial.steps
 
 
@@ -181,6 +207,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["loss"] is not None]
     width = max(1, len(lines) // 100)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, layout="constrained")
     names = ("loss", "depth_error", "depth_gradient", "translation", "rotation", "fov")

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[type, str]] = {
 EXTRA_OF = {
     "mitsuba": "render", "drjit": "render", "peft": "tune", "open3d": "eval", "scipy": "eval", "matplotlib": "eval",
     "tyro": "tune", "yaml": "tune", "safetensors": "tune", "tqdm": "tune", "PIL": "tune", "huggingface_hub": "tune",
+    "tensorboard": "track", "wandb": "track",
 }  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         if package not in EXTRA_OF:
             raise
         _fail(f"subspace3d {verb}", f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _fail(f"subspace3d {verb}", str(error))
 
 

@@ -119,17 +119,24 @@ class TrainConfig:
     frames: tuple[int, int] = (2, 6)
     """Least and most frames drawn per scene."""
     images_per_step: int = 16
-    """Images in one step; scenes per step = images_per_step // frames."""
+    """Images in one step, over all processes; scenes per step = images_per_step // frames."""
+    max_images: int = 0
+    """Most images in one forward pass of one process: the budget that sets the memory. A larger step is accumulated,
+    with the same gradients. 0: all at once."""
     image_size: int = 0
     """Images are resized to this many pixels a side; 0: the backbone's own size."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast type; weights and optimiser state stay fp32."""
-    checkpointing: bool = False
+    checkpointing: bool = True
     """Recompute block activations in the backward pass: less memory, about a third more time."""
+    check_memory: bool = True
+    """Print an estimate of the memory first, and refuse to start where the device has less left."""
     augment: bool = False
     """Colour jitter on the training images."""
     save_every: int = 200
-    """Steps between checkpoints."""
+    """Steps between checkpoints; the newest two are kept."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the figures of every step go besides metrics.jsonl."""
     seed: int = 0
     """Order of scenes and frames, initialisation of adapters."""
     device: str = "auto"
@@ -155,6 +162,19 @@ class TrainConfig:
             f"at least the most frames per scene ({self.frames[1]})",
             self.images_per_step,
         )
+        _require(
+            self.max_images == 0 or self.max_images >= self.frames[1],
+            "max_images",
+            f"0 or at least the most frames per scene ({self.frames[1]})",
+            self.max_images,
+        )
+        _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
+
+
+def _check_cache(folder: Path | None, gigabytes: float, train: TrainConfig) -> None:
+    if folder is not None:
+        _require(not train.augment, "augment", "off with cache_tokens (the same image must look the same)", True)
+        _require(gigabytes > 0, "cache_gigabytes", "positive", gigabytes)
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,17 @@ class AdaptConfig:
     """LoRA rank r; lora_alpha is 2 r."""
     targets: str = "all"
     """Target preset: aggregator, heads, all."""
+    workers: int = 0
+    """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
+    cache_tokens: Path | None = None
+    """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
+    cache_gigabytes: float = 20.0
+    """Most that is kept there, in 1e9 bytes."""
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 
 @dataclass(frozen=True)
@@ -233,9 +263,16 @@ class FinetuneConfig:
     """LoRA rank: of the whole adapter for lora, of the adapters on the heads for subspace."""
     K: int = 0
     """subspace: keep only this many leading principal directions of the concatenation; 0: all."""
-    resume: bool = True
-    """Continue from the newest checkpoint in OUT, if there is one."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over."""
+    cache_tokens: Path | None = None
+    """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
+    cache_gigabytes: float = 20.0
+    """Most that is kept there, in 1e9 bytes."""
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,22 @@ def sha256(path: Path) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] | None = None) -> None:
-    """Write a safetensors file; ``header`` is kept as one JSON string under the metadata key ``header``."""
+    """Write a safetensors file; ``header`` is kept as one JSON string under the metadata key ``header``.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"format": "pt"}
     if header is not None:
         metadata["header"] = json.dumps(header, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        try:
+            save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -61,8 +61,8 @@ NANO = Scale(
     spp=16,
     rank=4,
     k=4,
-    adapt=TrainConfig(steps=28, lr=2e-3, frames=(2, 4), images_per_step=8, save_every=28),
-    tune=TrainConfig(steps=90, lr=1e-3, frames=(2, 4), images_per_step=8, save_every=45),
+    adapt=TrainConfig(steps=28, lr=2e-3, frames=(2, 4), images_per_step=8, save_every=28, checkpointing=False),
+    tune=TrainConfig(steps=90, lr=1e-3, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False),
     minutes=8,
 )
 SMOKE = Scale(
@@ -76,8 +76,26 @@ SMOKE = Scale(
     spp=1,
     rank=2,
     k=2,
-    adapt=TrainConfig(steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2),
-    tune=TrainConfig(steps=2, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=56, save_every=2),
+    adapt=TrainConfig(
+        steps=2,
+        lr=1e-3,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=56,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
+    ),
+    tune=TrainConfig(
+        steps=2,
+        lr=1e-3,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=56,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
+    ),
     minutes=1,
 )
 LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}

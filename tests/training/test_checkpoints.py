@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,29 @@ def test_other_parameters_are_refused(tmp_path: Path) -> None:
     wider = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     with pytest.raises(ValueError, match=r"0.weight must have shape \(5, 3\), got \(4, 3\)"):
         checkpoints.load(path, dict(wider.named_parameters()), torch.optim.AdamW(wider.parameters()))
+
+
+def test_file_that_cannot_be_written_leaves_the_last_one_whole(tmp_path: Path) -> None:
+    model, optimizer = nn.Linear(200, 200), torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    checkpoints.save(tmp_path, 1, dict(model.named_parameters()), optimizer, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # the kernel refuses the write in the middle of the file, as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
+            checkpoints.save(tmp_path, 2, dict(model.named_parameters()), optimizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_1"]
+    restored = nn.Linear(200, 200)
+    checkpoints.load(tmp_path / "step_1", dict(restored.named_parameters()), optimizer)
+    assert torch.equal(restored.weight, model.weight)
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    checkpoints.save(tmp_path, 1, dict(model.named_parameters()), optimizer, {})
+    (tmp_path / ".step_2.abc.tmp").mkdir()
+    (tmp_path / ".step_2.abc.tmp/model.safetensors").write_bytes(b"half")
+    checkpoints.remove_unfinished(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_1"]

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.training.losses import camera_loss, depth_loss, drop_outliers, gradient_loss, multitask_loss
+from subspace3d.training.losses import (
+    LossCounts,
+    camera_loss,
+    depth_loss,
+    drop_outliers,
+    gradient_loss,
+    multitask_loss,
+)
 
 
 def _batch(scenes: int = 1, frames: int = 2, size: int = 14) -> dict:
@@ -56,6 +63,18 @@ def test_camera_loss_counts_scenes_by_their_first_frame() -> None:
     loss = camera_loss([wrong], batch)["camera"]
     loss.backward()
     assert loss.item() == 0 and encoding.grad is not None and not encoding.grad.any()
+
+
+def test_camera_loss_of_scenes_without_depth_or_translation() -> None:
+    batch = _batch(scenes=3)
+    wrong = encode_pose(batch["extrinsics"], batch["intrinsics"], (14, 14)) + 1
+    batch["point_masks"][1] = False
+    batch |= {"has_depth": torch.tensor([True, False, True]), "translation_known": torch.tensor([True, True, False])}
+    wrong[1:, :, :3] += 50  # neither scene's translation counts
+    loss = camera_loss([wrong], batch)
+    assert loss["translation"].item() == pytest.approx(1) and loss["camera"].item() == pytest.approx(2.5)
+    wrong[1:, :, 3:] += 3  # but their rotations and fields of view do: mean of 1, 4, 4
+    assert camera_loss([wrong], batch)["camera"].item() == pytest.approx(1 + 3 + 0.5 * 3)
 
 
 def test_depth_loss_of_a_constant_error() -> None:
@@ -133,3 +152,59 @@ def test_multitask_weights_and_nan() -> None:
     assert terms["loss"].item() == pytest.approx(5 * terms["camera"].item() + terms["depth"].item())
     predictions["depth"][0, 0, 0, 0] = float("nan")
     assert not multitask_loss(predictions, batch)["loss"].isfinite()
+
+
+def _uneven_step() -> tuple[dict, dict]:
+    """Predictions and truth of three scenes: all valid, half valid, and one whose cameras do not count."""
+    torch.manual_seed(1)
+    batch = _batch(scenes=3, frames=3, size=28)
+    batch["depths"] = 0.5 + torch.rand(3, 3, 28, 28)
+    batch["point_masks"][1] = torch.rand(3, 28, 28) < 0.5
+    batch["point_masks"][2, 0] = False
+    predictions = {
+        "pose_enc_list": [torch.rand(3, 3, 9).requires_grad_() for _ in range(2)],
+        "depth": (0.5 + torch.rand(3, 3, 28, 28, 1)).requires_grad_(),
+        "depth_conf": (1 + torch.rand(3, 3, 28, 28)).requires_grad_(),
+    }
+    return predictions, batch
+
+
+def _leaves(predictions: dict) -> list[torch.Tensor]:
+    return [*predictions["pose_enc_list"], predictions["depth"], predictions["depth_conf"]]
+
+
+@pytest.mark.parametrize("split", [(1, 2), (2, 1), (1, 1, 1)])
+def test_losses_of_the_parts_of_a_step_add_up_to_that_of_the_step(split: tuple[int, ...]) -> None:
+    predictions, batch = _uneven_step()
+    whole = multitask_loss(predictions, batch)
+    expected = torch.autograd.grad(whole["loss"], _leaves(predictions))
+    counts = LossCounts.of(batch)
+    totals = dict.fromkeys(whole, 0.0)
+    start = 0
+    for size in split:
+        chosen = slice(start, start + size)
+        part = {key: value[chosen] for key, value in predictions.items() if key != "pose_enc_list"}
+        part["pose_enc_list"] = [encoding[chosen] for encoding in predictions["pose_enc_list"]]
+        terms = multitask_loss(part, {key: value[chosen] for key, value in batch.items()}, counts=counts)
+        terms["loss"].backward()
+        totals = {name: totals[name] + float(terms[name].detach()) for name in totals}
+        start += size
+    # float32 sums of the same terms in another order
+    for name, total in totals.items():
+        assert total == pytest.approx(float(whole[name].detach()), rel=1e-5), name
+    for leaf, gradient in zip(_leaves(predictions), expected):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_outliers_are_dropped_scene_by_scene() -> None:
+    predictions, batch = _uneven_step()
+    predictions["depth"].data[0, 0, :3] += 50  # 84 of the 2352 pixels of scene 0, more than its 2 %
+    losses = depth_loss(predictions["depth"], predictions["depth_conf"], batch)
+    expected = 0.0
+    for scene in range(3):
+        valid = batch["point_masks"][scene]
+        error = (predictions["depth"].detach()[scene, ..., 0] - batch["depths"][scene])[valid].abs().sort().values
+        # all values below the element of nearest rank
+        rank = round(0.98 * (len(error) - 1))
+        expected += len(error) / int(batch["point_masks"].sum()) * float(error[:rank].mean())
+    assert float(losses["depth_error"]) == pytest.approx(expected, rel=1e-5)

@@ -22,7 +22,16 @@ from subspace3d.training import adapt, finetune
 from subspace3d.training.tuned import export_lora, load_tuned
 
 TRAIN = TrainConfig(
-    steps=2, lr=1e-2, warmup=0.0, frames=(2, 2), images_per_step=2, image_size=28, device="cpu", threads=1
+    steps=2,
+    lr=1e-2,
+    warmup=0.0,
+    frames=(2, 2),
+    images_per_step=2,
+    image_size=28,
+    checkpointing=False,
+    check_memory=False,
+    device="cpu",
+    threads=1,
 )
 
 
@@ -163,7 +172,7 @@ def test_finetune_refuses_another_run_in_its_folder(folder: Path, tmp_path: Path
     finetune.run(config)
     with pytest.raises(ValueError, match="finished run with another rank"):
         finetune.run(dataclasses.replace(config, rank=5))
-    finetune.run(dataclasses.replace(config, rank=5, resume=False))
+    finetune.run(dataclasses.replace(config, rank=5, resume="never"))
     with pytest.raises(ValueError, match="subspaces must name"):
         finetune.run(dataclasses.replace(config, method="subspace"))
     with pytest.raises(FileNotFoundError, match="weights"):

@@ -1,10 +1,14 @@
-"""The verb adapt: one stock PEFT LoRA for every data set."""
+"""The verb adapt: one stock PEFT LoRA for every data set, each an independent job."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +17,71 @@ import torch
 from subspace3d import settings
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.backbones.targets import target_regex
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.files import atomic_folder, read_json, write_json
-from subspace3d.training.backbone import load_backbone, record_backbone
+from subspace3d.progress import Progress
+from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
+from subspace3d.training.device import choose_device
 from subspace3d.training.loop import run_settings, train
+from subspace3d.training.memory import check_memory
+from subspace3d.training.pool import describe, run_jobs
+from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
 
 RECORD = "adapt.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """What the jobs of one call share."""
+
+    config: AdaptConfig
+    backbone: BackboneRecord
+    wanted: dict
+    folders: dict[str, Path]
+    workers: int
+
+
 def run(config: AdaptConfig) -> list[Path]:
     """Tune what is missing; returns the adapter folders, in the order of the data sets.
 
-    An adapter that stands is not made again; one that was cut off continues from its checkpoints in OUT/.work.
+    An adapter that stands is not made again; one that was cut off continues from its checkpoints in OUT/.work. A data
+    set that fails does not keep the others from being tuned; all failures are listed at the end.
 
     Raises:
-        ValueError: an adapter in OUT was made with other settings.
+        ValueError: an adapter in OUT was made with other settings, or settings that suit no data set.
         FileNotFoundError: scenes or weights are missing.
+        SystemExit: with 1 if some adapters could not be tuned.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
+    target_regex(config.targets)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     wanted = run_settings(config.train, {"backbone": backbone.identity, "rank": config.rank, "targets": config.targets})
-    todo = {name: folder for name, folder in datasets.items() if not _is_done(config.out / name, wanted)}
+    todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
+    failures: dict[str, str] = {}
     if todo:
         settings.save(config.out / "config.yaml", config)
-        model = load_backbone(backbone)
-        model.enable_checkpointing(config.train.checkpointing)
-        for number, (name, folder) in enumerate(todo.items(), len(datasets) - len(todo) + 1):
-            label = f"adapt {name} ({number}/{len(datasets)})"
-            model = _tune_one(config, model, name, folder, wanted, backbone.identity, label)
+        workers = min(config.workers or _default_workers(config.train.device), len(todo))
+        grid = _Grid(config, backbone, wanted, datasets, workers)
+        if workers == 1:
+            failures = _run_here(grid, todo)
+        else:
+            with Progress("adapt", len(datasets), "adapter", initial=len(datasets) - len(todo)) as progress:
+                failures = run_jobs(todo, _set_up, grid, workers, lambda name: progress.advance(note=name))
+    if failures:
+        print(
+            f"adapt: {len(failures)} of {len(datasets)} adapters failed, the others are in {config.out}:",
+            file=sys.stderr,
+        )
+        for name, message in failures.items():
+            print(f"  {name}: {message}", file=sys.stderr)
+        raise SystemExit(1)
     shutil.rmtree(config.out / ".work", ignore_errors=True)
     return [config.out / name for name in datasets]
 
@@ -68,18 +105,73 @@ def _is_done(folder: Path, wanted: dict) -> bool:
     return True
 
 
-def _tune_one(
-    config: AdaptConfig, model: VGGT, name: str, folder: Path, wanted: dict, base_model: str, label: str
-) -> VGGT:
+def _default_workers(device: str) -> int:
+    return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+
+
+def _run_here(grid: _Grid, todo: list[str]) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    work = _set_up(grid, 0)
+    for number, name in enumerate(todo, 1):
+        try:
+            work(name)
+        except Exception as error:
+            failures[name] = describe(error)
+            if number < len(todo):
+                work = _set_up(grid, 0)  # a job that failed may have left the backbone wrapped
+    return failures
+
+
+def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
+    """Load the backbone; returns the function that tunes the adapter of one data set on it."""
+    train_config = grid.config.train
+    if train_config.device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{worker % torch.cuda.device_count()}"
+        train_config = dataclasses.replace(train_config, device=device)
+    elif grid.workers > 1 and not train_config.threads:
+        train_config = dataclasses.replace(train_config, threads=max(1, (os.cpu_count() or 1) // grid.workers))
+    config = dataclasses.replace(grid.config, train=train_config)
+    model = load_backbone(grid.backbone).to(choose_device(train_config.device))
+    model.enable_checkpointing(train_config.checkpointing)
+    tuned = add_lora(model, config.rank, config.targets)
+    if worker == 0:
+        devices = torch.cuda.device_count() if train_config.device.startswith("cuda") else 1
+        image_size = train_config.image_size or model.config.image_size
+        check_memory(tuned, train_config, image_size, sharing=-(-grid.workers // devices))
+    model = tuned.unload()  # type: ignore[operator]
+    cache = None
+    if config.cache_tokens is not None:
+        cache = TokenCache(config.cache_tokens, model.aggregator.patch_embed, config.cache_gigabytes)
+
+    def work(name: str) -> None:
+        nonlocal model
+        number = list(grid.folders).index(name) + 1
+        with contextlib.nullcontext() if cache is None else cache.attached():
+            model = _tune_one(config, model, name, grid, f"adapt {name} ({number}/{len(grid.folders)})")
+
+    return work
+
+
+def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: str) -> VGGT:
     """Tune and write one adapter; returns the backbone as it was before."""
+    folder = grid.folders[name]
     image_size = config.train.image_size or model.config.image_size
     dataset = MultiViewDataset.for_training(folder, image_size, config.train)
     # lora_A stays close to its start: with one start for all, the adapters would share a subspace by construction
     start = np.random.SeedSequence([config.train.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
     torch.manual_seed(int(start))
-    tuned = add_lora(model, config.rank, config.targets, base_model)
+    tuned = add_lora(model, config.rank, config.targets, grid.backbone.identity)
     work = config.out / ".work" / name
-    result = train(tuned, dataset, config.train, work, label=label, settings=wanted)
+    result = train(
+        tuned,
+        dataset,
+        config.train,
+        work,
+        label=label,
+        settings=grid.wanted,
+        snapshot=lambda path: save_adapter(tuned, path),
+        quiet=grid.workers > 1,
+    )
     with atomic_folder(config.out / name) as temporary:
         save_adapter(tuned, temporary)
         write_json(
@@ -88,9 +180,11 @@ def _tune_one(
                 "scenes": str(folder),
                 "trainable": count_trainable(tuned),
                 "training": dataclasses.asdict(result),
-                "settings": wanted,
+                "settings": grid.wanted,
             },
         )
         shutil.copy(work / "metrics.jsonl", temporary / "metrics.jsonl")
+        if (work / "tensorboard").is_dir():
+            shutil.copytree(work / "tensorboard", temporary / "tensorboard")
     shutil.rmtree(work)
     return tuned.unload()  # type: ignore[operator]

@@ -1,10 +1,10 @@
-"""Training checkpoints: OUT/checkpoints/step_N with what was trained, the optimiser's state and the counters."""
+"""Training checkpoints: OUT/checkpoints/step_N with what was trained, optimiser, random state and counters."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,23 @@ import torch
 
 from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, write_json
 
-_KEPT = 2
+KEPT = 2
+"""Checkpoints that are kept: the newest ones. An older one goes only after a newer one stands under its name."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save(
-    folder: Path, step: int, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, state: dict
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    snapshot: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write ``folder/step_<step>`` under a temporary name, rename it, and drop all but the newest two.
+
+    Whatever goes wrong (a full disk, a kill), the checkpoints that stood before still stand, whole.
 
     Args:
         folder (Path): the run's checkpoints folder.
@@ -27,6 +36,9 @@ def save(
         parameters (Mapping): the trained parameters by name; frozen ones are not saved.
         optimizer (Optimizer): AdamW over ``parameters``.
         state (dict): counters and settings, JSON values; ``step`` is added.
+        tensors (Mapping | None): further state to keep, such as that of the random generators.
+        snapshot (Callable | None): writes the model into the folder it is given, in a form others can load; the folder
+            is ``adapter`` in the checkpoint.
     """
     path = folder / f"step_{step}"
     with atomic_folder(path) as temporary:
@@ -38,8 +50,11 @@ def save(
             for moment in _MOMENTS
         }
         save_tensors(temporary / "optimizer.safetensors", moments)
+        save_tensors(temporary / "extra.safetensors", dict(tensors or {}))
+        if snapshot is not None:
+            snapshot(temporary / "adapter")
         write_json(temporary / "state.json", {"step": step, **state})
-    for old in _steps(folder)[:-_KEPT]:
+    for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(folder / f"step_{old}")
     return path
 
@@ -50,13 +65,21 @@ def latest(folder: Path) -> Path | None:
     return folder / f"step_{steps[-1]}" if steps else None
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed while it saved has left under temporary names."""
+    for entry in folder.glob(".step_*"):
+        shutil.rmtree(entry)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """The counters and settings of a checkpoint."""
     return read_json(path / "state.json")
 
 
-def load(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser state in place.
+def load(
+    path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Put a checkpoint's weights and optimiser state in place; returns the further tensors `save` was given.
 
     Raises:
         ValueError: the checkpoint trains other parameters, or a shape differs; names the first of them.
@@ -78,6 +101,8 @@ def load(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: to
             optimizer.state[parameter] = {
                 moment: moments[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
             }
+    extra, _ = load_tensors(path / "extra.safetensors")
+    return {name: tensor.clone() for name, tensor in extra.items()}
 
 
 def _steps(folder: Path) -> list[int]:

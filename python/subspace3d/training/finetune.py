@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import shutil
@@ -14,22 +15,33 @@ from subspace3d import __version__, settings
 from subspace3d.adapters.basis import load_basis
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import sha256
 from subspace3d.mining.subspace_file import find_subspaces
 from subspace3d.training.backbone import load_backbone, record_backbone
-from subspace3d.training.loop import device_name, run_settings, train
-from subspace3d.training.tuned import read_tuned, save_tuned
+from subspace3d.training.device import Processes, choose_device, device_name, joined_processes
+from subspace3d.training.loop import run_settings, train
+from subspace3d.training.memory import check_memory
+from subspace3d.training.token_cache import TokenCache
+from subspace3d.training.tuned import read_tuned, save_adapter, save_tuned
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Tune and write OUT/tuned; returns tuned.json. A finished run is not done again, a cut-off one is continued.
 
+    Under torchrun every process calls it; the first of them writes.
+
     Raises:
         ValueError: OUT holds a run with other settings, or settings that do not fit the backbone or the subspaces.
         FileNotFoundError: scenes, weights or subspaces are missing.
     """
+    with joined_processes(choose_device(config.train.device)) as processes:
+        return _run(config, processes)
+
+
+def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     subspaces: list[Path] = []
     if config.method == "subspace":
         if not config.subspaces:
@@ -45,8 +57,9 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         "scenes": str(config.scenes),
     }
     wanted = run_settings(config.train, identity)
-    if not config.resume:
+    if config.resume == "never" and processes.is_first:
         shutil.rmtree(config.out / "tuned", ignore_errors=True)
+    processes.wait()
     if (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
         differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
@@ -63,13 +76,30 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
     vggt.enable_checkpointing(config.train.checkpointing)
     torch.manual_seed(config.train.seed)
+    vggt.to(choose_device(config.train.device))
     model = apply_method(vggt, config.method, config.rank, basis=basis, base_model=backbone.identity)
-    settings.save(config.out / "config.yaml", config)
+    if processes.is_first:
+        settings.save(config.out / "config.yaml", config)
     result = None
     if config.method != "none":
-        result = train(
-            model, dataset, config.train, config.out, resume=config.resume, label=config.method, settings=identity
-        )
+        if processes.is_first:
+            sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
+            check_memory(model, config.train, image_size, processes.count, sharing)
+        processes.wait()
+        with _token_cache(config, vggt):
+            result = train(
+                model,
+                dataset,
+                config.train,
+                config.out,
+                resume=config.resume == "auto",
+                label=config.method,
+                settings=identity,
+                snapshot=(lambda folder: save_adapter(model, folder)) if config.method == "lora" else None,
+            )
+    if not processes.is_first:
+        processes.wait()
+        return read_tuned(config.out)
     save_tuned(
         config.out,
         model,
@@ -91,4 +121,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             "settings": wanted,
         },
     )
+    processes.wait()
     return read_tuned(config.out)
+
+
+def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:
+    if config.cache_tokens is None:
+        return contextlib.nullcontext()
+    return TokenCache(config.cache_tokens, vggt.aggregator.patch_embed, config.cache_gigabytes).attached()

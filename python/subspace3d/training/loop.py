@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
-import os
-import platform
-import resource
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
 from subspace3d.configs import TrainConfig
-from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import write_text
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
-from subspace3d.training.losses import multitask_loss
+from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
+from subspace3d.training.interfaces import BatchSource, MethodHook
+from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
+from subspace3d.training.stop import exclusive, stop_requests
+from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
 _MOST_SKIPPED = 10
 # these change how a run is carried out, not what it computes
-_FREE_FIELDS = ("device", "threads", "save_every", "checkpointing")
+_FREE_FIELDS = ("device", "threads", "save_every", "checkpointing", "max_images", "trackers", "check_memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +50,13 @@ class TrainResult:
     """Mean of the last ten steps that were not skipped; none if there was none."""
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is cuda when there is one, else cpu; any other name is taken as it is."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+@dataclasses.dataclass(frozen=True)
+class _StepData:
+    """One step's scenes: this process's forward passes, and the counts over all scenes of all processes."""
 
-
-def device_name(name: str) -> str:
-    """What `choose_device` takes, in words: the name of the GPU, or the CPU's architecture and cores."""
-    device = choose_device(name)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
+    parts: list[dict]
+    counts: LossCounts
+    images: int
 
 
 def run_settings(config: TrainConfig, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -82,14 +74,16 @@ def set_modes(model: nn.Module) -> None:
 
 def train(
     model: nn.Module,
-    dataset: MultiViewDataset,
+    dataset: BatchSource,
     config: TrainConfig,
     out: Path,
     groups: Iterable[dict] | None = None,
     resume: bool = True,
-    log_every: int = 1,
     label: str = "train",
     settings: Mapping[str, Any] | None = None,
+    hook: MethodHook | None = None,
+    snapshot: Callable[[Path], object] | None = None,
+    quiet: bool = False,
 ) -> TrainResult:
     """Minimise `multitask_loss` over the trainable parameters of ``model``, in place.
 
@@ -97,21 +91,27 @@ def train(
     checkpoint; on the CPU it then ends in the same bits as one that was not. SIGINT and SIGTERM finish the step, save
     a checkpoint and raise SystemExit with 128 + the signal's number.
 
+    The scenes of a step are divided over the processes torchrun started, and each process's share over forward passes
+    of at most ``config.max_images`` images; neither changes the gradients by more than rounding.
+
     Args:
         model (nn.Module): maps ``images [B, S, 3, H, W]`` to ``pose_enc_list``, ``depth``, ``depth_conf``; what has
             ``requires_grad`` is trained.
-        dataset (MultiViewDataset): source of the batches.
+        dataset (BatchSource): source of the batches.
         config (TrainConfig): length, rates, batch, precision, device.
         out (Path): run folder.
         groups (Iterable[dict]): AdamW parameter groups; none: one group with the configured weight decay.
         resume (bool): continue from the newest checkpoint below ``out``; otherwise start over.
-        log_every (int): steps per line of metrics.jsonl.
         label (str): name of the run in the progress display.
         settings (Mapping | None): JSON values a checkpoint must have been made with, besides those of ``config``.
+        hook (MethodHook | None): what the tuning method adds to a step.
+        snapshot (Callable | None): see `checkpoints.save`.
+        quiet (bool): no progress display.
 
     Raises:
-        ValueError: nothing is trainable, or the checkpoint belongs to other settings or another model.
-        RuntimeError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
+        ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
+            processes than scenes in a step, or another process trains in ``out``.
+        FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
     device = choose_device(config.device)
@@ -128,37 +128,60 @@ def train(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    run = _Run(model, parameters, optimizer, config, out, device, log_every, settings)
-    run.start(resume)
-    with _stop_requests() as stop, ThreadPoolExecutor(1, "batch") as pool:
-        progress = Progress(label, config.steps, initial=run.step)
-        with progress:
-            _steps(run, dataset, pool, stop, progress)
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(joined_processes(device))
+        if processes.count > config.images_per_step // config.frames[1]:
+            raise ValueError(
+                f"images_per_step must be at least processes x most frames ({processes.count} x {config.frames[1]}), "
+                f"so that each process has a scene in every step, got {config.images_per_step}"
+            )
+        if processes.is_first:
+            stack.enter_context(exclusive(out))
+        stop = stack.enter_context(stop_requests())
+        pool = stack.enter_context(ThreadPoolExecutor(1, "batch"))
+        run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot)
+        run.start(resume)
+        if processes.is_first:
+            run.trackers = open_trackers(config.trackers, out, run.step, label, run.settings)
+            for tracker in run.trackers:
+                stack.callback(tracker.close)
+        progress = None
+        if processes.is_first and not quiet:
+            progress = stack.enter_context(Progress(label, config.steps, initial=run.step))
+
+        def draw(step: int) -> Future[_StepData] | None:
+            return pool.submit(_draw, dataset, config, step, processes) if step < config.steps else None
+
+        pending = draw(run.step)
+        while pending is not None:
+            data = pending.result()
+            pending = draw(run.step + 1)
+            note = run.take_step(data)
+            if progress is not None:
+                progress.advance(note=note)
+            stopping = processes.sum([float(len(stop))], device)[0] > 0
+            if run.step % config.save_every == 0 or run.step == config.steps or stopping:
+                saved = run.save()
+            if stopping:
+                if processes.is_first:
+                    print(f"\nstopped after step {run.step}; the same command continues from {saved}", file=sys.stderr)
+                raise SystemExit(128 + (stop[0] if stop else 15))
     return run.result()
 
 
-def _steps(
-    run: _Run, dataset: MultiViewDataset, pool: ThreadPoolExecutor, stop: list[signal.Signals], progress: Progress
-) -> None:
-    config = run.config
-
-    def draw(step: int) -> dict:
-        return dataset.batch(config.seed, step, config.frames, config.images_per_step)
-
-    pending = pool.submit(draw, run.step) if run.step < config.steps else None
-    while pending is not None:
-        batch = pending.result()
-        pending = pool.submit(draw, run.step + 1) if run.step + 1 < config.steps else None
-        note = run.take_step(batch)
-        progress.advance(note=note)
-        if run.step % config.save_every == 0 or run.step == config.steps or stop:
-            saved = run.save()
-            if stop:
-                print(
-                    f"\nstopped by {stop[0].name} after step {run.step}; the same command continues from {saved}",
-                    file=sys.stderr,
-                )
-                raise SystemExit(128 + stop[0])
+def _draw(dataset: BatchSource, config: TrainConfig, step: int, processes: Processes) -> _StepData:
+    """This process's share of the scenes of a step, normalised, in parts of at most ``max_images`` images."""
+    batch = dataset.batch(config.seed, step, config.frames, config.images_per_step)
+    scenes, frames = batch["images"].shape[:2]
+    share = processes.share(scenes)
+    size = config.max_images // frames if config.max_images else len(share)
+    parts = []
+    for start in range(share.start, share.stop, size):
+        chosen = slice(start, min(start + size, share.stop))
+        part, _ = normalize_scenes({key: value[chosen] for key, value in batch.items()})
+        del part["world_points"]  # no loss looks at them
+        parts.append(part)
+    return _StepData(parts, LossCounts.of(batch), scenes * frames)
 
 
 class _Run:
@@ -172,14 +195,28 @@ class _Run:
         config: TrainConfig,
         out: Path,
         device: torch.device,
-        log_every: int,
+        processes: Processes,
         settings: Mapping[str, Any] | None,
+        hook: MethodHook | None,
+        snapshot: Callable[[Path], object] | None,
     ) -> None:
         self.settings = run_settings(config, settings)
-        self.model, self.parameters, self.optimizer = model, parameters, optimizer
-        self.config, self.out, self.device, self.log_every = config, out, device, log_every
+        self.parameters, self.optimizer = parameters, optimizer
+        self.config, self.out, self.device, self.processes = config, out, device, processes
+        self.hook, self.snapshot = hook, snapshot
+        self.wrapped: nn.Module = model
+        if processes.count > 1:
+            # buffers are constants, and bases are large; newer releases of torch have another word for it
+            keywords = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in keywords else "broadcast_buffers"
+            self.wrapped = DistributedDataParallel(
+                model,
+                gradient_as_bucket_view=True,
+                **{buffers: False},  # type: ignore[arg-type]
+            )
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
         self.clipped = {part: members for part, members in self.clipped.items() if members}
+        self.trackers: list[Tracker] = []
         self.step = self.skipped = self.skipped_in_a_row = self.images = 0
         self.losses: list[float] = []
         self.peak_memory = 0
@@ -187,30 +224,27 @@ class _Run:
         self._images_before = 0
         self._started = time.monotonic()
 
-    @property
-    def seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._started
-
     def start(self, resume: bool) -> None:
-        """Load the newest checkpoint, if there is one and it is wanted, and cut metrics.jsonl back to its step."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
-        path = checkpoints.latest(self.out / "checkpoints")
+        """Load the newest checkpoint, if there is one and it is wanted."""
+        folder = self.out / "checkpoints"
+        if self.processes.is_first:
+            checkpoints.remove_unfinished(folder)
+            if not resume:
+                remove_records(self.out)
+                shutil.rmtree(folder, ignore_errors=True)
+        self.processes.wait()
+        path = checkpoints.latest(folder)
         if path is not None:
             state = checkpoints.read_state(path)
             self._check_settings(path, state["settings"])
-            checkpoints.load(path, self.parameters, self.optimizer)
+            tensors = checkpoints.load(path, self.parameters, self.optimizer)
+            self._restore(tensors)
             self.step, self.skipped, self.skipped_in_a_row = (
                 state[key] for key in ("step", "skipped", "skipped_in_a_row")
             )
             self.images = self._images_before = state["images"]
             self.losses, self.peak_memory = state["losses"], state["peak_memory_bytes"]
             self._seconds_before = state["seconds"]
-        metrics = self.out / "metrics.jsonl"
-        if metrics.is_file():
-            lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(line + "\n" for line in _lines_until(lines, self.step)))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.monotonic()
@@ -223,77 +257,83 @@ class _Run:
                     "choose another output folder or start over"
                 )
 
-    def take_step(self, batch: dict) -> str:
-        """One optimiser step on one batch; returns the note for the progress display."""
+    def take_step(self, data: _StepData) -> str:
+        """One optimiser step; returns the note for the progress display."""
         rate = learning_rate(self.step, self.config.steps, self.config.lr, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        batch, _ = normalize_scenes(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            predictions = self.model(batch["images"])
-        terms = multitask_loss(predictions, batch, self.config.camera_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        finite = bool(terms["loss"].isfinite())
-        norms: dict[str, float] = {}
-        if finite:
-            terms["loss"].backward()
-            norms = {
-                part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
-                for part, members in self.clipped.items()
-            }
-            finite = all(map(math.isfinite, norms.values()))
+        terms = self._accumulate(data)
+        norms = {
+            part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
+            for part, members in self.clipped.items()
+        }
+        # the same on every process: both are sums over all of them
+        finite = math.isfinite(terms["loss"]) and all(map(math.isfinite, norms.values()))
         if finite:
             self.optimizer.step()
+            if self.hook is not None:
+                self.hook.after_step(self.step + 1)
         self.step += 1
-        self.images += batch["images"].shape[0] * batch["images"].shape[1]
-        self._count(finite)
+        self.images += data.images
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
-            self._log(terms, norms, rate)
+            self.losses = [*self.losses[-9:], terms["loss"]]
+        self._log(terms, norms, rate)
+        if self.skipped_in_a_row >= _MOST_SKIPPED:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {_MOST_SKIPPED} steps in a row, up to step {self.step}; last "
+                f"checkpoint: {checkpoints.latest(self.out / 'checkpoints') or 'none'}. "
+                "A lower lr or precision fp32 usually helps"
+            )
         speed = (self.images - self._images_before) / max(1e-9, time.monotonic() - self._started)
-        loss = f"{self.losses[-1]:.4f}" if self.losses else "not finite"
+        loss = f"{terms['loss']:.4f}" if finite else "not finite, step skipped"
         return f"loss {loss}, {speed:.1f} images/s, {self._memory() / 2**30:.2f} GiB"
 
-    def _count(self, finite: bool) -> None:
-        if finite:
-            self.skipped_in_a_row = 0
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= _MOST_SKIPPED:
-            newest = checkpoints.latest(self.out / "checkpoints")
-            raise RuntimeError(
-                f"loss or gradient was not finite in {_MOST_SKIPPED} steps in a row, up to step {self.step}; "
-                f"last checkpoint: {newest if newest else 'none'}. A lower lr or precision fp32 usually helps"
-            )
+    def _accumulate(self, data: _StepData) -> dict[str, float]:
+        """Gradients of the loss of the whole step, and its terms, summed over parts and processes."""
+        totals: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(data.parts, 1):
+            last = number == len(data.parts)
+            batch = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in part.items()}
+            alone = isinstance(self.wrapped, DistributedDataParallel) and not last
+            with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                    predictions = self.wrapped(batch["images"])
+                terms = multitask_loss(predictions, batch, self.config.camera_weight, data.counts)
+                if self.hook is not None and last:
+                    terms["regularizer"] = self.hook.extra_loss() / self.processes.count
+                    terms["loss"] = terms["loss"] + terms["regularizer"]
+                # DDP takes the mean over processes, the loss of a step is a sum
+                (terms["loss"] * self.processes.count).backward()
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.detach().double()
+        values = torch.stack(list(totals.values())).tolist()
+        return dict(zip(totals, self.processes.sum(values, self.device)))
 
-    def _log(self, terms: Mapping[str, torch.Tensor], norms: Mapping[str, float], rate: float) -> None:
-        self.losses = [*self.losses[-9:], float(terms["loss"].detach())]
-        if self.step % self.log_every and self.step != self.config.steps:
-            return
+    def _log(self, terms: Mapping[str, float], norms: Mapping[str, float], rate: float) -> None:
+        values = {**terms, **{f"gradient_norm_{part}": norm for part, norm in norms.items()}}
         line = {
-            "step": self.step,
-            **{name: round(float(term.detach()), 6) for name, term in terms.items()},
-            **{f"gradient_norm_{part}": round(norm, 6) for part, norm in norms.items()},
+            **{name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()},
             "lr": rate,
             "skipped": self.skipped,
             "images": self.images,
             "seconds": round(self.seconds, 2),
         }
-        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        for tracker in self.trackers:
+            tracker.log(self.step, line)
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
 
     def _memory(self) -> int:
-        if self.device.type == "cuda":
-            now = torch.cuda.max_memory_allocated(self.device)
-        else:
-            # kilobytes on Linux, bytes on macOS
-            unit = 1 if sys.platform == "darwin" else 1024
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        self.peak_memory = max(self.peak_memory, now)
+        self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         return self.peak_memory
 
     def save(self) -> Path:
+        """Write a checkpoint of this step; every process must call it."""
         state = {
             "settings": self.settings,
             "skipped": self.skipped,
@@ -303,41 +343,32 @@ class _Run:
             "seconds": self.seconds,
             "peak_memory_bytes": self._memory(),
         }
-        return checkpoints.save(self.out / "checkpoints", self.step, self.parameters, self.optimizer, state)
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {
+            f"rng.{rank}.{name}": gathered
+            for name, mine in generators.items()
+            for rank, gathered in enumerate(self.processes.gather(mine, self.device))
+        }
+        if self.hook is not None:
+            tensors |= {f"method.{name}": tensor for name, tensor in self.hook.tensors().items()}
+        path = self.out / "checkpoints" / f"step_{self.step}"
+        if self.processes.is_first:
+            checkpoints.save(path.parent, self.step, self.parameters, self.optimizer, state, tensors, self.snapshot)
+        self.processes.wait()
+        return path
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back the random state of this process (if as many processes ran before) and that of the method."""
+        mine = f"rng.{self.processes.rank}."
+        if f"{mine}cpu" in tensors:
+            torch.set_rng_state(tensors[f"{mine}cpu"])
+        if self.device.type == "cuda" and f"{mine}cuda" in tensors:
+            torch.cuda.set_rng_state(tensors[f"{mine}cuda"], self.device)
+        for name, tensor in self.hook.tensors().items() if self.hook is not None else ():
+            tensor.copy_(tensors[f"method.{name}"])
 
     def result(self) -> TrainResult:
         loss = sum(self.losses) / len(self.losses) if self.losses else None
         return TrainResult(self.step, self.skipped, self.seconds, self._memory(), loss)
-
-
-def _lines_until(lines: Iterable[str], step: int) -> Iterator[str]:
-    for line in lines:
-        try:
-            number = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            # a run killed while writing leaves half a line
-            continue
-        if number <= step:
-            yield line
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[signal.Signals]]:
-    """Yield a list that receives a SIGINT or SIGTERM instead of the process dying of it; a second SIGINT interrupts."""
-    received: list[signal.Signals] = []
-    # only the main thread may set handlers
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number))
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

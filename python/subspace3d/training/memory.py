@@ -1,0 +1,214 @@
+"""How much memory a training step will take, found before the run by going through one step without data.
+
+The step (forward pass, losses, backward pass) runs on fake tensors, which have shapes and no storage, and every
+storage that would be alive is counted. So the estimate follows the model that will be trained: its method, precision,
+activation checkpointing, attention kernel. Not counted: the allocator's fragmentation, workspaces inside kernels,
+Python itself and, on a GPU, the CUDA context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import subspace_ext as se
+from subspace3d.configs import TrainConfig
+from subspace3d.training.device import available_memory, choose_device, device_name
+from subspace3d.training.losses import gradient_loss
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of tensors on the device at the peak of a training step.
+
+    Attributes:
+        weights: parameters and buffers, folded weights included.
+        optimizer: AdamW's two moments.
+        step: batch, activations, gradients and temporaries.
+        images: in one forward pass.
+    """
+
+    weights: int
+    optimizer: int
+    step: int
+    images: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.step
+
+    def __str__(self) -> str:
+        return (
+            f"{_gib(self.total)} (weights {_gib(self.weights)}, optimiser {_gib(self.optimizer)}, "
+            f"activations and gradients {_gib(self.step)} for {self.images} images at a time)"
+        )
+
+
+def check_memory(
+    model: nn.Module, config: TrainConfig, image_size: int, processes: int = 1, sharing: int = 1
+) -> MemoryEstimate | None:
+    """Print the estimate for the largest forward pass of a run; nothing, if ``config.check_memory`` is off.
+
+    Args:
+        model (nn.Module): frozen and trainable parameters as in the run, on the run's device.
+        config (TrainConfig): batch, precision, device.
+        image_size (int): side of the images in pixels.
+        processes (int): that share the scenes of a step.
+        sharing (int): processes like this one on the same device.
+
+    Raises:
+        ValueError: it exceeds what the device has left; says what would fit.
+    """
+    if not config.check_memory:
+        return None
+    scenes, frames = _largest_pass(config, processes)
+    estimate = estimate_memory(model, config, image_size, scenes, frames)
+    device = choose_device(config.device)
+    free = available_memory(device)
+    free = free // sharing if free is not None else None
+    each = f" for each of {sharing} processes" if sharing > 1 else ""
+    print(f"memory estimate: {estimate}" + (f"; {_gib(free)} free{each}" if free else ""), file=sys.stderr, flush=True)
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if free is None or estimate.total - held <= free:
+        return estimate
+    raise ValueError(
+        f"max_images: a step needs about {estimate}, {device_name(config.device)} has {_gib(free)} left{each}; "
+        f"{_advice(model, config, image_size, estimate, scenes, frames, free + held)}; "
+        "--train.no-check-memory starts all the same"
+    )
+
+
+def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scenes: int, frames: int) -> MemoryEstimate:
+    """Bytes a training step takes with ``scenes`` scenes of ``frames`` frames in one forward pass."""
+    device = next(model.parameters()).device
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    compute_bytes = 2 if config.precision == "bf16" else 4
+    folds = [m for m in model.modules() if isinstance(m, (se.SubspaceLinear, se.SubspaceConv2d))]
+    kept = sum(module.weight.numel() * compute_bytes for module in folds)
+    # a module may also hold a weight that belongs to another one: such a tensor is faked where it is used
+    with _without_kept_folds(folds), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        stand_ins: dict[str, torch.Tensor] = {
+            f"model.{name}": fake.from_tensor(tensor) for name, tensor in tensors.items()
+        }
+        counter = _LiveBytes()
+        with counter:
+            images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)
+            torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,))
+    return MemoryEstimate(sum(storages.values()) + kept, 2 * trained, counter.peak, scenes * frames)
+
+
+class _Step(nn.Module):
+    """Forward and backward in one call: with checkpointing the backward pass, too, looks up the model's parameters."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, images: torch.Tensor) -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            predictions = self.model(images)
+        camera = sum(encoding.abs().mean() for encoding in predictions["pose_enc_list"])
+        (camera + _depth_terms(predictions["depth"], predictions["depth_conf"])).backward()
+
+
+def _depth_terms(depth: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """The depth loss where all pixels are valid, its selections by value replaced by copies of the same size."""
+    predicted, target = depth.squeeze(-1).float(), torch.zeros_like(confidence)
+    mask = torch.ones_like(confidence, dtype=torch.bool)
+    error = (predicted.clone() - target).abs()
+    weighted = error * confidence.clone() - confidence.log()
+    terms = error.clamp(max=100).clone().mean() + weighted.clamp(max=100).clone().mean()
+    return terms + gradient_loss(predicted.flatten(0, 1), target.flatten(0, 1), mask.flatten(0, 1), (1, 1, 1, 1))
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages made while it is on, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@contextlib.contextmanager
+def _without_kept_folds(modules: list) -> Iterator[None]:
+    """In training mode these modules keep a fold keyed by addresses, which fake tensors have not."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+
+
+def _largest_pass(config: TrainConfig, processes: int) -> tuple[int, int]:
+    """Scenes and frames of the forward pass with the most images."""
+
+    def scenes(frames: int) -> int:
+        share = -(-(config.images_per_step // frames) // processes)
+        return min(share, config.max_images // frames) if config.max_images else share
+
+    frames = max(range(config.frames[0], config.frames[1] + 1), key=lambda count: (scenes(count) * count, count))
+    return scenes(frames), frames
+
+
+def _advice(
+    model: nn.Module,
+    config: TrainConfig,
+    image_size: int,
+    estimate: MemoryEstimate,
+    scenes: int,
+    frames: int,
+    free: int,
+) -> str:
+    """What to change so that a step fits into ``free`` bytes; between one scene and all of them memory is linear."""
+    most = config.frames[1]
+    least = estimate_memory(model, config, image_size, 1, most)
+    if least.total > free:
+        hints = [] if config.checkpointing else ["--train.checkpointing"]
+        hints += [] if config.precision == "bf16" else ["--train.precision bf16"]
+        return f"one scene of {most} frames needs {_gib(least.total)}: try " + ", ".join(
+            [*hints, "fewer --train.frames", "a smaller --train.image-size"]
+        )
+    slope = (estimate.total - least.total) / max(1, estimate.images - least.images)
+    images = least.images + int((free - least.total) / slope) if slope > 0 else least.images
+    return f"--train.max-images {max(most, images)} would fit, with the same gradients"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

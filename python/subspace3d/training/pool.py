@@ -1,0 +1,137 @@
+"""Independent jobs in a bounded number of processes: one that fails does not keep the others from finishing."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Work = Callable[[str], object]
+
+
+def run_jobs(
+    names: Sequence[str],
+    setup: Callable[[Any, int], Work],
+    argument: Any,
+    workers: int,
+    done: Callable[[str], object] = lambda name: None,
+) -> dict[str, str]:
+    """Call ``setup(argument, worker)`` once per process and the function it returns once for every name.
+
+    A process that fails at a job, or dies of it, is replaced by a new one. When this process is stopped (SIGINT,
+    SIGTERM) the others are asked to stop and waited for; when it is killed, they end at once.
+
+    Args:
+        names (Sequence[str]): one per job.
+        setup (Callable): a module-level function; its worker number counts from 0 to ``workers`` - 1.
+        argument (Any): handed to ``setup``.
+        workers (int): most processes at a time.
+        done (Callable): called with the name of every job that ended, well or not.
+
+    Returns:
+        dict: what went wrong, by name of the job.
+
+    Raises:
+        ValueError: ``setup`` itself failed; with its message.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, failures = deque(names), {}
+    busy: dict[Connection, tuple[Any, int, str]] = {}
+
+    def start(worker: int) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, setup, argument, worker), name=f"worker {worker}")
+        process.start()
+        theirs.close()
+        assign(ours, process, worker)
+
+    def assign(connection: Connection, process: Any, worker: int) -> None:
+        busy[connection] = (process, worker, waiting.popleft())
+        connection.send(busy[connection][2])
+
+    with _terminate_at_end(busy):
+        for worker in range(min(workers, len(names))):
+            start(worker)
+        while busy:
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                process, worker, name = busy.pop(ready)
+                try:
+                    kind, message = ready.recv()
+                except EOFError:
+                    process.join()
+                    kind, message = "failed", f"its process died (exit code {process.exitcode})"
+                if kind == "no start":
+                    raise ValueError(message)
+                if kind == "failed":
+                    failures[name] = message
+                done(name)
+                if waiting and kind == "done":
+                    assign(ready, process, worker)
+                    continue
+                ready.close()
+                process.join()
+                if waiting:
+                    start(worker)
+    return failures
+
+
+def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # closed by the parent: no more jobs; interrupted: the parent reports it
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        name = connection.recv()
+        try:
+            work = setup(argument, worker)
+        except Exception as error:
+            connection.send(("no start", describe(error)))
+            return
+        while True:
+            try:
+                work(name)
+            except Exception as error:
+                connection.send(("failed", describe(error)))
+                return
+            connection.send(("done", ""))
+            name = connection.recv()
+
+
+def describe(error: Exception) -> str:
+    """One line about an exception; its type only where the text alone would not say what happened."""
+    text = " ".join(str(error).split())
+    return (
+        text
+        if isinstance(error, (ValueError, OSError, ArithmeticError)) and text
+        else f"{type(error).__name__}: {text}"
+    )
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _terminate_at_end(busy: dict[Connection, tuple[Any, int, str]]) -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if on_main else None
+    try:
+        yield
+    finally:
+        for process, _, _ in busy.values():
+            process.terminate()
+        for process, _, _ in busy.values():
+            process.join()
+        if on_main:
+            signal.signal(signal.SIGTERM, before)

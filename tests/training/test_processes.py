@@ -1,0 +1,182 @@
+"""Several processes: torchrun, kill -9 and the pool of adapt."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from training import distributed_step
+from training.plane_scenes import write_plane_scenes
+from training.pool_work import note_process
+from training.tiny import read_metrics, without_time
+
+from subspace3d.backbones import build_vggt
+from subspace3d.cli import main
+from subspace3d.configs import AdaptConfig, TrainConfig
+from subspace3d.files import load_tensors, read_json, save_tensors
+from subspace3d.training import adapt
+from subspace3d.training.pool import run_jobs
+
+FLAGS = [
+    *("--train.frames", "2", "2", "--train.image-size", "28", "--train.device", "cpu", "--train.threads", "1"),
+    *("--train.no-checkpointing", "--train.no-check-memory", "--train.lr", "1e-3"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    for index, name in enumerate("abc"):
+        write_plane_scenes(folder / "scenes" / name, scenes=3, views=3, seed=index)
+    torch.manual_seed(3)
+    save_tensors(folder / "nano.safetensors", build_vggt("vggt-nano", weights="random").state_dict())
+    return folder
+
+
+def _command(folder: Path, verb: str, out: Path, scenes: str, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "subspace3d", verb, "--scenes", str(folder / "scenes" / scenes), "--out", str(out)),
+        *("--weights", str(folder / "nano.safetensors"), *FLAGS, *flags),
+    ]
+
+
+def _torchrun(*arguments: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_gradients_of_two_processes_are_those_of_the_joint_batch(folder: Path) -> None:
+    scenes, script = folder / "scenes/a", str(Path(distributed_step.__file__))
+    distributed_step.main(scenes, folder / "alone")
+    _torchrun(script, str(scenes), str(folder / "pair"))
+    expected, _ = load_tensors(folder / "gradients-1-0.safetensors")
+    for rank in (0, 1):
+        found, _ = load_tensors(folder / f"gradients-2-{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            # float32 sums over the same terms in another order, relative to the largest entry
+            tolerance = 2e-5 * max(1e-3, float(gradient.abs().max()))
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=name)
+    alone, pair = (read_metrics(folder / name)[0] for name in ("alone", "pair"))
+    assert pair["images"] == alone["images"] == 9
+    for name in ("loss", "depth_error", "camera", "regularizer", "gradient_norm_aggregator"):
+        assert pair[name] == pytest.approx(alone[name], rel=1e-5, abs=2e-6), name
+
+
+def test_finetune_under_torchrun(folder: Path, tmp_path: Path) -> None:
+    arguments = _command(folder, "finetune", tmp_path / "pair", "a", "--method", "full", "--train.steps", "3")[1:]
+    _torchrun(*arguments, "--train.images-per-step", "6", "--train.save-every", "2")
+    record = read_json(tmp_path / "pair/tuned/tuned.json")
+    assert record["training"]["steps"] == 3
+    assert [line["step"] for line in read_metrics(tmp_path / "pair")] == [1, 2, 3]
+    assert (tmp_path / "pair/checkpoints/step_3/extra.safetensors").is_file()
+    rng, _ = load_tensors(tmp_path / "pair/checkpoints/step_3/extra.safetensors")
+    assert sorted(rng) == ["rng.0.cpu", "rng.1.cpu"]
+
+
+def _killed(command: list[str], when: Callable[[], bool]) -> None:
+    """Start a command and kill -9 it as soon as ``when`` holds."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not when():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_finetune_killed_in_the_middle_ends_the_same(folder: Path, tmp_path: Path) -> None:
+    flags = ["--method", "full", "--train.steps", "8", "--train.save-every", "3", "--train.images-per-step", "2"]
+    run = tmp_path / "killed"
+    command = _command(folder, "finetune", run, "a", *flags)
+    _killed(command, lambda: (run / "checkpoints/step_3").is_dir())
+    assert not (run / "tuned").exists()
+    (run / "checkpoints/.step_9.torn.tmp").mkdir()  # what a kill while saving leaves
+    subprocess.run([*command, "--resume", "auto"], check=True, capture_output=True)
+    straight = tmp_path / "straight"
+    main(_command(folder, "finetune", straight, "a", *flags)[3:])
+    assert without_time(read_metrics(run)) == without_time(read_metrics(straight))
+    weights = [path / "tuned/model.safetensors" for path in (run, straight)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_6", "step_8"]
+
+
+def test_adapt_killed_in_the_middle_ends_the_same(folder: Path, tmp_path: Path) -> None:
+    flags = ["--rank", "2", "--train.steps", "6", "--train.save-every", "2", "--train.images-per-step", "2"]
+    out = tmp_path / "killed"
+    command = _command(folder, "adapt", out, ".", "--workers", "1", *flags)
+    _killed(command, lambda: (out / ".work/b/checkpoints/step_2").is_dir())
+    first = (out / "a/adapter_model.safetensors").stat().st_mtime_ns
+    assert not (out / "c").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert (out / "a/adapter_model.safetensors").stat().st_mtime_ns == first
+    adapt.run(_adapt_config(folder, tmp_path / "straight"))
+    for name in "abc":
+        killed, straight = (path / name / "adapter_model.safetensors" for path in (out, tmp_path / "straight"))
+        assert killed.read_bytes() == straight.read_bytes(), name
+        assert [line["step"] for line in read_metrics(out / name)] == list(range(1, 7))
+    assert not (out / ".work").exists()
+
+
+def _adapt_config(folder: Path, out: Path, **changes) -> AdaptConfig:
+    train = TrainConfig(
+        steps=6,
+        lr=1e-3,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=28,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
+        device="cpu",
+        threads=1,
+    )
+    weights = folder / "nano.safetensors"
+    return AdaptConfig(scenes=folder / "scenes", out=out, weights=weights, rank=2, train=train, **changes)
+
+
+def test_failed_adapters_are_listed_and_the_others_finish(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    for index, name in enumerate("ab"):
+        write_plane_scenes(tmp_path / "scenes" / name, scenes=1, views=2, seed=index)
+    broken = tmp_path / "scenes/b/scene_0000/images/0001.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    config = _adapt_config(folder, tmp_path / "out", workers=2)
+    config = dataclasses.replace(
+        config,
+        scenes=tmp_path / "scenes",
+        train=dataclasses.replace(config.train, steps=2),
+    )
+    with pytest.raises(SystemExit) as end:
+        adapt.run(config)
+    assert end.value.code == 1
+    message = capfd.readouterr().err
+    assert "1 of 2 adapters failed" in message and f"b: {broken} is not a whole image" in message
+    assert [(tmp_path / "out" / name / "adapt.json").is_file() for name in "ab"] == [True, False]
+    # mended and started again, in this process: only what is missing
+    write_plane_scenes(tmp_path / "scenes/b", scenes=1, views=2, seed=1)
+    finished = adapt.run(dataclasses.replace(config, workers=1))
+    assert all((path / "adapt.json").is_file() for path in finished)
+
+
+def test_pool_outlives_its_workers(tmp_path: Path) -> None:
+    ended: list[str] = []
+    failures = run_jobs(["one", "raises", "two", "dies", "three"], note_process, tmp_path, 1, ended.append)
+    assert failures == {"raises": "no good", "dies": "its process died (exit code -9)"}
+    assert ended == ["one", "raises", "two", "dies", "three"]
+    processes = [(tmp_path / name).read_text() for name in ("one", "two", "three")]
+    assert len(set(processes)) == 3 and str(os.getpid()) not in processes
+    with pytest.raises(ValueError, match="weights: no such file"):
+        run_jobs(["one"], note_process, tmp_path / "broken", 2)
