@@ -21,9 +21,27 @@ def part_of(name: str) -> str:
 
 
 def count_trainable(model: nn.Module) -> dict[str, int]:
-    """Number of trainable values in each part that has any, and their ``total``."""
+    """Number of trainable values in each part that has any, and their ``total``.
+
+    Of AdaLoRA the directions that are kept count, not those that were cut.
+    """
+    kept = _kept_by_adalora(model)
     counts: dict[str, int] = {}
     for name, parameter in trainable_parameters(model).items():
         part = part_of(name)
-        counts[part] = counts.get(part, 0) + parameter.numel()
+        counts[part] = counts.get(part, 0) + kept.get(name, parameter.numel())
     return {**counts, "total": sum(counts.values())}
+
+
+def _kept_by_adalora(model: nn.Module) -> dict[str, int]:
+    """Name of each AdaLoRA factor -> its number of values in directions that were not cut."""
+    patterns = [getattr(config, "rank_pattern", None) for config in getattr(model, "peft_config", {}).values()]
+    kept = {}
+    for pattern in filter(None, patterns):
+        for mask_name, mask in pattern.items():
+            if not isinstance(mask, list):
+                continue
+            for kind in ("lora_A", "lora_B", "lora_E"):
+                name = f"base_model.model.{mask_name.replace('lora_E', kind)}"
+                kept[name] = model.get_parameter(name).numel() * sum(mask) // len(mask)
+    return kept

@@ -17,7 +17,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save(
-    folder: Path, step: int, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, state: dict
+    folder: Path, step: int, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, state: dict
 ) -> Path:
     """Write ``folder/step_<step>`` under a temporary name, rename it, and drop all but the newest two.
 
@@ -55,7 +55,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return read_json(path / "state.json")
 
 
-def load(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def load(path: Path, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and optimiser state in place.
 
     Raises:

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 
 from subspace3d import __version__, settings
-from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.basis import Basis, load_basis, select_files
+from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.adapters.placement import place
+from subspace3d.adapters.spectral import singular_basis
+from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import sha256
-from subspace3d.mining.subspace_file import find_subspaces
 from subspace3d.training.backbone import load_backbone, record_backbone
-from subspace3d.training.loop import device_name, run_settings, train
+from subspace3d.training.loop import choose_device, device_name, run_settings, train
 from subspace3d.training.tuned import read_tuned, save_tuned
 
 
@@ -34,13 +37,16 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     if config.method == "subspace":
         if not config.subspaces:
             raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
-        subspaces = list(find_subspaces(config.subspaces).values())
+        subspaces = list(select_files(config.subspaces, config.attributes).values())
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     identity = {
         "method": config.method,
         "backbone": backbone.identity,
         "rank": config.rank,
+        "targets": config.targets,
         "K": config.K,
+        "k": config.k,
+        "head_cores": config.head_cores,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
         "scenes": str(config.scenes),
     }
@@ -60,15 +66,25 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     vggt = load_backbone(backbone)
     image_size = config.train.image_size or vggt.config.image_size
     dataset = MultiViewDataset(config.scenes, image_size, augment=config.train.augment)
-    basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
+    basis = _basis(config, subspaces, vggt)
     vggt.enable_checkpointing(config.train.checkpointing)
     torch.manual_seed(config.train.seed)
-    model = apply_method(vggt, config.method, config.rank, basis=basis, base_model=backbone.identity)
+    vggt.to(choose_device(config.train.device))
+    model = apply_method(
+        vggt, config.method, config.rank, config.targets, basis, backbone.identity, steps=config.train.steps
+    )
     settings.save(config.out / "config.yaml", config)
     result = None
     if config.method != "none":
         result = train(
-            model, dataset, config.train, config.out, resume=config.resume, label=config.method, settings=identity
+            model,
+            dataset,
+            config.train,
+            config.out,
+            resume=config.resume,
+            label=config.method,
+            settings=identity,
+            hook=method_hook(model),
         )
     save_tuned(
         config.out,
@@ -92,3 +108,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         },
     )
     return read_tuned(config.out)
+
+
+def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
+    if config.method == "subspace":
+        return load_basis(subspaces, vggt, config.K, config.k, config.head_cores)
+    if config.method == "psv":
+        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.K)
+    return None

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
 from subspace3d.configs import TrainConfig
 from subspace3d.datasets.multiview import MultiViewDataset
@@ -90,6 +91,7 @@ def train(
     log_every: int = 1,
     label: str = "train",
     settings: Mapping[str, Any] | None = None,
+    hook: MethodHook | None = None,
 ) -> TrainResult:
     """Minimise `multitask_loss` over the trainable parameters of ``model``, in place.
 
@@ -108,6 +110,7 @@ def train(
         log_every (int): steps per line of metrics.jsonl.
         label (str): name of the run in the progress display.
         settings (Mapping | None): JSON values a checkpoint must have been made with, besides those of ``config``.
+        hook (MethodHook | None): what the tuning method adds to a step, see `method_hook`.
 
     Raises:
         ValueError: nothing is trainable, or the checkpoint belongs to other settings or another model.
@@ -128,7 +131,7 @@ def train(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    run = _Run(model, parameters, optimizer, config, out, device, log_every, settings)
+    run = _Run(model, parameters, optimizer, config, out, device, log_every, settings, hook)
     run.start(resume)
     with _stop_requests() as stop, ThreadPoolExecutor(1, "batch") as pool:
         progress = Progress(label, config.steps, initial=run.step)
@@ -174,8 +177,10 @@ class _Run:
         device: torch.device,
         log_every: int,
         settings: Mapping[str, Any] | None,
+        hook: MethodHook | None,
     ) -> None:
         self.settings = run_settings(config, settings)
+        self.hook = hook
         self.model, self.parameters, self.optimizer = model, parameters, optimizer
         self.config, self.out, self.device, self.log_every = config, out, device, log_every
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
@@ -200,7 +205,7 @@ class _Run:
         if path is not None:
             state = checkpoints.read_state(path)
             self._check_settings(path, state["settings"])
-            checkpoints.load(path, self.parameters, self.optimizer)
+            checkpoints.load(path, self._saved(), self.optimizer)
             self.step, self.skipped, self.skipped_in_a_row = (
                 state[key] for key in ("step", "skipped", "skipped_in_a_row")
             )
@@ -233,6 +238,9 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             predictions = self.model(batch["images"])
         terms = multitask_loss(predictions, batch, self.config.camera_weight)
+        if self.hook is not None:
+            terms["regularizer"] = self.hook.extra_loss()
+            terms["loss"] = terms["loss"] + terms["regularizer"]
         self.optimizer.zero_grad(set_to_none=True)
         finite = bool(terms["loss"].isfinite())
         norms: dict[str, float] = {}
@@ -245,6 +253,8 @@ class _Run:
             finite = all(map(math.isfinite, norms.values()))
         if finite:
             self.optimizer.step()
+            if self.hook is not None:
+                self.hook.after_step(self.step + 1)
         self.step += 1
         self.images += batch["images"].shape[0] * batch["images"].shape[1]
         self._count(finite)
@@ -303,7 +313,11 @@ class _Run:
             "seconds": self.seconds,
             "peak_memory_bytes": self._memory(),
         }
-        return checkpoints.save(self.out / "checkpoints", self.step, self.parameters, self.optimizer, state)
+        return checkpoints.save(self.out / "checkpoints", self.step, self._saved(), self.optimizer, state)
+
+    def _saved(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds by name: the trained parameters and the state of the method."""
+        return {**self.parameters, **(self.hook.tensors() if self.hook else {})}
 
     def result(self) -> TrainResult:
         loss = sum(self.losses) / len(self.losses) if self.losses else None
