@@ -86,7 +86,7 @@ def outputs(model: nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
     model.train(was_training)
     if torch.is_tensor(result):
         return result.flatten()
-    if not isinstance(result, dict):
+    if hasattr(result, "last_hidden_state"):
         return result.last_hidden_state.flatten()
     return torch.cat([result[key].flatten() for key in ("pose_enc", "depth", "depth_conf")])
 

@@ -48,7 +48,8 @@ def adalora_config(rank: int, targets: str, steps: int, base_model: str | None =
 class AdaLoraHook:
     """What a training loop calls for AdaLoRA (see `hooks.MethodHook`).
 
-    PEFT adds the orthogonality term only to a model output with a ``loss``, which a dict of predictions does not have.
+    PEFT adds the orthogonality term only to a model output with a ``loss``, which a dict of predictions does not have,
+    and a plain PeftModel not even then.
     """
 
     def __init__(self, model: Any, adapter: str = "default") -> None:

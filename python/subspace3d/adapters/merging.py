@@ -44,17 +44,21 @@ def plan_merge(layers: Mapping[str, Mergeable], adapters: Sequence[str], max_err
     """What merging ``adapters`` into ``layers`` would do; changes nothing.
 
     Raises:
-        ValueError: more than ``max_error`` of the update would be lost to rounding.
+        ValueError: a merged weight would not be finite, or more than ``max_error`` of the update would be lost to
+            rounding.
     """
     lost = total = worst_error = 0.0
     worst_module, modules, dtypes = "", 0, set()
     for name, layer in layers.items():
         weight, merged, update = layer.merged_weight(adapters)
-        norm = float(update.double().norm())
+        if not torch.isfinite(merged).all():
+            raise ValueError(f"the merged weight of {name} must be finite, got NaN or Inf: check {list(adapters)}")
+        norm = float(torch.linalg.vector_norm(update, dtype=torch.float64))
         if norm == 0:
             continue
-        # float64 holds the difference of two weights of any narrower type exactly
-        error = float((merged.double() - weight.double() - update.double()).norm())
+        # a difference is rounded relative to itself, so float32 resolves an error of 1e-7
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        error = float(torch.linalg.vector_norm(merged.to(wide) - weight.to(wide) - update, dtype=torch.float64))
         modules, lost, total = modules + 1, lost + error**2, total + norm**2
         dtypes.add(str(weight.dtype).removeprefix("torch."))
         if error / norm >= worst_error:

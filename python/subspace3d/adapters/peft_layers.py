@@ -42,6 +42,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     def add_core(self, adapter: str, U: torch.Tensor, V: torch.Tensor, scale: float, plan: str) -> None:
         """Give ``adapter`` a core of zeros between ``U [out, K]`` and ``V [in, K]``."""
         base = self.base_layer
+        # in one layout, so that an adapter gives the same bits before it is saved and after it is loaded
+        U, V = U.contiguous(), V.contiguous()
         core: Core
         if isinstance(base, nn.Linear):
             core = se.SubspaceLinear.from_linear(base, U, V, scale, plan)
@@ -99,7 +101,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     def _core_update(self, adapter: str) -> torch.Tensor:
         core = self.subspace_core[adapter]
-        wide = torch.float64 if self.base_layer.weight.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(self.base_layer.weight.dtype, torch.float32)
         update = core.scale * (core.U.to(wide) @ core.c.to(wide) @ core.V.to(wide).T)
         return update.view(self.base_layer.weight.shape)
 
@@ -127,7 +129,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         weight = self.base_layer.weight
         if factors is None:
             return torch.zeros_like(weight, dtype=torch.float32)
-        return (factors[0].double() @ factors[1].double()).float().view(weight.shape)
+        return (factors[0] @ factors[1]).view(weight.shape)
 
     @torch.no_grad()
     def merged_weight(self, adapters: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -136,7 +138,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         update = torch.zeros_like(weight, dtype=torch.float32)
         for adapter in adapters:
             update += self.get_delta_weight(adapter)
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(weight.dtype, torch.float32)
         return weight, (weight.to(wide) + update).to(weight.dtype), update
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -71,8 +71,11 @@ def save_tuned(
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
     """Write the adapter of a PeftModel as PEFT does."""
-    # otherwise PEFT asks the network whether the base model has an embedding layer
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+    with warnings.catch_warnings():
+        # AdaLoRA may leave a module no direction at all, which PEFT takes for a shard that was not gathered
+        warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
+        # otherwise PEFT asks the network whether the base model has an embedding layer
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
 
 
 def base_of(model: nn.Module) -> nn.Module:
