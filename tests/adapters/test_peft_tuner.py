@@ -22,9 +22,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters import SubspaceConfig, peft_tuner
+from subspace3d.adapters import SubspaceConfig
 from subspace3d.adapters.basis import Basis, basis_digest, save_basis
 from subspace3d.adapters.peft_layers import SubspaceLayer
+from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_regex
 
@@ -306,7 +307,7 @@ def test_wrong_configurations(file: Path, basis: Basis, tmp_path: Path) -> None:
 
     for settings, message in (
         ({"basis": ""}, "basis must name the file of the combined basis, got none"),
-        ({"target_modules": "fc"}, r"target_modules must match at least one full module name, 'fc' matches none"),
+        ({"target_modules": "fc"}, r"target_modules must match at least one full module name; 'fc' matches none"),
         ({"target_modules": ["fc1", "fc3"]}, r"target_modules must be full module names, got 'fc3'"),
         ({"lora_modules": "head.*"}, r"lora_modules must match at least one full module name"),
         ({"lora_modules": ["fc1", "head"]}, r"lora_modules must be full module names, got 'head'"),
@@ -412,12 +413,10 @@ def test_plain_lora_still_works_beside_the_registration() -> None:
     assert torch.equal(outputs(model, x()), outputs(net(), x()))
 
 
-def test_other_releases_of_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peft, "__version__", "0.17.0")
-    with pytest.raises(ImportError, match=r"does not fit PEFT 0\.17\.0, which is older than 0\.21: install a tested"):
-        peft_tuner._register()
-    monkeypatch.setattr(peft, "__version__", "0.31.0")
-    peft_tuner._register()
-    monkeypatch.delattr(peft_tuner.peft_mapping, "PEFT_TYPE_TO_PREFIX_MAPPING")
-    with pytest.raises(ImportError, match="which has no PEFT_TYPE_TO_PREFIX_MAPPING: install a tested release"):
-        peft_tuner._register()
+def test_other_releases_of_peft() -> None:
+    check_release(peft.__version__)
+    check_release("0.21.0.dev0")
+    with pytest.raises(ImportError, match=r"needs PEFT 0\.21 or newer, got 0\.20\.3: pip install -U"):
+        check_release("0.20.3")
+    with pytest.warns(UserWarning, match=r"tested with PEFT up to 0\.21, this is 1\.0\.1: if it fails, install"):
+        check_release("1.0.1")

@@ -6,27 +6,30 @@ Importing this module registers the tuner, so that `PeftModel.from_pretrained` k
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
-from packaging.version import Version
-from peft import PeftConfig
-from peft import mapping as peft_mapping
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.integrations import skip_init_on_device
-from torch import nn
 
-from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis
-from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
-from subspace3d.adapters.peft_layers import SubspaceLayer
-from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable
+from subspace3d.adapters.peft_release import check_release
+
+check_release(peft.__version__)
+
+# only now: an older PEFT lacks some of these names
+from peft import PeftConfig  # noqa: E402
+from peft import mapping as peft_mapping  # noqa: E402
+from peft.tuners.tuners_utils import BaseTuner  # noqa: E402
+from peft.utils.integrations import skip_init_on_device  # noqa: E402
+from torch import nn  # noqa: E402
+
+from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis  # noqa: E402
+from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge  # noqa: E402
+from subspace3d.adapters.peft_layers import SubspaceLayer  # noqa: E402
+from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names  # noqa: E402
 
 PEFT_TYPE = "SUBSPACE"
-_OLDEST_PEFT, _TESTED_PEFT = "0.21", "0.21"
 
 
 @dataclass
@@ -274,41 +277,14 @@ def _select(argument: str, wanted: str | Iterable[str] | None, names: Iterable[s
     if wanted is None:
         return names
     if isinstance(wanted, str):
-        expression = re.compile(wanted)
-        found = [name for name in names if expression.fullmatch(name)]
-        if not found:
-            raise ValueError(f"{argument} must match at least one full module name, {wanted!r} matches none")
-        return found
+        return match_names(argument, wanted, names)
     wanted = list(wanted)
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
-        raise ValueError(f"{argument} must be full module names, got {unknown[0] if unknown else wanted!r}")
+        raise ValueError(f"{argument} must be full module names, got {unknown[0] if unknown else ''!r}")
     return wanted
 
 
-def _register() -> None:
-    """Enter the tuner in PEFT's tables; PEFT's own `register_peft_method` takes only names in its closed enumeration.
-
-    Raises:
-        ImportError: this PEFT is older than any the tuner was tested with, or its tables have changed.
-    """
-    advice = (
-        f"install a tested release (pip install 'peft>={_OLDEST_PEFT},<0.22'), or export the adapter to a plain LoRA, "
-        "which any PEFT loads (subspace3d export RUN --to lora)"
-    )
-    tables: list[tuple[str, Any]] = [
-        ("PEFT_TYPE_TO_CONFIG_MAPPING", SubspaceConfig),
-        ("PEFT_TYPE_TO_TUNER_MAPPING", SubspaceModel),
-        ("PEFT_TYPE_TO_PREFIX_MAPPING", SubspaceModel.prefix),
-    ]
-    overridden = ("_prepare_model", "_get_adapter_state_dict", "_remap_adapter_state_dict_for_load")
-    changed = [name for name, _ in tables if not isinstance(getattr(peft_mapping, name, None), dict)]
-    changed += [name for name in overridden if not hasattr(BaseTuner, name)]
-    if Version(peft.__version__) < Version(_OLDEST_PEFT) or changed:
-        found = f"has no {changed[0]}" if changed else f"is older than {_OLDEST_PEFT}"
-        raise ImportError(f"the subspace tuner does not fit PEFT {peft.__version__}, which {found}: {advice}")
-    for name, value in tables:
-        getattr(peft_mapping, name)[PEFT_TYPE] = value
-
-
-_register()
+peft_mapping.PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = SubspaceConfig  # type: ignore[index]
+peft_mapping.PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = SubspaceModel  # type: ignore[index]
+peft_mapping.PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = SubspaceModel.prefix  # type: ignore[index]

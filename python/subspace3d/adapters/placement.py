@@ -6,6 +6,7 @@ Tuning (`methods`) and counting (`subspace3d params`) both follow `place`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -69,20 +70,27 @@ def select_modules(model: nn.Module, targets: str) -> list[str]:
     if targets in PRESETS:
         names = target_modules(model, targets)
     else:
-        try:
-            expression = re.compile(targets)
-        except re.error as error:
-            raise ValueError(
-                f"targets must be one of {', '.join(PRESETS)} or a regular expression, got {targets!r}: {error}"
-            ) from None
-        names = [name for name, _ in model.named_modules() if expression.fullmatch(name)]
-        if not names:
-            raise ValueError(
-                f"targets must be one of {', '.join(PRESETS)} or match full module names, {targets!r} matches none"
-            )
+        names = match_names("targets", targets, (name for name, _ in model.named_modules()))
     for name in names:
         check_adaptable("targets", name, model.get_submodule(name))
     return names
+
+
+def match_names(argument: str, expression: str, names: Iterable[str]) -> list[str]:
+    """The ``names`` that ``expression`` matches from end to end.
+
+    Raises:
+        ValueError: there is none, or the expression is malformed; names ``argument``.
+    """
+    try:
+        compiled = re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"{argument} must be a regular expression, got {expression!r}: {error}") from None
+    found = [name for name in names if compiled.fullmatch(name)]
+    if not found:
+        presets = f", or be one of {', '.join(PRESETS)}" if argument == "targets" else ""
+        raise ValueError(f"{argument} must match at least one full module name{presets}; {expression!r} matches none")
+    return found
 
 
 def check_adaptable(argument: str, name: str, module: nn.Module) -> None:
@@ -93,7 +101,8 @@ def check_adaptable(argument: str, name: str, module: nn.Module) -> None:
             "not unroll to the [out, in] matrix of an update"
         )
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"{argument} must match Linear and Conv2d modules, {name} is a {type(module).__name__}")
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise ValueError(f"{argument} must match torch.nn.Linear and Conv2d modules, {name} is a {kind}")
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         raise ValueError(f"{argument} must leave out {name}: a Conv2d with groups={module.groups} is not supported")
 
