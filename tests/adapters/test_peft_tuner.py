@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from adapters.models import (
     relative_difference,
     tiny_vggt,
     train_at_random,
+    write_subspace,
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters import SubspaceConfig
-from subspace3d.adapters.basis import Basis, basis_digest, save_basis
+from subspace3d.adapters.basis import Basis, basis_digest, load_basis, save_basis
+from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import place
@@ -46,6 +49,7 @@ class Net(nn.Module):
 
 
 NAMES = ["conv", "fc1", "fc2"]
+DOCUMENTATION = Path(__file__).parents[2] / "docs/adapters.md"
 
 
 def net(seed: int = 0) -> Net:
@@ -406,6 +410,21 @@ def test_a_vggt_with_the_authors_placement(tmp_path: Path) -> None:
     again = PeftModel.from_pretrained(tiny_vggt(), tmp_path / "adapter")
     assert torch.equal(outputs(again, images()), tuned)
     assert relative_difference(outputs(again.merge_and_unload()), tuned) < 1e-5
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("texture", "camera")):
+        write_subspace(tmp_path / f"{name}.safetensors", tiny_vggt(), k=2, seed=seed, preset="all")
+    other = apply_method(tiny_vggt(), "subspace", 2, basis=load_basis([tmp_path / "camera.safetensors"], tiny_vggt()))
+    save_basis(tmp_path / "camera-basis.safetensors", load_basis([tmp_path / "camera.safetensors"], tiny_vggt()))
+    other.peft_config["default"].basis = "camera-basis.safetensors"
+    train_at_random(other)
+    other.save_pretrained("other", save_embedding_layers=False)
+    names = {"model": tiny_vggt(), "base_model": tiny_vggt()}
+    exec(compile(example, str(DOCUMENTATION), "exec"), names)
+    assert relative_difference(outputs(names["plain"]), outputs(other)) < 1e-5
 
 
 def test_plain_lora_still_works_beside_the_registration() -> None:
