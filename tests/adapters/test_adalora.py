@@ -67,7 +67,7 @@ def test_orthogonality_term_is_pefts_own() -> None:
     assert all(p.grad.any() for name, p in model.named_parameters() if "lora_A" in name or "lora_B" in name)
 
 
-def test_budget_and_cuts_are_those_of_pefts_loop() -> None:
+def test_budget_and_cuts_are_those_of_pefts_loop(tmp_path: Path) -> None:
     models = {"hook": tuned(), "peft": tuned()}
     hook = AdaLoraHook(models["hook"])
     optimizers = {name: torch.optim.SGD(trainable_parameters(m).values(), 0.5) for name, m in models.items()}
@@ -93,6 +93,8 @@ def test_budget_and_cuts_are_those_of_pefts_loop() -> None:
     sides = {"fc1": 6 + 9, "fc2": 9 + 5}
     kept = dict(zip(sides, ranks(models["hook"])))
     assert counts["total"] == sum(kept[name] * (sides[name] + 1) for name in sides)
+    models["hook"].save_pretrained(tmp_path, save_embedding_layers=False)
+    assert count_trainable(models["hook"]) == counts
 
 
 def test_a_skipped_step_does_not_skip_the_last_cut() -> None:

@@ -138,6 +138,8 @@ def test_wrong_settings() -> None:
     model = tiny_vggt()
     with pytest.raises(ValueError, match=r"method must be one of none, full, .*, got 'dora'"):
         apply_method(model, "dora")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"method must be one of lora, .*, subspace, got 'full'"):
+        place(model, "full")
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         apply_method(model, "lora", rank=0)
     for method in ("psv", "subspace"):

@@ -29,5 +29,4 @@ def method_hook(model: nn.Module) -> MethodHook | None:
     ``model`` must lie on the device it is trained on.
     """
     configs: dict[str, Any] = getattr(model, "peft_config", {})
-    adalora = any(str(getattr(config.peft_type, "value", config.peft_type)) == "ADALORA" for config in configs.values())
-    return AdaLoraHook(model) if adalora else None
+    return AdaLoraHook(model) if any(config.peft_type == "ADALORA" for config in configs.values()) else None

@@ -35,13 +35,14 @@ def count_trainable(model: nn.Module) -> dict[str, int]:
 
 def _kept_by_adalora(model: nn.Module) -> dict[str, int]:
     """Name of each AdaLoRA factor -> its number of values in directions that were not cut."""
-    patterns = [getattr(config, "rank_pattern", None) for config in getattr(model, "peft_config", {}).values()]
     kept = {}
-    for pattern in filter(None, patterns):
-        for mask_name, mask in pattern.items():
-            if not isinstance(mask, list):
-                continue
+    for adapter, config in getattr(model, "peft_config", {}).items():
+        if config.peft_type != "ADALORA":
+            continue
+        for mask_name, mask in (config.rank_pattern or {}).items():
+            # PEFT drops the adapter's name from the keys when it saves
+            module = mask_name.removesuffix(f".{adapter}").removesuffix(".lora_E")
             for kind in ("lora_A", "lora_B", "lora_E"):
-                name = f"base_model.model.{mask_name.replace('lora_E', kind)}"
+                name = f"base_model.model.{module}.{kind}.{adapter}"
                 kept[name] = model.get_parameter(name).numel() * sum(mask) // len(mask)
     return kept

@@ -46,13 +46,15 @@ def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool 
         head_cores (bool): see above; subspace and psv only.
 
     Raises:
-        ValueError: nothing in ``model`` matches, or something that can hold no adapter does.
+        ValueError: another method, nothing in ``model`` matches, or something that can hold no adapter does.
     """
     if method in LORA_METHODS:
         names = select_modules(model, targets)
         if method == "adalora":
             names = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
         return Placement(adapters=tuple(names))
+    if method not in CORE_METHODS:
+        raise ValueError(f"method must be one of {', '.join((*LORA_METHODS, *CORE_METHODS))}, got {method!r}")
     cores, heads = target_modules(model, "aggregator"), target_modules(model, "heads")
     if head_cores:
         # the depth head brings every level of features to this width before it fuses them: 256 in VGGT-1B
@@ -154,5 +156,6 @@ def count_parameters(
                 raise ValueError(f"rank (K) must be at most {smaller}, the smaller side of {name}, got {K}")
             add(name, K**2)
         for name in placement.adapters:
-            add(name, (sum(matrix_shape(model.get_submodule(name))) + (method == "adalora")) * rank)
+            # AdaLoRA trains a singular value with every pair of vectors
+            add(name, (sum(matrix_shape(model.get_submodule(name))) + (1 if method == "adalora" else 0)) * rank)
     return {**counts, "total": sum(counts.values())}
