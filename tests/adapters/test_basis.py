@@ -77,11 +77,13 @@ def test_head_cores_take_the_heads_subspaces(model: nn.Module, files: list[Path]
         load_basis([without], model, head_cores=True)
 
 
-def test_any_model_by_the_modules_of_the_files(model: nn.Module, files: list[Path]) -> None:
+def test_any_model_by_the_modules_of_the_files(model: nn.Module, files: list[Path], tmp_path: Path) -> None:
     everything = build_basis(files)
     assert set(everything) == set(target_modules(model, "all"))
     assert all(torch.equal(a, b) for a, b in zip(everything[QKV], load_basis(files, model)[QKV]))
     assert set(build_basis(files, names=[QKV])) == {QKV}
+    with pytest.raises(ValueError, match=r"must hold every module of the basis, \d+ are missing: camera_head"):
+        build_basis([*files, write_subspace(tmp_path / "fewer.safetensors", model, k=3)])
     with pytest.raises(ValueError, match="subspaces must name at least one file"):
         build_basis([])
     with pytest.raises(ValueError, match=r"K and k must be at least 0 .* got K = -1, k = 0"):

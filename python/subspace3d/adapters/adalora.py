@@ -55,7 +55,6 @@ class AdaLoraHook:
     def __init__(self, model: Any, adapter: str = "default") -> None:
         """Args: model, a PeftModel with one trained AdaLoRA; adapter, its name."""
         self._tuner: Any = model.base_model
-        self._adapter = adapter
         self._config = self._tuner.peft_config[adapter]
         self._allocator = self._tuner.rankallocator
         self._last_cut = self._config.total_step - self._config.tfinal

@@ -43,7 +43,7 @@ def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: in
 
     Args:
         paths (Iterable[Path]): subspace files.
-        names (Sequence[str] | None): modules to take; none: those of the first file, which all must hold.
+        names (Sequence[str] | None): modules to take, which every file must hold; none: all.
         K (int): keep this many leading principal directions of the concatenation; 0: all.
         k (int): keep this many leading directions of each file before they are concatenated; 0: all.
 
@@ -87,7 +87,8 @@ def _combine(loaded: Mapping[Path, tuple[Basis, bool]], names: Sequence[str] | N
     if not loaded:
         raise ValueError("subspaces must name at least one file, got none")
     first, combined = next(iter(loaded.values()))
-    names = list(first) if names is None else names
+    if names is None:
+        names = list(dict.fromkeys(name for modules, _ in loaded.values() for name in modules))
     for path, (modules, _) in loaded.items():
         missing = [name for name in names if name not in modules]
         if missing:

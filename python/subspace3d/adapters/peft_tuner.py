@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import peft
+from peft import PeftConfig
+from peft import mapping as peft_mapping
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
 
+from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis
+from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
+from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
+from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names
 
+# before anything below asks PEFT for what older releases lack
 check_release(peft.__version__)
-
-# only now: an older PEFT lacks some of these names
-from peft import PeftConfig  # noqa: E402
-from peft import mapping as peft_mapping  # noqa: E402
-from peft.tuners.tuners_utils import BaseTuner  # noqa: E402
-from peft.utils.integrations import skip_init_on_device  # noqa: E402
-from torch import nn  # noqa: E402
-
-from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis  # noqa: E402
-from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge  # noqa: E402
-from subspace3d.adapters.peft_layers import SubspaceLayer  # noqa: E402
-from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names  # noqa: E402
 
 PEFT_TYPE = "SUBSPACE"
 
@@ -36,8 +33,8 @@ PEFT_TYPE = "SUBSPACE"
 class SubspaceConfig(PeftConfig):
     """Settings of `SubspaceModel`; adapter_config.json holds them.
 
-    The saved folder holds what was trained and, of the basis, its path and hash. A path below the folder's parent is
-    stored relative to the folder, so both can be moved together; `from_pretrained(..., basis=path)` takes another one.
+    The saved folder holds what was trained and, of the basis, its path and hash. Where the basis lies beside or below
+    the folder the path is stored relative to it, so both can be moved together.
     """
 
     basis: str = ""
@@ -184,7 +181,8 @@ class SubspaceModel(BaseTuner):
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         return key in peft_config._resolved.cores or key in peft_config._resolved.loras
 
-    @skip_init_on_device
+    # with low_cpu_mem_usage, too: the basis is not among the weights that are loaded afterwards
+    @peft.utils.integrations.skip_init_on_device
     def _create_and_replace(
         self,
         peft_config: Any,
