@@ -238,14 +238,16 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             predictions = self.model(batch["images"])
         terms = multitask_loss(predictions, batch, self.config.camera_weight)
+        objective = terms["loss"]
         if self.hook is not None:
+            # beside the loss, not in it: curves of different methods stay comparable
             terms["regularizer"] = self.hook.extra_loss()
-            terms["loss"] = terms["loss"] + terms["regularizer"]
+            objective = objective + terms["regularizer"]
         self.optimizer.zero_grad(set_to_none=True)
-        finite = bool(terms["loss"].isfinite())
+        finite = bool(objective.isfinite())
         norms: dict[str, float] = {}
         if finite:
-            terms["loss"].backward()
+            objective.backward()
             norms = {
                 part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
                 for part, members in self.clipped.items()
