@@ -27,11 +27,7 @@ _WEIGHTS = "model.safetensors"
 def save_tuned(
     out: Path, model: nn.Module, method: str, backbone: BackboneRecord, basis: Basis | None, record: dict[str, Any]
 ) -> Path:
-    """Write ``out/tuned``: tuned.json and, by method, the files below.
-
-    full: model.safetensors with the trained weights. All others but none: adapter/, a PEFT folder for the backbone's
-    own weights; for pissa a plain LoRA of rank 2 r, what was trained minus what was taken out of the weights. psv,
-    subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it.
+    """Write ``out/tuned``: tuned.json and what `save_trained` writes.
 
     Args:
         out (Path): run folder.
@@ -43,16 +39,7 @@ def save_tuned(
     """
     folder = out / "tuned"
     with atomic_folder(folder) as temporary:
-        if method == "full":
-            save_tensors(temporary / _WEIGHTS, trainable_parameters(model))
-        elif method == "pissa":
-            write_lora(temporary / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
-        elif method in CORE_METHODS:
-            save_basis(temporary / BASIS, basis or {})
-            model.peft_config["default"].basis = str(temporary / BASIS)  # type: ignore[union-attr, index]
-            save_adapter(model, temporary / ADAPTER)
-        elif method != "none":
-            save_adapter(model, temporary / ADAPTER)
+        save_trained(temporary, model, method, backbone, basis)
         write_json(
             temporary / "tuned.json",
             {
@@ -67,6 +54,24 @@ def save_tuned(
             },
         )
     return folder
+
+
+def save_trained(folder: Path, model: nn.Module, method: str, backbone: BackboneRecord, basis: Basis | None) -> None:
+    """Write into ``folder`` what was trained, in a form others can load.
+
+    full: model.safetensors with the trained weights. All others but none: adapter/, a PEFT folder for the backbone's
+    own weights; for pissa a plain LoRA of rank 2 r, what was trained minus what was taken out of the weights. psv,
+    subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it. Args as in `save_tuned`.
+    """
+    if method == "full":
+        save_tensors(folder / _WEIGHTS, trainable_parameters(model))
+    elif method == "pissa":
+        write_lora(folder / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
+    elif method != "none":
+        if method in CORE_METHODS:
+            save_basis(folder / BASIS, basis or {})
+            model.peft_config["default"].basis = str(folder / BASIS)  # type: ignore[union-attr, index]
+        save_adapter(model, folder / ADAPTER)
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
