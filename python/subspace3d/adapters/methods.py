@@ -27,7 +27,7 @@ def apply_method(
     """Freeze ``model`` and make trainable what ``method`` trains, in place.
 
     none: nothing. full: all but the image encoder. lora: ``y += 2 B A x`` on ``targets``. pissa: the same, started at
-    the leading singular directions of each weight, which leave the weight. adalora: ``y += B diag(E) A x`` on the
+    the leading singular directions of each weight, which leave it. adalora: ``y += 2 r / r_0 B diag(E) A x`` on the
     Linears among them, the rank given to each module by importance (train with `hooks.method_hook`). psv, subspace:
     ``y += 2 U c V^T x`` with ``c`` starting at zero on the modules in ``basis``, plain LoRA on both heads.
 
