@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb is known, so that ``subspace3d --help`` 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "mine": (configs.MineConfig, "subspace3d.mining.mine"),
     "analyze": (configs.AnalyzeConfig, "subspace3d.mining.analyze"),
     "finetune": (configs.FinetuneConfig, "subspace3d.training.finetune"),
+    "export": (configs.ExportConfig, "subspace3d.training.export"),
     "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
     "report": (configs.ReportConfig, "subspace3d.reporting.report"),
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
@@ -60,6 +62,9 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             return configs.DoctorConfig(json="--json" in arguments)
         raise
     arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        # a bare argument is the verb's first setting: `export RUN`, `report RUN`
+        arguments.insert(0, "--" + dataclasses.fields(config_class)[0].name)
     from_file: list[str] = []
     for index, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):

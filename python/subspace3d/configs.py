@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
-Method = Literal["none", "full", "lora", "subspace"]
+Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
+METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
 
 
@@ -173,7 +174,10 @@ class TrainConfig:
 
 def _check_cache(folder: Path | None, gigabytes: float, train: TrainConfig) -> None:
     if folder is not None:
-        _require(not train.augment, "augment", "off with cache_tokens (the same image must look the same)", True)
+        same = "with cache_tokens (the same image must look the same)"
+        _require(not train.augment, "augment", f"off {same}", True)
+        for name in ("aspect", "zoom"):
+            _require(getattr(train, name) == (1.0, 1.0), name, f"1 1 {same}", getattr(train, name))
         _require(gigabytes > 0, "cache_gigabytes", "positive", gigabytes)
 
 
@@ -258,11 +262,21 @@ class FinetuneConfig:
     weights: Path | None = None
     """Weights of the backbone; none: those shipped with the package (nano only)."""
     subspaces: tuple[Path, ...] = ()
-    """Subspace files (or folders of them) whose concatenation is the frozen basis; method subspace only."""
-    rank: int = 16
-    """LoRA rank: of the whole adapter for lora, of the adapters on the heads for subspace."""
+    """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
+    holds a combined basis, of this project or in the layout of the authors' release."""
+    attributes: tuple[str, ...] = ()
+    """subspace: only these of the subspace files, by their names without suffix; none: all."""
+    k: int = 0
+    """subspace: keep only this many leading directions of each attribute; 0: all."""
     K: int = 0
-    """subspace: keep only this many leading principal directions of the concatenation; 0: all."""
+    """subspace: keep only this many leading principal directions of the concatenation; 0: all. psv: leading singular
+    vectors of each weight."""
+    head_cores: bool = False
+    """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    rank: int = 16
+    """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
+    targets: str = "all"
+    """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest checkpoint in OUT, if there is one. never: start over."""
     cache_tokens: Path | None = None
@@ -272,7 +286,23 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        _require(self.rank >= 1, "rank", "at least 1", self.rank)
+        _require(self.k >= 0, "k", "at least 0", self.k)
+        _require(self.K >= 0, "K", "at least 0", self.K)
+        _require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write the result of a fine-tuning run in a format that other software loads."""
+
+    run: Path
+    """Run folder of finetune."""
+    to: Literal["lora", "authors"] = "lora"
+    """lora: one plain PEFT LoRA with the same outputs. authors: the basis as the authors' .A/.B file, without cores."""
+    out: Path | None = None
+    """What to write; none: RUN/export/lora or RUN/export/basis.safetensors."""
 
 
 @dataclass(frozen=True)
@@ -315,12 +345,12 @@ class ParamsConfig:
 
     backbone: str = "vggt-1b"
     """vggt-nano or vggt-1b."""
-    method: Literal["full", "lora", "pissa", "adalora", "psv", "subspace"] = "lora"
+    method: Method = "lora"
     """Tuning method; pissa counts like lora, psv like subspace."""
     rank: int = 16
     """r for the LoRA family, K for subspace and psv."""
     head_cores: bool = False
-    """subspace and psv: also a core on every head module whose smaller side is 256 or more, beside its LoRA."""
+    """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
     json: bool = False
     """Print the counts per part as JSON."""
 

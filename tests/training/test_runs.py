@@ -19,7 +19,8 @@ from subspace3d.files import load_tensors, read_json, save_tensors
 from subspace3d.mining.adapters import find_adapters, read_adapter
 from subspace3d.mining.subspace_file import ModuleSubspace, save_subspace
 from subspace3d.training import adapt, finetune
-from subspace3d.training.tuned import export_lora, load_tuned
+from subspace3d.training.export import export_lora
+from subspace3d.training.tuned import load_tuned
 
 TRAIN = TrainConfig(
     steps=2,
@@ -63,7 +64,8 @@ def _finetune(folder: Path, out: Path, method: str, **changes) -> FinetuneConfig
         weights=folder / "nano.safetensors",
         subspaces=(folder / "subspaces",) if method == "subspace" else (),
         rank=3,
-        train=TRAIN,
+        K=3 if method == "psv" else 0,
+        train=dataclasses.replace(TRAIN, steps=3) if method == "adalora" else TRAIN,
         **changes,
     )
 
@@ -145,7 +147,7 @@ def test_data_sets_are_named_by_their_path(folder: Path) -> None:
     assert list(adapt.find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
 
 
-@pytest.mark.parametrize("method", ["none", "full", "lora", "subspace"])
+@pytest.mark.parametrize("method", ["none", "full", "lora", "pissa", "adalora", "psv", "subspace"])
 def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {}
     save = finetune.save_tuned
@@ -155,16 +157,17 @@ def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, m
         return save(out, model, *rest)
 
     monkeypatch.setattr(finetune, "save_tuned", keep)
-    record = finetune.run(_finetune(folder, tmp_path / "run", method))
+    config = _finetune(folder, tmp_path / "run", method)
+    record = finetune.run(config)
     rebuilt = load_tuned(tmp_path / "run")
     assert not rebuilt.training
     _assert_same_outputs(rebuilt, trained["model"], 1e-6)
     changed = not torch.allclose(_outputs(rebuilt)["depth"], _outputs(_base(folder))["depth"], atol=1e-5)
     assert changed == (method != "none")
     assert record["method"] == method and (tmp_path / "run/config.yaml").is_file()
-    assert record["K"] == (4 if method == "subspace" else 0)
+    assert record["K"] == {"subspace": 4, "psv": 3}.get(method, 0)
     assert (record["training"] is None) == (method == "none")
-    assert finetune.run(_finetune(folder, tmp_path / "run", method)) == record
+    assert finetune.run(config) == record
 
 
 def test_finetune_refuses_another_run_in_its_folder(folder: Path, tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_export_is_an_exact_plain_lora(folder: Path, tmp_path: Path) -> None:
     assert adapter.modules["aggregator.frame_blocks.0.attn.qkv"][0].shape == (480, 4)
     assert adapter.modules["camera_head.embed_pose"][0].shape == (320, 3)
     finetune.run(_finetune(folder, tmp_path / "other", "none"))
-    with pytest.raises(ValueError, match="must be subspace, got 'none'"):
+    with pytest.raises(ValueError, match="must train an adapter, 'none' does not"):
         export_lora(tmp_path / "other", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 

@@ -1,1 +1,21 @@
+"""Adapters: which modules are tuned and how (none, full, lora, pissa, adalora, psv, subspace), and their files.
 
+`SubspaceConfig` makes the subspace method a PEFT tuner; it is imported when asked for, because PEFT takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subspace3d.adapters.peft_tuner import SubspaceConfig, SubspaceModel
+
+__all__ = ["SubspaceConfig", "SubspaceModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from subspace3d.adapters import peft_tuner
+
+        return getattr(peft_tuner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,82 +1,169 @@
-"""The frozen basis of the subspace method: several mined subspaces combined, module by module."""
+"""The frozen basis of the subspace method: mined subspaces combined, module by module; its files and its hash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.backbones.targets import target_modules
+from subspace3d.adapters.placement import matrix_shape, place
 from subspace3d.files import load_tensors, save_tensors
-from subspace3d.mining.subspace_file import ModuleSubspace, find_subspaces, load_subspace
+from subspace3d.mining import subspace_file
+from subspace3d.mining.subspace_file import find_subspaces, load_authors, load_subspace
 
 Basis = dict[str, tuple[torch.Tensor, torch.Tensor]]
-_FORMAT = "subspace3d-basis"
+"""Module name -> (``U [out, K]``, ``V [in, K]``), a convolution unrolled to ``in = Cin * kh * kw``."""
+FORMAT = "subspace3d-basis"
+_VERSION = 1
 
 
-def load_basis(paths: Iterable[Path], model: nn.Module, K: int = 0) -> Basis:
-    """U = orth([u_1 | u_2 | ...]), V = orth([v_1 | v_2 | ...]) for every linear of the aggregator.
+def select_files(paths: Iterable[Path], attributes: Sequence[str] = ()) -> dict[str, Path]:
+    """Attribute -> file of the subspace files (or folders of them) in ``paths``; ``attributes`` names those to keep.
 
-    Modules outside the aggregator are left out: the heads keep a plain LoRA.
+    Raises:
+        FileNotFoundError: a path does not exist, or there is no file.
+        ValueError: two files of one name, or an attribute without a file.
+    """
+    found = find_subspaces(paths)
+    absent = [name for name in attributes if name not in found]
+    if absent:
+        raise ValueError(f"attributes must be among {', '.join(sorted(found))}, got {absent[0]!r}")
+    return {name: path for name, path in found.items() if not attributes or name in attributes}
+
+
+def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: int = 0, k: int = 0) -> Basis:
+    """U = orth([u_1 | u_2 | ...]), V = orth([v_1 | v_2 | ...]) for every module, for any model.
+
+    A single file that already holds a combined basis (`save_basis`, or the authors' layout) is taken as it is, unless
+    K or k asks for less of it.
+
+    Args:
+        paths (Iterable[Path]): subspace files.
+        names (Sequence[str] | None): modules to take, which every file must hold; none: all.
+        K (int): keep this many leading principal directions of the concatenation; 0: all.
+        k (int): keep this many leading directions of each file before they are concatenated; 0: all.
+
+    Returns:
+        dict: module name -> (``U [out, K]``, ``V [in, K]``), float32; orthonormal columns unless taken as they are.
+
+    Raises:
+        ValueError: K or k is negative, a file lacks a module, or shapes differ between files.
+    """
+    return _combine({path: _read_pairs(path) for path in map(Path, paths)}, names, K, k)
+
+
+def load_basis(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int = 0, head_cores: bool = False) -> Basis:
+    """`build_basis` for the modules of a VGGT that get a core: every aggregator linear, with ``head_cores`` heads too.
 
     Args:
         paths (Iterable[Path]): subspace files, or folders of them.
         model (nn.Module): the backbone the basis is for.
-        K (int): keep this many leading principal directions of the concatenation; 0: all.
-
-    Returns:
-        dict: module name -> (``U [out, K]``, ``V [in, K]``), float32, orthonormal columns.
+        K (int): see `build_basis`.
+        k (int): see `build_basis`.
+        head_cores (bool): see `placement.place`.
 
     Raises:
+        FileNotFoundError: a path does not exist, or there is no file.
         ValueError: a module of a file is not in the model, a file lacks a module, or shapes do not fit.
     """
-    files = find_subspaces(paths).values()
-    wanted = target_modules(model, "aggregator")
-    mined = {file: load_subspace(file).modules for file in files}
-    for file, modules in mined.items():
-        _check_modules(file, modules, model, wanted)
+    loaded = {path: _read_pairs(path) for path in find_subspaces(paths).values()}
+    wanted = place(model, "subspace", head_cores=head_cores).cores
+    present = dict(model.named_modules())
+    for path, (modules, _) in loaded.items():
+        foreign = [name for name in modules if name not in present]
+        if foreign:
+            raise ValueError(f"{path}: {len(foreign)} modules are not in the model, e.g. {foreign[0]}")
+        check_shapes(str(path), {name: modules[name] for name in wanted if name in modules}, present)
+    return _combine(loaded, wanted, K, k)
+
+
+def _combine(loaded: Mapping[Path, tuple[Basis, bool]], names: Sequence[str] | None, K: int, k: int) -> Basis:
+    if K < 0 or k < 0:
+        raise ValueError(f"K and k must be at least 0 (0 keeps all), got K = {K}, k = {k}")
+    if not loaded:
+        raise ValueError("subspaces must name at least one file, got none")
+    first, combined = next(iter(loaded.values()))
+    if names is None:
+        names = list(dict.fromkeys(name for modules, _ in loaded.values() for name in modules))
+    for path, (modules, _) in loaded.items():
+        missing = [name for name in names if name not in modules]
+        if missing:
+            raise ValueError(f"{path} must hold every module of the basis, {len(missing)} are missing: {missing[0]}")
+    if len(loaded) == 1 and combined and not (K or k):
+        return {name: first[name] for name in names}
     basis = {}
-    for name in wanted:
-        pairs = [(modules[name].u, modules[name].v) for modules in mined.values()]
-        basis[name] = se.combine_subspaces(pairs, rank=K or None)
+    for name in names:
+        pairs = [modules[name] for modules, _ in loaded.values()]
+        basis[name] = se.combine_subspaces([(u[:, : k or None], v[:, : k or None]) for u, v in pairs], rank=K or None)
     return basis
 
 
-def _check_modules(file: Path, modules: Mapping[str, ModuleSubspace], model: nn.Module, wanted: list[str]) -> None:
-    present = {name for name, _ in model.named_modules()}
-    foreign = [name for name in modules if name not in present]
-    if foreign:
-        raise ValueError(f"{file}: {len(foreign)} modules are not in the model, e.g. {foreign[0]}")
-    missing = [name for name in wanted if name not in modules]
-    if missing:
-        raise ValueError(f"{file} must hold every linear of the aggregator, {len(missing)} are missing: {missing[0]}")
-    for name in wanted:
-        expected = tuple(model.get_parameter(f"{name}.weight").shape)
-        found = (modules[name].u.shape[0], modules[name].v.shape[0])
-        if found != expected:
+def check_shapes(what: str, basis: Basis, modules: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError, naming ``what`` and the module, unless every pair fits the weight of its module."""
+    for name, (u, v) in basis.items():
+        expected = list(matrix_shape(modules[name]))
+        if [u.shape[0], v.shape[0]] != expected:
             raise ValueError(
-                f"{file}: {name} must have [out, in] = {list(expected)} as in the model, got {list(found)}"
+                f"{what}: {name} must have [out, in] = {expected} as in the model, got {[u.shape[0], v.shape[0]]}"
             )
 
 
+def _read_pairs(path: Path) -> tuple[Basis, bool]:
+    """(u, v) of every module, and whether the file holds a combined basis rather than one mined subspace."""
+    _, header = load_tensors(path)
+    if header.get("format") == subspace_file.FORMAT:
+        return {name: (module.u, module.v) for name, module in load_subspace(path).modules.items()}, False
+    return read_basis(path), True
+
+
 def save_basis(path: Path, basis: Basis) -> None:
-    """Write ``<module>.U`` and ``<module>.V``."""
-    tensors = {f"{name}.{key}": value for name, pair in basis.items() for key, value in zip("UV", pair)}
-    save_tensors(path, tensors, {"format": _FORMAT, "version": 1})
+    """Write ``<module>.U`` and ``<module>.V``, float32."""
+    tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
+    save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
 
 
 def read_basis(path: Path) -> Basis:
-    """Read what `save_basis` wrote.
+    """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ValueError: truncated, or another kind of file.
+        ValueError: truncated, another kind of file, a half missing, or values that are not finite.
     """
     tensors, header = load_tensors(path)
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{path}: header format must be {_FORMAT!r}, got {header.get('format')!r}")
-    names = [name.removesuffix(".U") for name in tensors if name.endswith(".U")]
+    if not header:
+        basis = load_authors(path)
+    elif header.get("format") != FORMAT or header.get("version") != _VERSION:
+        raise ValueError(
+            f"{path}: header format must be {FORMAT!r} version {_VERSION}, got {header.get('format')!r} "
+            f"version {header.get('version')!r}"
+        )
+    else:
+        basis = _pairs_of(path, tensors)
+    for name, pair in basis.items():
+        if not all(torch.isfinite(side).all() for side in pair):
+            raise ValueError(f"{path}: {name} has NaN or infinite values")
+    return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
+
+
+def _pairs_of(path: Path, tensors: Mapping[str, torch.Tensor]) -> Basis:
+    names = list(dict.fromkeys(key.rpartition(".")[0] for key in tensors))
+    for name in names:
+        u, v = tensors.get(f"{name}.U"), tensors.get(f"{name}.V")
+        if u is None or v is None or u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
+            raise ValueError(f"{path}: {name} must have U [out, K] and V [in, K]")
     return {name: (tensors[f"{name}.U"], tensors[f"{name}.V"]) for name in names}
+
+
+def basis_digest(basis: Basis) -> str:
+    """sha256 of names, shapes and float32 values, so that equal bases have it in whatever file they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(basis):
+        for side in basis[name]:
+            values = side.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{name} {list(values.shape)};".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

@@ -21,9 +21,28 @@ def part_of(name: str) -> str:
 
 
 def count_trainable(model: nn.Module) -> dict[str, int]:
-    """Number of trainable values in each part that has any, and their ``total``."""
+    """Number of trainable values in each part that has any, and their ``total``.
+
+    Of AdaLoRA the directions that are kept count, not those that were cut.
+    """
+    kept = _kept_by_adalora(model)
     counts: dict[str, int] = {}
     for name, parameter in trainable_parameters(model).items():
         part = part_of(name)
-        counts[part] = counts.get(part, 0) + parameter.numel()
+        counts[part] = counts.get(part, 0) + kept.get(name, parameter.numel())
     return {**counts, "total": sum(counts.values())}
+
+
+def _kept_by_adalora(model: nn.Module) -> dict[str, int]:
+    """Name of each AdaLoRA factor -> its number of values in directions that were not cut."""
+    kept = {}
+    for adapter, config in getattr(model, "peft_config", {}).items():
+        if config.peft_type != "ADALORA":
+            continue
+        for mask_name, mask in (config.rank_pattern or {}).items():
+            # PEFT drops the adapter's name from the keys when it saves
+            module = mask_name.removesuffix(f".{adapter}").removesuffix(".lora_E")
+            for kind in ("lora_A", "lora_B", "lora_E"):
+                name = f"base_model.model.{module}.{kind}.{adapter}"
+                kept[name] = model.get_parameter(name).numel() * sum(mask) // len(mask)
+    return kept

@@ -19,7 +19,7 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _ATTRIBUTE_COLOURS = dict(zip(("texture", "geometry", "camera", "lighting"), _COLOURS))
 # Pairs of attributes: none of the colours above, so that no pair is taken for an attribute.
 _PAIR_COLOURS = ("#332288", "#44AA99", "#AA4499", "#C4A000", "#88CCEE", "#882255", "#117733", "#777777")
-_METHOD_COLOURS = {"none": _COLOURS[6], "full": _COLOURS[0], "lora": _COLOURS[1], "subspace": _COLOURS[2]}
+_METHOD_COLOURS = dict(zip(("full", "lora", "subspace", "pissa", "adalora", "psv", "none"), _COLOURS))
 _RANDOM_COLOUR = "#777777"
 _LINE_STYLES: tuple[Literal["-", "--"], ...] = ("-", "--")
 _MARKERS = ("o", "s")

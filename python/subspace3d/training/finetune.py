@@ -11,21 +11,27 @@ from typing import Any
 
 import torch
 
+import subspace_ext as se
 from subspace3d import __version__, settings
-from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.basis import Basis, load_basis, select_files
+from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.adapters.placement import place
+from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import sha256
-from subspace3d.mining.subspace_file import find_subspaces
 from subspace3d.training.backbone import load_backbone, record_backbone
 from subspace3d.training.device import Processes, choose_device, device_name, joined_processes
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import read_tuned, save_adapter, save_tuned
+
+# Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
+SNAPSHOTS = ("lora", "adalora")
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -46,13 +52,16 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     if config.method == "subspace":
         if not config.subspaces:
             raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
-        subspaces = list(find_subspaces(config.subspaces).values())
+        subspaces = list(select_files(config.subspaces, config.attributes).values())
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     identity = {
         "method": config.method,
         "backbone": backbone.identity,
         "rank": config.rank,
+        "targets": config.targets,
         "K": config.K,
+        "k": config.k,
+        "head_cores": config.head_cores,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
         "scenes": str(config.scenes),
     }
@@ -73,11 +82,14 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     vggt = load_backbone(backbone)
     image_size = config.train.image_size or vggt.config.image_size
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
-    basis = load_basis(subspaces, vggt, config.K) if config.method == "subspace" else None
+    basis = _basis(config, subspaces, vggt)
     vggt.enable_checkpointing(config.train.checkpointing)
     torch.manual_seed(config.train.seed)
     vggt.to(choose_device(config.train.device))
-    model = apply_method(vggt, config.method, config.rank, basis=basis, base_model=backbone.identity)
+    model = apply_method(
+        vggt, config.method, config.rank, config.targets, basis, backbone.identity, steps=config.train.steps
+    )
+    se.group_folds(model)
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
     result = None
@@ -95,7 +107,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 resume=config.resume == "auto",
                 label=config.method,
                 settings=identity,
-                snapshot=(lambda folder: save_adapter(model, folder)) if config.method == "lora" else None,
+                hook=method_hook(model),
+                snapshot=(lambda folder: save_adapter(model, folder)) if config.method in SNAPSHOTS else None,
             )
     if not processes.is_first:
         processes.wait()
@@ -129,3 +142,11 @@ def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractConte
     if config.cache_tokens is None:
         return contextlib.nullcontext()
     return TokenCache(config.cache_tokens, vggt.aggregator.patch_embed, config.cache_gigabytes).attached()
+
+
+def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
+    if config.method == "subspace":
+        return load_basis(subspaces, vggt, config.K, config.k, config.head_cores)
+    if config.method == "psv":
+        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.K)
+    return None

@@ -19,12 +19,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
 from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
-from subspace3d.training.interfaces import BatchSource, MethodHook
+from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
@@ -104,7 +105,7 @@ def train(
         resume (bool): continue from the newest checkpoint below ``out``; otherwise start over.
         label (str): name of the run in the progress display.
         settings (Mapping | None): JSON values a checkpoint must have been made with, besides those of ``config``.
-        hook (MethodHook | None): what the tuning method adds to a step.
+        hook (MethodHook | None): what the tuning method adds to a step, see `method_hook`.
         snapshot (Callable | None): see `checkpoints.save`.
         quiet (bool): no progress display.
 
@@ -302,11 +303,13 @@ class _Run:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     predictions = self.wrapped(batch["images"])
                 terms = multitask_loss(predictions, batch, self.config.camera_weight, data.counts)
+                objective = terms["loss"]
                 if self.hook is not None and last:
+                    # beside the loss, not in it: curves of different methods stay comparable
                     terms["regularizer"] = self.hook.extra_loss() / self.processes.count
-                    terms["loss"] = terms["loss"] + terms["regularizer"]
+                    objective = objective + terms["regularizer"]
                 # DDP takes the mean over processes, the loss of a step is a sum
-                (terms["loss"] * self.processes.count).backward()
+                (objective * self.processes.count).backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach().double()
         values = torch.stack(list(totals.values())).tolist()

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
-from subspace3d.configs import ParamsConfig
+from subspace3d.configs import METHODS, ParamsConfig
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from subspace3d.backbones.vggt import VGGT
-
-METHODS = ("full", "lora", "pissa", "adalora", "psv", "subspace")
 PARTS = ("aggregator", "camera_head", "depth_head")
-HEAD_RANK = 16
-"""Rank of the LoRA that psv and subspace put on the heads."""
-HEAD_CORE_WIDTH = 256
-"""With ``head_cores``, head modules at least this wide on both sides get a core too."""
-FROZEN = "aggregator.patch_embed."
 
 
 def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = False) -> dict[str, int]:
-    """Trainable parameters of ``method``, where a layer's weight is ``[out, in]`` and a convolution's is unrolled.
-
-    full: everything outside the image encoder. lora, pissa: ``(in + out) r`` for every target. adalora:
-    ``(in + out + 1) r`` for every Linear among them. subspace, psv: ``K^2`` in the aggregator, ``16 (in + out)`` in the
-    heads, and with ``head_cores`` ``K^2`` more for every head module with both sides of 256 or more.
+    """Trainable parameters of ``method`` as the paper counts them, see `placement.count_parameters`.
 
     Args:
-        backbone: ``vggt-1b`` or ``vggt-nano``.
-        method: one of `METHODS`.
-        rank: r for the LoRA family, K for subspace and psv; unused by full.
-        head_cores: see above.
+        backbone (str): ``vggt-1b`` or ``vggt-nano``.
+        method (str): none, full, lora, pissa, adalora, psv or subspace.
+        rank (int): r for the LoRA family; K for subspace and psv, whose adapters on the heads have rank 16.
+        head_cores (bool): subspace and psv: also a core on every head module as wide as the depth head's features.
 
     Returns:
         counts for aggregator, camera_head, depth_head and their total.
@@ -42,6 +26,7 @@ def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = Fa
     """
     import torch
 
+    from subspace3d.adapters.placement import CORE_METHODS, HEAD_RANK, count_parameters
     from subspace3d.backbones.config import named_config
     from subspace3d.backbones.vggt import VGGT
 
@@ -51,51 +36,9 @@ def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = Fa
         raise ValueError(f"rank must be at least 1, got {rank}")
     with torch.device("meta"):
         model = VGGT(named_config(backbone))
-    counts = _count_full(model) if method == "full" else _count_adapters(model, method, rank, head_cores)
-    return {**counts, "total": sum(counts.values())}
-
-
-def _count_full(model: VGGT) -> dict[str, int]:
-    counts = dict.fromkeys(PARTS, 0)
-    for name, parameter in model.named_parameters():
-        if not name.startswith(FROZEN):
-            counts[name.partition(".")[0]] += parameter.numel()
-    return counts
-
-
-def _count_adapters(model: VGGT, method: str, rank: int, head_cores: bool) -> dict[str, int]:
-    from torch import nn
-
-    from subspace3d.backbones.targets import target_modules
-
-    counts = dict.fromkeys(PARTS, 0)
-    for name in target_modules(model, "all"):
-        part = name.partition(".")[0]
-        module = model.get_submodule(name)
-        rows, columns = _sides(module)
-        if method == "adalora":
-            counts[part] += (rows + columns + 1) * rank if isinstance(module, nn.Linear) else 0
-        elif method in ("lora", "pissa"):
-            counts[part] += (rows + columns) * rank
-        else:
-            in_head = part != "aggregator"
-            if in_head:
-                counts[part] += (rows + columns) * HEAD_RANK
-            if not in_head or (head_cores and min(rows, columns) >= HEAD_CORE_WIDTH):
-                counts[part] += _core(name, rows, columns, rank)
-    return counts
-
-
-def _sides(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of the weight matrix; a convolution's is [out, in * kernel height * kernel width]."""
-    weight: Any = module.weight
-    return weight.shape[0], weight[0].numel()
-
-
-def _core(name: str, rows: int, columns: int, size: int) -> int:
-    if size > min(rows, columns):
-        raise ValueError(f"rank (K) must be at most {min(rows, columns)}, the smaller side of {name}, got {size}")
-    return size**2
+    in_cores = method in CORE_METHODS
+    counts = count_parameters(model, method, HEAD_RANK if in_cores else rank, rank, head_cores=head_cores)
+    return {**dict.fromkeys(PARTS, 0), **counts}
 
 
 def run(config: ParamsConfig) -> dict[str, int]:

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from subspace3d.adapters.basis import Basis, read_basis, save_basis
-from subspace3d.adapters.methods import SUBSPACE_SCALE, add_cores, apply_method, cores, lora_config
+from subspace3d.adapters.basis import Basis, save_basis
+from subspace3d.adapters.lora_folder import adapter_factors, write_lora
+from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, sha256, write_json
 from subspace3d.training.backbone import BackboneRecord, load_backbone
 
 FORMAT = "subspace3d-tuned"
-VERSION = 1
-_ADAPTER = "adapter"
+VERSION = 2
+ADAPTER = "adapter"
+BASIS = "basis.safetensors"
 _WEIGHTS = "model.safetensors"
-_CORES = "cores.safetensors"
-_BASIS = "basis.safetensors"
 
 
 def save_tuned(
     out: Path, model: nn.Module, method: str, backbone: BackboneRecord, basis: Basis | None, record: dict[str, Any]
 ) -> Path:
-    """Write ``out/tuned``: tuned.json and, by method, the files below.
-
-    full: model.safetensors with the trained weights. lora: adapter/, a PEFT folder. subspace: cores.safetensors
-    (``<module>.c``), basis.safetensors (``<module>.U``, ``<module>.V``) and adapter/ with the heads' LoRA.
+    """Write ``out/tuned``: tuned.json and what `save_trained` writes.
 
     Args:
         out (Path): run folder.
         model (nn.Module): what `apply_method` returned, trained.
-        method (str): none, full, lora or subspace.
+        method (str): none, full, lora, pissa, adalora, psv or subspace.
         backbone (BackboneRecord): the weights it started from.
-        basis (dict | None): the frozen basis of the subspace method.
+        basis (dict | None): the frozen basis of psv and subspace.
         record (dict): further JSON values for tuned.json.
     """
     folder = out / "tuned"
     with atomic_folder(folder) as temporary:
-        if method == "full":
-            save_tensors(temporary / _WEIGHTS, trainable_parameters(model))
-        if method in ("lora", "subspace"):
-            save_adapter(model, temporary / _ADAPTER)
-        if method == "subspace":
-            save_tensors(
-                temporary / _CORES,
-                {f"{name}.c": module.c for name, module in cores(model).items()},
-                {"scale": SUBSPACE_SCALE},
-            )
-            save_basis(temporary / _BASIS, basis or {})
+        save_trained(temporary, model, method, backbone, basis)
         write_json(
             temporary / "tuned.json",
             {
@@ -67,10 +56,36 @@ def save_tuned(
     return folder
 
 
+def save_trained(folder: Path, model: nn.Module, method: str, backbone: BackboneRecord, basis: Basis | None) -> None:
+    """Write into ``folder`` what was trained, in a form others can load.
+
+    full: model.safetensors with the trained weights. All others but none: adapter/, a PEFT folder for the backbone's
+    own weights; for pissa a plain LoRA of rank 2 r, what was trained minus what was taken out of the weights. psv,
+    subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it. Args as in `save_tuned`.
+    """
+    if method == "full":
+        save_tensors(folder / _WEIGHTS, trainable_parameters(model))
+    elif method == "pissa":
+        write_lora(folder / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
+    elif method != "none":
+        if method in CORE_METHODS:
+            save_basis(folder / BASIS, basis or {})
+            model.peft_config["default"].basis = str(folder / BASIS)  # type: ignore[union-attr, index]
+        save_adapter(model, folder / ADAPTER)
+
+
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the LoRA of a PeftModel as PEFT does."""
-    # otherwise PEFT asks the network whether the base model has an embedding layer
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+    """Write the adapter of a PeftModel as PEFT does."""
+    with warnings.catch_warnings():
+        # AdaLoRA may leave a module no direction at all, which PEFT takes for a shard that was not gathered
+        warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
+        # otherwise PEFT asks the network whether the base model has an embedding layer
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The backbone inside a PeftModel, its adapted modules still adapted."""
+    return model.get_base_model()  # type: ignore[operator]
 
 
 def read_tuned(out: Path) -> dict[str, Any]:
@@ -80,7 +95,7 @@ def read_tuned(out: Path) -> dict[str, Any]:
         FileNotFoundError: there is no result, or one of its files is missing.
         ValueError: another format, or a file that is not the one recorded.
     """
-    folder = _folder(out)
+    folder = tuned_folder(out)
     record = read_json(folder / "tuned.json")
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f"{folder / 'tuned.json'} must have format {FORMAT!r} version {VERSION}")
@@ -98,9 +113,9 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
 
     Raises:
         FileNotFoundError: the result, one of its files or the backbone's weights are missing.
-        ValueError: hashes do not fit: of the backbone's weights, or of a file of the result.
+        ValueError: hashes do not fit: of the backbone's weights, of a file of the result, or of the basis.
     """
-    record, folder = read_tuned(out), _folder(out)
+    record, folder = read_tuned(out), tuned_folder(out)
     model: nn.Module = load_backbone(BackboneRecord(**record["backbone"]))
     method = record["method"]
     if method == "full":
@@ -109,53 +124,26 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
-    if method == "subspace":
-        add_cores(model, read_basis(folder / _BASIS), load_tensors(folder / _CORES)[1]["scale"])
-        trained_cores, _ = load_tensors(folder / _CORES)
-        with torch.no_grad():
-            for name, module in cores(model).items():
-                module.c.copy_(trained_cores[f"{name}.c"])
-    if method in ("lora", "subspace"):
+    elif method != "none":
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(folder / _ADAPTER))
+        if method in CORE_METHODS:
+            from subspace3d.adapters import peft_tuner  # noqa: F401 (PEFT knows the adapter's type from now on)
+
+        with warnings.catch_warnings():
+            # PEFT reads the ranks that AdaLoRA kept as patterns over modules, and finds that none matches
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+            model = PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device="cpu")
     return model.to(device).eval()
 
 
-def export_lora(out: Path, folder: Path) -> Path:
-    """Write a subspace result as one plain PEFT LoRA: lora_B = s U c, lora_A = V^T with alpha = r = K.
-
-    Exact: stock PEFT loads it on a fresh backbone and gives the same outputs. The heads keep their own rank; PEFT's
-    rank_pattern and alpha_pattern hold those of the aggregator's modules.
-
-    Args:
-        out (Path): run folder of a subspace run.
-        folder (Path): adapter folder to write.
+def tuned_folder(out: Path) -> Path:
+    """The folder that holds tuned.json: ``out/tuned``, or ``out`` itself.
 
     Raises:
-        ValueError: the run is of another method.
+        FileNotFoundError: neither does.
     """
-    record, source = read_tuned(out), _folder(out)
-    if record["method"] != "subspace":
-        raise ValueError(f"method of {out} must be subspace, got {record['method']!r}")
-    trained_cores, header = load_tensors(source / _CORES)
-    tensors, _ = load_tensors(source / _ADAPTER / "adapter_model.safetensors")
-    ranks = {}
-    for name, (u, v) in read_basis(source / _BASIS).items():
-        ranks[name] = u.shape[1]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = v.T
-        tensors[f"base_model.model.{name}.lora_B.weight"] = header["scale"] * (u @ trained_cores[f"{name}.c"])
-    config = lora_config(record["rank"], "all", BackboneRecord(**record["backbone"]).identity)
-    config.rank_pattern, config.alpha_pattern = ranks, dict(ranks)
-    config.inference_mode = True
-    with atomic_folder(folder) as temporary:
-        config.save_pretrained(str(temporary))
-        save_tensors(temporary / "adapter_model.safetensors", tensors)
-    return folder
-
-
-def _folder(out: Path) -> Path:
-    folder = out if (out / "tuned.json").is_file() else out / "tuned"
-    if not (folder / "tuned.json").is_file():
-        raise FileNotFoundError(f"no tuned result (tuned/tuned.json) in {out}")
-    return folder
+    for folder in (Path(out) / "tuned", Path(out)):
+        if (folder / "tuned.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no tuned result (tuned.json) in {out}")

@@ -1,0 +1,161 @@
+"""Which modules of a model a method puts a core or an adapter on, and how many parameters that trains.
+
+Tuning (`methods`) and counting (`subspace3d params`) both follow `place`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from subspace3d.adapters.parameters import part_of
+from subspace3d.backbones.targets import PRESETS, target_modules
+
+SUBSPACE_SCALE = 2.0
+"""s in ``delta W = s U c V^T``: lora_alpha / r of the authors' adapters, whatever K."""
+HEAD_RANK = 16
+"""Rank of the LoRA that psv and subspace put on the heads."""
+ENCODER = "aggregator.patch_embed."
+"""The image encoder, which no method trains."""
+LORA_METHODS = ("lora", "pissa", "adalora")
+CORE_METHODS = ("psv", "subspace")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Names of the modules that get a core ``c [K, K]`` and of those that get an adapter of rank r; some get both."""
+
+    cores: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+
+
+def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool = False) -> Placement:
+    """Which modules ``method`` changes.
+
+    lora, pissa: adapters on ``targets``. adalora: on the Linears among them. psv, subspace: cores on the four Linears
+    of every aggregator block, adapters on both heads, and with ``head_cores`` a core beside the adapter of every head
+    module with both sides at least as wide as the depth head's features (45 modules of VGGT-1B).
+
+    Args:
+        model (nn.Module): the backbone, untouched; its weights may lie on the meta device.
+        method (str): lora, pissa, adalora, psv or subspace.
+        targets (str): target preset of the LoRA family, or a regular expression that full module names match.
+        head_cores (bool): see above; subspace and psv only.
+
+    Raises:
+        ValueError: another method, nothing in ``model`` matches, or something that can hold no adapter does.
+    """
+    if method in LORA_METHODS:
+        names = select_modules(model, targets)
+        if method == "adalora":
+            names = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+        return Placement(adapters=tuple(names))
+    if method not in CORE_METHODS:
+        raise ValueError(f"method must be one of {', '.join((*LORA_METHODS, *CORE_METHODS))}, got {method!r}")
+    cores, heads = target_modules(model, "aggregator"), target_modules(model, "heads")
+    if head_cores:
+        # the depth head brings every level of features to this width before it fuses them: 256 in VGGT-1B
+        width = matrix_shape(model.get_submodule("depth_head.scratch.layer1_rn"))[0]
+        cores += [name for name in heads if min(matrix_shape(model.get_submodule(name))) >= width]
+    return Placement(tuple(cores), tuple(heads))
+
+
+def select_modules(model: nn.Module, targets: str) -> list[str]:
+    """Modules of a target preset, or those whose full names match ``targets`` as a regular expression.
+
+    Raises:
+        ValueError: nothing matches; or a match is no Linear and no Conv2d, or a Conv2d with groups.
+    """
+    if targets in PRESETS:
+        names = target_modules(model, targets)
+    else:
+        names = match_names("targets", targets, (name for name, _ in model.named_modules()))
+    for name in names:
+        check_adaptable("targets", name, model.get_submodule(name))
+    return names
+
+
+def match_names(argument: str, expression: str, names: Iterable[str]) -> list[str]:
+    """The ``names`` that ``expression`` matches from end to end.
+
+    Raises:
+        ValueError: there is none, or the expression is malformed; names ``argument``.
+    """
+    try:
+        compiled = re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"{argument} must be a regular expression, got {expression!r}: {error}") from None
+    found = [name for name in names if compiled.fullmatch(name)]
+    if not found:
+        presets = f", or be one of {', '.join(PRESETS)}" if argument == "targets" else ""
+        raise ValueError(f"{argument} must match at least one full module name{presets}; {expression!r} matches none")
+    return found
+
+
+def check_adaptable(argument: str, name: str, module: nn.Module) -> None:
+    """Raise ValueError, naming ``argument``, unless ``module`` is a Linear or a Conv2d without groups."""
+    if isinstance(module, nn.ConvTranspose2d):
+        raise ValueError(
+            f"{argument} must leave out {name}: ConvTranspose2d is not supported, its weight [in, out, kh, kw] does "
+            "not unroll to the [out, in] matrix of an update"
+        )
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise ValueError(f"{argument} must match torch.nn.Linear and Conv2d modules, {name} is a {kind}")
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        raise ValueError(f"{argument} must leave out {name}: a Conv2d with groups={module.groups} is not supported")
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of the weight matrix; a convolution's is [out, in * kernel height * kernel width]."""
+    weight = module.get_parameter("weight")
+    return weight.shape[0], weight[0].numel()
+
+
+def is_trained_in_full(name: str) -> bool:
+    """Whether full tuning trains the parameter ``name``: everything outside the image encoder."""
+    return not name.startswith(ENCODER)
+
+
+def count_parameters(
+    model: nn.Module, method: str, rank: int, K: int = 0, targets: str = "all", head_cores: bool = False
+) -> dict[str, int]:
+    """Parameters that ``method`` trains in each part of ``model`` that has any, and their total.
+
+    full: everything outside the image encoder. lora, pissa: ``(in + out) r`` per adapter. adalora: ``(in + out + 1) r``
+    with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
+
+    Args:
+        model (nn.Module): the backbone, untouched; its weights may lie on the meta device.
+        method (str): none, full, lora, pissa, adalora, psv or subspace.
+        rank (int): r.
+        K (int): side of a core.
+        targets (str): see `place`.
+        head_cores (bool): see `place`.
+
+    Raises:
+        ValueError: see `place`; or K above the smaller side of a module with a core.
+    """
+    counts: dict[str, int] = {}
+
+    def add(name: str, number: int) -> None:
+        counts[part_of(name)] = counts.get(part_of(name), 0) + number
+
+    if method == "full":
+        for name, parameter in model.named_parameters():
+            if is_trained_in_full(name):
+                add(name, parameter.numel())
+    elif method != "none":
+        placement = place(model, method, targets, head_cores)
+        for name in placement.cores:
+            smaller = min(matrix_shape(model.get_submodule(name)))
+            if smaller < K:
+                raise ValueError(f"rank (K) must be at most {smaller}, the smaller side of {name}, got {K}")
+            add(name, K**2)
+        for name in placement.adapters:
+            # AdaLoRA trains a singular value with every pair of vectors
+            add(name, (sum(matrix_shape(model.get_submodule(name))) + (1 if method == "adalora" else 0)) * rank)
+    return {**counts, "total": sum(counts.values())}
