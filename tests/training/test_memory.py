@@ -22,7 +22,7 @@ from subspace3d.training.memory import check_memory, estimate_memory
 @pytest.mark.parametrize(
     ("method", "precision", "checkpointing", "images"),
     [
-        ("lora", "fp32", "off", 16),
+        ("full", "fp32", "off", 16),
         pytest.param("full", "bf16", "off", 48, marks=pytest.mark.slow(reason="half a minute")),
         pytest.param("subspace", "fp32", "off", 48, marks=pytest.mark.slow(reason="half a minute")),
         pytest.param("lora", "fp32", "on", 96, marks=pytest.mark.slow(reason="a minute")),
@@ -68,10 +68,9 @@ def test_activations_grow_by_what_autograd_keeps() -> None:
 
 
 def test_checkpointing_is_seen_and_the_model_is_left_as_it_was() -> None:
-    model = tiny_model()
-    backbone = model.get_submodule("base_model.model")
+    model = tiny_model(method="full")
     plain = estimate_memory(model, CONFIG, 56, 4, 4)
-    backbone.enable_checkpointing()  # type: ignore[operator]
+    model.enable_checkpointing()  # type: ignore[operator]
     frugal = estimate_memory(model, CONFIG, 56, 4, 4)
     assert frugal.step < 0.75 * plain.step
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -84,7 +83,7 @@ def test_checkpointing_is_seen_and_the_model_is_left_as_it_was() -> None:
 def test_too_large_a_step_is_refused_with_advice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    model = tiny_model()
+    model = tiny_model(method="full")
     config = TrainConfig(frames=(2, 4), images_per_step=64, checkpointing=False, device="cpu")
     estimate = check_memory(model, config, 56)
     assert estimate is not None and estimate.images == 64

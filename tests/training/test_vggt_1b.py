@@ -62,7 +62,7 @@ def test_shallow_model_with_the_same_names(tmp_path: Path, monkeypatch: pytest.M
     names = _write_checkpoint(tmp_path / "model.safetensors", SHALLOW)
     assert names < published and _layout(names) == _layout(published)
     scenes = write_plane_scenes(tmp_path / "scenes/a", scenes=1, views=2)
-    common = ["--weights", str(tmp_path / "model.safetensors"), *FLAGS, "--train.steps", "2"]
+    common = ["--weights", str(tmp_path / "model.safetensors"), *FLAGS, "--train.steps", "2", "--train.no-check-memory"]
     main(["adapt", "--scenes", str(scenes.parent), "--out", str(tmp_path / "adapters"), "--rank", "2", *common])
     main(["finetune", "--scenes", str(scenes), "--out", str(tmp_path / "run"), "--method", "full", *common])
     record = read_json(tmp_path / "run/tuned/tuned.json")
