@@ -1,6 +1,7 @@
 """Print the estimated and the measured memory of training vggt-nano, in bytes, as JSON.
 
-Estimated are the tensors a step adds to the weights; measured is the growth of this process's peak resident memory.
+Estimated are the tensors a step adds to the weights; measured is how far this process's resident memory rises above
+where it stands before the run, whatever it held while it started.
 Started with MALLOC_MMAP_THRESHOLD_ set, so that freed tensors go back to the system and the peak is not that of the
 allocator.
 
@@ -9,6 +10,7 @@ python train_and_measure.py METHOD PRECISION CHECKPOINTING IMAGES FOLDER
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -50,6 +52,8 @@ def main(method: str, precision: str, checkpointing: str, images: str, folder: s
     estimate = check_memory(tuned, config, 112)
     assert estimate is not None
     folds = estimate.weights - sum(t.numel() * t.element_size() for t in (*tuned.parameters(), *tuned.buffers()))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
     before = peak_memory(torch.device("cpu"))
     train(tuned, dataset, config, Path(folder) / "run", quiet=True)
     after = peak_memory(torch.device("cpu"))
