@@ -68,7 +68,7 @@ def draw_portrait(seed: int, height: int, print_style: bool = False) -> np.ndarr
     image = _over(image, hair * strands * (0.7 + 0.5 * shade), np.clip(fringe, 0, 1))
     if print_style:
         grey = image.mean(-1, keepdims=True)
-        image = (0.18 + 0.72 * grey) * np.array([1.0, 0.95, 0.85]) + 0.04 * (rng.random((height, width, 1)) - 0.5)
+        image = (0.18 + 0.72 * grey + 0.04 * (rng.random((height, width, 1)) - 0.5)) * np.array([1.0, 0.95, 0.85])
     return np.clip(image, 0, 1)
 
 

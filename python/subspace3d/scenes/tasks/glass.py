@@ -84,7 +84,7 @@ def draw_glass(seeds: Seeds, split: str, views: int, detail: int = 1) -> Draft:
     meshes = [triangulate(patch, TABLE_CELL) for patch in table]
     for index, vessel in enumerate(geometry.vessels):
         cell = _FIRST_GLASS + index % (PALETTE - _FIRST_GLASS)
-        meshes.append(_build_vessel(vessel, cell))
+        meshes.append(build_vessel(vessel, cell))
         cells.add(cell)
     parts = [part for box in geometry.boxes for part in fill_box(box, detail)]
     for index, part in enumerate(parts):
@@ -193,7 +193,7 @@ def _draw_lighting(rng: np.random.Generator, cross: bool) -> LightingSpec:
     return LightingSpec([level] * 3, [level] * 3, lamps)
 
 
-def _build_vessel(vessel: VesselSpec, cell: int) -> Mesh:
+def build_vessel(vessel: VesselSpec, cell: int) -> Mesh:
     """The closed surface of the glass: from the bottom inside up to the rim, and down outside to the bottom."""
     heights = np.array(vessel.heights)
     steps = np.linspace(0, len(heights) - 1, _STEPS * (len(heights) - 1) + 1)
