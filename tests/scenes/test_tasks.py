@@ -40,8 +40,8 @@ def test_surface_nets_find_a_torus():
     cell = 0.04
     vertices, faces = surface_nets(torus, np.full(3, -1.1), np.full(3, 1.1), cell)
     assert is_closed(faces)
-    # vertices lie on the surface: two Newton steps from within a cell leave an error of the fourth order
-    assert np.abs(torus(vertices)).max() < cell**4 * 10
+    # the means lie within a cell^2 / (8 r) of the surface, and a Newton step squares that: (cell^2 / 2)^2 / (2 r)
+    assert np.abs(torus(vertices)).max() < cell**4 / 8 / 0.25 * 2
     # chords of length up to 2 cells cut off l^2 / (8 r) of the tube's radius
     assert volume(vertices, faces) == pytest.approx(2 * np.pi**2 * 0.7 * 0.25**2, rel=2 * (2 * cell) ** 2 / 8 / 0.25**2)
     normal = gradient(torus, vertices, cell)

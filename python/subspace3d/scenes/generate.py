@@ -46,7 +46,9 @@ _IDENTITY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
+    """One scene to render."""
+
     folder: Path
     dataset: int
     scene: int
@@ -99,7 +101,7 @@ def _run(config: GenerateConfig) -> list[Path]:
     cores = os.cpu_count() or 1
     # one process drives a GPU better than several
     workers = max(1, min(config.workers or (1 if variant == "cuda" else cores), len(missing)))
-    jobs = [_Job(folder, index, scene, config, variant, max(1, cores // workers)) for index, scene, folder in missing]
+    jobs = [Job(folder, index, scene, config, variant, max(1, cores // workers)) for index, scene, folder in missing]
     done = len(scenes) - len(missing)
     try:
         with Progress(f"render {name} ({variant})", len(scenes), "scene", initial=done) as progress:
@@ -145,10 +147,10 @@ def _remove_leftovers(datasets: list[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _render_all(jobs: list[_Job], workers: int, progress: Progress) -> None:
+def _render_all(jobs: list[Job], workers: int, progress: Progress) -> None:
     if workers == 1:
         for job in jobs:
-            _render_scene(job)
+            render_scene(job)
             progress.advance()
         return
     wave = SCENES_PER_PROCESS * workers
@@ -156,7 +158,7 @@ def _render_all(jobs: list[_Job], workers: int, progress: Progress) -> None:
         _render_wave(jobs[start : start + wave], workers, progress)
 
 
-def _render_wave(jobs: list[_Job], workers: int, progress: Progress) -> None:
+def _render_wave(jobs: list[Job], workers: int, progress: Progress) -> None:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
@@ -191,13 +193,13 @@ def _stop(*_: object) -> None:
     raise SystemExit(1)  # through the handlers that remove the unfinished folder; the pool catches it
 
 
-def _work(job: _Job) -> None:
+def _work(job: Job) -> None:
     if _stopped:
         raise SystemExit(1)
-    _render_scene(job)
+    render_scene(job)
 
 
-def _draw(job: _Job, attempt: int) -> tuple[Seeds, Draft]:
+def _draw(job: Job, attempt: int) -> tuple[Seeds, Draft]:
     config = job.config
     detail = 1 if config.resolution <= _COARSE else 2
     if config.task != "none":
@@ -219,7 +221,7 @@ def _draw(job: _Job, attempt: int) -> tuple[Seeds, Draft]:
     return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
 
 
-def _render_scene(job: _Job) -> None:
+def render_scene(job: Job) -> None:
     """Draw, render and write one scene.
 
     A draw in which any view shows a surface in less than 3 % of its pixels, or one too near, is rejected and drawn

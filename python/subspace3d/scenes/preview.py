@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from subspace3d.configs import ATTRIBUTES, GenerateConfig
 from subspace3d.datasets.scene_format import load_scene
 from subspace3d.files import atomic_path
@@ -20,9 +22,9 @@ _TITLES = {
     "geometry": "within a row only the shapes change",
     "camera": "within a row only the cameras change",
     "lighting": "within a row only the light changes",
-    "faces": "flat pictures of faces; left and right of a pair: first and last frame",
-    "bodies": "clothed bodies; three of the azimuths of each",
-    "glass": "transparent objects; three views along the arc",
+    "faces": "flat pictures of faces; first and last frame, and the depth of the first",
+    "bodies": "clothed bodies; three of the azimuths, and the depth of the first",
+    "glass": "transparent objects; three views along the arc, and the depth of the first",
 }
 
 
@@ -39,30 +41,45 @@ def previews(config: GenerateConfig) -> list[GenerateConfig]:
 
 
 def draw_sheet(path: Path, name: str, datasets: Sequence[Path]) -> None:
-    """Write a JPEG with one row per data set and, along it, the views of each of its scenes.
+    """Write a JPEG with one row per data set and, along it, the views of each of its scenes; of a task also depth.
 
     Args:
         path (Path): file to write.
         name (str): attribute or task.
-        datasets (sequence of Path): folders of scenes, of equal numbers of views of one size.
+        datasets (sequence of Path): folders of scenes.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    rows = [[load_scene(scene).images for scene in sorted(folder.glob("scene_*"))] for folder in datasets]
-    height, width = max((images.shape[1], images.shape[2]) for row in rows for images in row)
-    views = len(rows[0][0])
-    scene_width = views * width + _GAP
-    size = _LABELS + max(map(len, rows)) * scene_width, 2 * _MARGIN + len(rows) * (height + _GAP)
-    sheet = Image.new("RGB", size, "white")
+    rows = [[_strip(scene, name not in ATTRIBUTES) for scene in sorted(folder.glob("scene_*"))] for folder in datasets]
+    columns = [max(strip.shape[1] for strip in column) + _GAP for column in zip(*rows)]
+    heights = [max(strip.shape[0] for strip in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (_LABELS + sum(columns), 2 * _MARGIN + sum(heights)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((_GAP, 4), f"{name}: {_TITLES[name]}", "black", font)
-    for column in range(max(map(len, rows))):
-        draw.text((_LABELS + column * scene_width, _MARGIN + 2), f"scene {column}, {views} views", "black", font)
-    for index, (folder, row) in enumerate(zip(datasets, rows)):
-        top = 2 * _MARGIN + index * (height + _GAP)
+    top = 2 * _MARGIN
+    for folder, row, height in zip(datasets, rows, heights):
         draw.text((_GAP, top + height // 2 - 8), folder.name, "black", font)
-        for column, images in enumerate(row):
-            for view, image in enumerate(images):
-                sheet.paste(Image.fromarray(image), (_LABELS + column * scene_width + view * width, top))
+        left = _LABELS
+        for index, (strip, width) in enumerate(zip(row, columns)):
+            draw.text((left, _MARGIN + 2), f"scene {index}", "black", font)
+            sheet.paste(Image.fromarray(strip), (left, top))
+            left += width
+        top += height
     with atomic_path(path) as temporary:
         sheet.save(temporary, quality=_QUALITY)
+
+
+def _strip(folder: Path, with_depth: bool) -> np.ndarray:
+    """The views of a scene side by side, uint8 [H, W, 3], and if wanted the depth of the first: near is light.
+
+    The greys of the depth span at least 0.3 of its median, so that what is flat looks flat.
+    """
+    scene = load_scene(folder)
+    pictures = list(scene.images)
+    if with_depth:
+        depth = scene.depths[0]
+        low, high = np.percentile(depth[depth > 0], (1, 99))
+        shade = 1 - 0.85 * np.clip((depth - low) / max(high - low, 0.3 * np.median(depth[depth > 0])), 0, 1)
+        grey = np.where(depth > 0, 255 * shade, 0).astype(np.uint8)
+        pictures.append(np.repeat(grey[..., None], 3, axis=2))
+    return np.concatenate(pictures, axis=1)

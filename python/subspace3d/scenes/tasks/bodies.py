@@ -25,7 +25,7 @@ from subspace3d.scenes.tasks.surface_nets import gradient, surface_nets
 DISTANCE = 1.1
 HFOV = 49.13
 LONGEST_SIDE = 0.8
-_CELL = 1 / 80  # of the grid that finds the surface, body heights; halved at detail 2
+_CELL = 1 / 72  # of the grid that finds the surface, body heights; halved at detail 2
 _BLEND = 0.035  # width over which limbs melt into each other
 _CLOTH_PATTERNS = {
     "train": ("checker", "clouds", "marble", "plaid", "spots", "stripes"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+_STRIDE = 4  # grid points between two at which the field is always sampled
 Field = Callable[[np.ndarray], np.ndarray]  # points [N, 3] -> signed distance [N], negative inside
 
 
@@ -13,15 +14,15 @@ def surface_nets(field: Field, low: np.ndarray, high: np.ndarray, cell: float) -
     """Triangles of the surface field = 0 inside the box from ``low`` to ``high`` [3].
 
     Every cell that the surface crosses has one vertex, the mean of the crossings on its edges; every grid edge that the
-    surface crosses joins the vertices of its four cells. Each vertex is then moved onto the surface by Newton steps.
+    surface crosses joins the vertices of its four cells. Each vertex is then moved onto the surface by a Newton step.
 
     Returns:
         tuple: vertices float64 [V, 3] and faces int64 [F, 3], counter-clockwise seen from outside.
     """
-    count = np.ceil((high - low) / cell).astype(int) + 1
+    count = _STRIDE * np.ceil((high - low) / (cell * _STRIDE)).astype(int) + 1
     axes = [low[axis] + cell * np.arange(count[axis]) for axis in range(3)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-    values = field(grid.reshape(-1, 3)).reshape(count)
+    values = _sample_near_surface(field, grid, cell)
     inside = values < 0
     total = np.zeros((*(count - 1), 3))
     number = np.zeros(count - 1)
@@ -39,10 +40,23 @@ def surface_nets(field: Field, low: np.ndarray, high: np.ndarray, cell: float) -
     index[used] = np.arange(int(used.sum()))
     vertices = total[used] / number[used][:, None]
     faces = np.concatenate([_quads(inside, index, axis) for axis in range(3)])
-    for _ in range(2):
-        normal = gradient(field, vertices, cell / 4)
-        vertices = vertices - np.clip(field(vertices), -cell, cell)[:, None] * normal
-    return vertices, faces
+    normal = gradient(field, vertices, cell / 4)
+    return vertices - np.clip(field(vertices), -cell, cell)[:, None] * normal, faces
+
+
+def _sample_near_surface(field: Field, grid: np.ndarray, cell: float) -> np.ndarray:
+    """``field`` on the grid; away from the surface the value of a grid point nearby, which has the same sign.
+
+    A distance changes by at most the length of the way, here sqrt(3) * _STRIDE / 2 cells; half as much again allows for
+    fields that are only roughly distances.
+    """
+    coarse = grid[::_STRIDE, ::_STRIDE, ::_STRIDE]
+    known = field(coarse.reshape(-1, 3)).reshape(coarse.shape[:3])
+    nearest = [(np.arange(number) + _STRIDE // 2) // _STRIDE for number in grid.shape[:3]]
+    values = known[np.ix_(*nearest)]
+    near = np.abs(values) < 1.5 * np.sqrt(3) * _STRIDE / 2 * cell
+    values[near] = field(grid[near])
+    return values
 
 
 def gradient(field: Field, points: np.ndarray, step: float) -> np.ndarray:
