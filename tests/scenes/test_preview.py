@@ -30,7 +30,7 @@ def test_a_sheet_has_a_row_per_data_set_and_every_view_of_its_scenes(tmp_path):
     sheet = np.array(Image.open(tmp_path / "sheet.jpg").convert("L")).astype(int)
     for dataset, row in enumerate((44, 44 + 28)):
         for scene in range(3):
-            block = sheet[row + 2 : row + 22, 84 + scene * 68 + 2 : 84 + scene * 68 + 62]
+            block = sheet[row + 2 : row + 22, 96 + scene * 68 + 2 : 96 + scene * 68 + 62]
             assert np.abs(block - 40 * (3 * dataset + scene + 1)).max() < 12
 
 
@@ -42,6 +42,6 @@ def test_a_task_shows_depth_behind_the_views(tmp_path):
     camera = np.array([[[20.0, 0, 16], [0, 20, 12], [0, 0, 1]]]), np.eye(4)[None, :3]
     write_scene(tmp_path / "glass_test/scene_0", images, depths, *camera, {})
     draw_sheet(tmp_path / "sheet.jpg", "glass", [tmp_path / "glass_test"])
-    sheet = np.array(Image.open(tmp_path / "sheet.jpg").convert("L")).astype(int)[44:68, 84 + 32 : 84 + 64]
+    sheet = np.array(Image.open(tmp_path / "sheet.jpg").convert("L")).astype(int)[44:68, 96 + 32 : 96 + 64]
     assert sheet[:, 2:14].min() > 240  # near
     assert np.abs(sheet[14:22, 18:30] - 38).max() < 12 and sheet[2:10, 18:30].max() < 12  # far; nothing

@@ -14,8 +14,8 @@ from subspace3d.files import atomic_path
 
 _WIDTH = 160  # pixels of one picture
 _SPP = 64
-_GAP, _MARGIN, _LABELS = 4, 22, 84  # pixels: between scenes, above the pictures, left of them
-_QUALITY = 80  # of the JPEG
+_GAP, _MARGIN, _LABELS = 4, 22, 96  # pixels: between scenes, above the pictures, left of them
+_QUALITY = 72  # of the JPEG
 
 _TITLES = {
     "texture": "within a row only the materials change",
@@ -56,15 +56,13 @@ def draw_sheet(path: Path, name: str, datasets: Sequence[Path]) -> None:
     sheet = Image.new("RGB", (_LABELS + sum(columns), 2 * _MARGIN + sum(heights)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((_GAP, 4), f"{name}: {_TITLES[name]}", "black", font)
-    top = 2 * _MARGIN
-    for folder, row, height in zip(datasets, rows, heights):
+    lefts, tops = np.cumsum([_LABELS, *columns]).tolist(), np.cumsum([2 * _MARGIN, *heights]).tolist()
+    for index, left in enumerate(lefts[:-1]):
+        draw.text((left, _MARGIN + 2), f"scene {index}", "black", font)
+    for folder, row, top, height in zip(datasets, rows, tops, heights):
         draw.text((_GAP, top + height // 2 - 8), folder.name, "black", font)
-        left = _LABELS
-        for index, (strip, width) in enumerate(zip(row, columns)):
-            draw.text((left, _MARGIN + 2), f"scene {index}", "black", font)
+        for strip, left in zip(row, lefts):
             sheet.paste(Image.fromarray(strip), (left, top))
-            left += width
-        top += height
     with atomic_path(path) as temporary:
         sheet.save(temporary, quality=_QUALITY)
 
