@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from subspace3d.configs import GenerateConfig
+from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.sampler import Seeds
 from subspace3d.scenes.tasks.bodies import draw_bodies
-from subspace3d.scenes.tasks.draft import Draft
 from subspace3d.scenes.tasks.faces import draw_faces
 from subspace3d.scenes.tasks.glass import draw_glass
 

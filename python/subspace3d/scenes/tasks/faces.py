@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from subspace3d.scenes.cameras import look_at
+from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.geometry import RoomSpec
 from subspace3d.scenes.lights import draw_lighting
 from subspace3d.scenes.materials import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL, draw_texture
@@ -23,7 +24,6 @@ from subspace3d.scenes.rooms import half_extent
 from subspace3d.scenes.sampler import SceneSpec, Seeds
 from subspace3d.scenes.shapes import SceneMeshes
 from subspace3d.scenes.structures import cuboid_patches, room_meshes
-from subspace3d.scenes.tasks.draft import Draft
 from subspace3d.scenes.tasks.face_pictures import draw_portrait
 from subspace3d.scenes.texture_maps import read_picture, srgb_to_linear
 from subspace3d.scenes.trajectories import TREMOR, WALK, draw_micro

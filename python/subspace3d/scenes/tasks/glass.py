@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from subspace3d.scenes.cameras import CameraSpec, Control, look_at
+from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.geometry import RANGES, BoxSpec, GroundSpec, draw_box
 from subspace3d.scenes.lights import LampSpec, LightingSpec
 from subspace3d.scenes.materials import FLOOR_CELL, PALETTE, ROOF_CELL, WALL_CELL, TextureSpec, draw_texture
@@ -18,7 +19,6 @@ from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix,
 from subspace3d.scenes.sampler import SceneSpec, Seeds
 from subspace3d.scenes.shapes import SceneMeshes, fill_box
 from subspace3d.scenes.structures import cuboid_patches, ground_meshes
-from subspace3d.scenes.tasks.draft import Draft
 
 TABLE_CELL = ROOF_CELL
 _FIRST_GLASS = 12  # palette cells from here on are glass

@@ -1,4 +1,4 @@
-"""What a task hands to the renderer."""
+"""What is handed to the renderer."""
 
 from __future__ import annotations
 
