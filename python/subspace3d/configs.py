@@ -67,7 +67,7 @@ class GenerateConfig:
     variant: Variant = "auto"
     """Mitsuba variant; auto: the fastest that works on this machine."""
     preview: bool = False
-    """Only render a few small scenes per attribute, or per split of the task, and draw OUT/preview/<name>.jpg."""
+    """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
 
     def __post_init__(self) -> None:
         for name in ("datasets", "scenes", "resolution", "spp"):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from subspace3d.scenes.cameras import CameraSpec, look_at
 from subspace3d.scenes.geometry import BoxSpec, GeometrySpec, PartSpec
@@ -124,6 +125,26 @@ def test_lamp_energy_is_irradiance_at_the_origin(variant):
         values.append(value * (1 if kind == "sun" else ((distance - 1) / distance) ** 2))
     assert np.allclose(values, np.mean(values), rtol=0.1)
     assert 0.5 < np.mean(values) / (0.9 * 2.0 / np.pi) < 1.5
+
+
+def test_normal_maps_tilt_the_surface_as_their_images_say(variant, tmp_path):
+    """Seen from -y the face of a cube has the image's right up (+z) and its down to the right (+x)."""
+    cases = (((191, 128, 238), (0, -1, 1), (0, -1, -1)), ((128, 191, 238), (-1, -1, 0), (1, -1, 0)))
+    for index, (pixel, bright, dark) in enumerate(cases):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(folder / "basecolor.png")
+        Image.fromarray(np.full((8, 8, 3), pixel, np.uint8)).save(folder / "normal.png")
+        values = []
+        for position in (bright, dark):
+            sun = LightingSpec([0.0] * 3, [0.0] * 3, [LampSpec("sun", list(map(float, position)), [1.0] * 3, 2.0, 0.0)])
+            spec = upright("cube", sun, [[0.0, -3.0, 0.0]], 20.0)
+            tilted = [dataclasses.replace(material, maps=".", rotation=0.0) for material in spec.texture.materials]
+            spec = dataclasses.replace(spec, texture=TextureSpec(tilted))
+            renderer = SceneRenderer(spec, build_mesh(spec.geometry), SIZE, variant, folder)
+            values.append(renderer.radiance(16, seed=0)[0, 8:16, 8:16, :3].mean())
+        # Lambert's cos(45 - 30) against cos(45 + 30); a rough principled surface is up to a quarter off it
+        assert values[0] / values[1] == pytest.approx(np.cos(np.pi / 12) / np.sin(np.pi / 12), rel=0.25)
 
 
 def test_glass_is_a_surface_and_lamps_are_not(variant):

@@ -34,8 +34,9 @@ def previews(config: GenerateConfig) -> list[GenerateConfig]:
     if config.task != "none":
         views = 2 if config.task == "faces" else 3
         return [dataclasses.replace(small, name=config.task, scenes=3, views=views)]
+    out = small.out / f"{config.preset}-{config.regime}-{config.trajectory}"
     return [
-        dataclasses.replace(small, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2)
+        dataclasses.replace(small, out=out, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2)
         for attribute in ATTRIBUTES
     ]
 
