@@ -17,9 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
-
-import mitsuba
 
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.scenes.generate import Job, render_scene
@@ -39,7 +38,7 @@ def main() -> None:
     record = {
         "benchmark": "rendering", "regime": arguments.regime, "spp": arguments.spp, "rows": rows,
         "memory_variant": variants[0], "memory_mib": memory, "command": " ".join(sys.argv), "device": cpu_name(),
-        "mitsuba": mitsuba.__version__, "python": platform.python_version(), "commit": commit(),
+        "mitsuba": version("mitsuba"), "python": platform.python_version(), "commit": commit(),
     }  # fmt: skip
     print(json.dumps(record))
     if arguments.out:
