@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from subspace3d.scenes.cameras import CameraSpec, look_at
-from subspace3d.scenes.geometry import BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.geometry import BlockSpec, BoxSpec, GeometrySpec, PartSpec
 from subspace3d.scenes.lights import LampSpec, LightingSpec
 from subspace3d.scenes.materials import TextureSpec
 from subspace3d.scenes.render import SceneRenderer, tone_map
@@ -125,6 +125,23 @@ def test_lamp_energy_is_irradiance_at_the_origin(variant):
         values.append(value * (1 if kind == "sun" else ((distance - 1) / distance) ** 2))
     assert np.allclose(values, np.mean(values), rtol=0.1)
     assert 0.5 < np.mean(values) / (0.9 * 2.0 / np.pi) < 1.5
+
+
+def test_a_shining_stick_is_a_surface_and_lights_what_is_near(variant):
+    dark = LightingSpec([0.0] * 3, [0.0] * 3, [])
+    spec = upright("cube", dark, [[0.0, -4.0, 0.0]])
+    stick = BlockSpec("stick", [0.0, -1.3, 0.0], [2.0, 0.2, 0.6], [0.0] * 3, thin=False)
+    geometry = dataclasses.replace(spec.geometry, blocks=[stick])
+    meshes = build_mesh(geometry, shining={0: [0.5, 1.0, 2.0]})
+    renderer = SceneRenderer(dataclasses.replace(spec, geometry=geometry), meshes, SIZE, variant)
+    depth, image = renderer.depths()[0], renderer.radiance(16, seed=0)[0, ..., :3]
+    middle = SIZE // 2
+    ahead, below = depth[middle, middle], depth[middle + 5, middle]
+    assert below - ahead == pytest.approx(0.4 * 2 / 2.4, rel=1e-3)  # everything is 2.4 deep and becomes 2
+    assert np.allclose(image[middle, middle], [0.5, 1.0, 2.0])
+    lit = image[middle + 5, middle]
+    assert lit[2] > 0.1 and np.allclose(lit / lit[2], [0.25, 0.5, 1.0], rtol=1e-3)
+    assert renderer.exposed()[0, middle + 5, middle] and not renderer.exposed()[0, middle, middle]
 
 
 def test_normal_maps_tilt_the_surface_as_their_images_say(variant, tmp_path):

@@ -18,7 +18,6 @@ class Mesh:
     normals: np.ndarray  # float64 [V, 3], outward, unit
     uv: np.ndarray  # float64 [V, 2], in the texture atlas
     faces: np.ndarray  # int64 [F, 3], counter-clockwise seen from outside
-    radiance: np.ndarray | None = None  # float64 [V, 3], linear RGB, of a mesh that shines
 
 
 @dataclass
@@ -83,13 +82,10 @@ def _grid_normals(points: np.ndarray, periodic: bool) -> np.ndarray:
 
 
 def merge(meshes: Sequence[Mesh]) -> Mesh:
-    """All of ``meshes`` as one; either all of them shine or none does."""
     offsets = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
-    radiance = [mesh.radiance for mesh in meshes if mesh.radiance is not None]
     return Mesh(
         np.concatenate([mesh.vertices for mesh in meshes]),
         np.concatenate([mesh.normals for mesh in meshes]),
         np.concatenate([mesh.uv for mesh in meshes]),
         np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, offsets)]),
-        np.concatenate(radiance) if radiance else None,
     )

@@ -229,10 +229,9 @@ def _load(mi: ModuleType, spec: SceneSpec, meshes: SceneMeshes, atlas: Surface) 
     """The scene that is path-traced, and the one of its surfaces alone that depth is taken from."""
     objects = _to_mitsuba(mi, meshes.objects, _material(mi, spec, atlas))
     surfaces: dict[str, Any] = {"type": "scene", "objects": objects}
-    if meshes.shining is not None:
-        radiance = {"type": "mesh_attribute", "name": "vertex_radiance"}
-        emitter = mi.load_dict({"type": "area", "radiance": radiance})
-        surfaces["shining"] = _to_mitsuba(mi, meshes.shining, mi.load_dict({"type": "diffuse"}), emitter)
+    for index, (mesh, radiance) in enumerate(meshes.shining):
+        emitter = mi.load_dict({"type": "area", "radiance": {"type": "rgb", "value": list(radiance)}})
+        surfaces[f"shining{index}"] = _to_mitsuba(mi, mesh, mi.load_dict({"type": "diffuse"}), emitter)
     scene = dict(surfaces)
     environment = mi.Bitmap(environment_image(spec.lighting))
     scene["environment"] = {"type": "envmap", "bitmap": environment, "to_world": _z_up(mi)}
@@ -280,9 +279,6 @@ def _to_mitsuba(mi: ModuleType, mesh: Mesh, bsdf: Any, emitter: Any = None) -> A
     result = mi.Mesh(
         "objects", len(vertices), len(faces), props=properties, has_vertex_normals=True, has_vertex_texcoords=True
     )
-    if mesh.radiance is not None:
-        radiance = np.concatenate([mesh.radiance, np.zeros((2, 3))])
-        result.add_attribute("vertex_radiance", 3, radiance.astype(np.float32).ravel())
     parameters = mi.traverse(result)
     parameters["vertex_positions"] = vertices.astype(np.float32).ravel()
     parameters["vertex_normals"] = normals.astype(np.float32).ravel()

@@ -24,10 +24,10 @@ _CAP = 8  # along a cap's radius
 
 @dataclass
 class SceneMeshes:
-    """What the cameras see: opaque and glass objects, and sticks that shine."""
+    """What the cameras see."""
 
     objects: Mesh
-    shining: Mesh | None
+    shining: list[tuple[Mesh, Sequence[float]]]  # sticks, and their linear RGB radiance
     cells: set[int]  # of the atlas that the objects wear
 
 
@@ -46,7 +46,7 @@ def build_mesh(
         geometry (GeometrySpec): what to build.
         detail (int): multiplies the number of quads along every edge of a primitive.
         glass_slabs (sequence of bool): whether the i-th thin slab is of window glass.
-        shining (dict): number of a stick -> linear RGB radiance; these sticks go into the second mesh.
+        shining (dict): number of a stick -> linear RGB radiance; these sticks become meshes of their own.
     """
     pieces = [part for box in geometry.boxes for part in fill_box(box, detail)]
     pieces += [cage_patches(cage) for cage in geometry.cages]
@@ -62,25 +62,24 @@ def build_mesh(
     center, scale = (low + high) / 2, 2 / (high - low).max()
     if geometry.room is not None:
         center, scale = np.zeros(3), 2 / max(geometry.room.extent)
-    objects, bright_meshes, cells = [], [], set()
+    objects, shining_meshes, cells = [], [], set()
     for index, piece in enumerate(pieces):
         cell = GLASS_CELL if index in glass else index % PALETTE
         for patch in piece:
             patch.points = (patch.points - center) * scale
-            mesh = triangulate(patch, cell)
-            if index in bright:
-                mesh.radiance = np.tile(bright[index], (len(mesh.vertices), 1))
-                bright_meshes.append(mesh)
-            else:
-                objects.append(mesh)
-                cells.add(cell)
+        meshes = [triangulate(patch, cell) for patch in piece]
+        if index in bright:
+            shining_meshes.append((merge(meshes), bright[index]))
+        else:
+            objects += meshes
+            cells.add(cell)
     if geometry.ground is not None:
         objects += ground_meshes(geometry.ground, float((low[2] - center[2]) * scale))
         cells |= {FLOOR_CELL, WALL_CELL}
     if geometry.room is not None:
         objects += room_meshes(geometry.room)
         cells |= {FLOOR_CELL, WALL_CELL, ROOF_CELL, GLASS_CELL}
-    return SceneMeshes(merge(objects), merge(bright_meshes) if bright_meshes else None, cells)
+    return SceneMeshes(merge(objects), shining_meshes, cells)
 
 
 def fill_box(box: BoxSpec, detail: int) -> list[list[Patch]]:

@@ -79,9 +79,8 @@ def draw_faces(seeds: Seeds, split: str, scene: int, views: int, resolution: int
     camera = draw_micro(camera_rng, TREMOR if cross else _WALK, look_at(position, center), center, views)
     lighting = draw_lighting(np.random.default_rng(seeds.lighting), "paper", cross, room=True)
     lighting = replace(lighting, shining=[], lamps=[lamp for lamp in lighting.lamps if lamp.kind == "point"])
-    meshes = SceneMeshes(
-        _build(geometry), None, {*range(len(geometry.boxes)), FLOOR_CELL, WALL_CELL, ROOF_CELL, PICTURE_CELL}
-    )
+    cells = {*range(len(geometry.boxes)), 0, FLOOR_CELL, WALL_CELL, ROOF_CELL, PICTURE_CELL}
+    meshes = SceneMeshes(_build(geometry), [], cells)
     return Draft(
         SceneSpec(texture, geometry, camera, lighting),
         meshes,
