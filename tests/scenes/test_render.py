@@ -128,11 +128,11 @@ def test_lamp_energy_is_irradiance_at_the_origin(variant):
 
 
 def test_a_shining_stick_is_a_surface_and_lights_what_is_near(variant):
-    dark = LightingSpec([0.0] * 3, [0.0] * 3, [])
+    dark = LightingSpec([0.0] * 3, [0.0] * 3, [], [0], [0.5, 1.0, 2.0])
     spec = upright("cube", dark, [[0.0, -4.0, 0.0]])
     stick = BlockSpec("stick", [0.0, -1.3, 0.0], [2.0, 0.2, 0.6], [0.0] * 3, thin=False)
     geometry = dataclasses.replace(spec.geometry, blocks=[stick])
-    meshes = build_mesh(geometry, shining={0: [0.5, 1.0, 2.0]})
+    meshes = build_mesh(geometry, shining=[0])
     renderer = SceneRenderer(dataclasses.replace(spec, geometry=geometry), meshes, SIZE, variant)
     depth, image = renderer.depths()[0], renderer.radiance(16, seed=0)[0, ..., :3]
     middle = SIZE // 2

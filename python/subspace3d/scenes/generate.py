@@ -216,8 +216,7 @@ def _draw(job: Job, attempt: int) -> tuple[Seeds, Draft]:
         dataset=job.dataset,
         library=[material.name for material in find_textures(config.textures)] if config.textures else [],
     )
-    shining = {stick.stick: stick.radiance for stick in spec.lighting.shining}
-    meshes = build_mesh(spec.geometry, detail, spec.texture.glass_slabs, shining)
+    meshes = build_mesh(spec.geometry, detail, spec.texture.glass_slabs, spec.lighting.shining)
     return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
 
 

@@ -39,19 +39,14 @@ class LampSpec:
 
 
 @dataclass(frozen=True)
-class ShiningSpec:
-    """A stick that shines."""
-
-    stick: int  # number among the scene's sticks; one that does not exist counts for nothing
-    radiance: list[float]  # linear RGB
-
-
-@dataclass(frozen=True)
 class LightingSpec:
     sky: list[float]  # linear RGB radiance from straight above
     floor: list[float]  # from straight below
     lamps: list[LampSpec]
-    shining: list[ShiningSpec] = field(default_factory=list)
+    shining: list[int] = field(
+        default_factory=list
+    )  # numbers of sticks that shine; those that do not exist do not count
+    stick_radiance: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # linear RGB, of all that shine
     background: Literal["environment", "white"] = "environment"
 
 
@@ -79,7 +74,11 @@ def draw_lighting(rng: np.random.Generator, preset: str, varies: bool, room: boo
     sky, floor = level * _draw_color(rng, 0.5 if upper else 1.0), level * _draw_color(rng, 0.5 if upper else 1.0)
     count = int(rng.integers(0, 3)) if upper else int(rng.integers(1, 5))
     lamps = [_draw_lamp(rng, upper) for _ in range(count)]
-    return LightingSpec(sky.tolist(), floor.tolist(), _in_order(lamps), [] if upper else _draw_shining(rng))
+    spec = LightingSpec(sky.tolist(), floor.tolist(), _in_order(lamps))
+    if upper:
+        return spec
+    shining, radiance = _draw_shining(rng)
+    return replace(spec, shining=shining, stick_radiance=radiance)
 
 
 def _in_order(lamps: list[LampSpec]) -> list[LampSpec]:
@@ -115,11 +114,11 @@ def _draw_lamp(rng: np.random.Generator, upper: bool) -> LampSpec:
     return LampSpec(kind, (direction * distance).tolist(), color.tolist(), energy, size)
 
 
-def _draw_shining(rng: np.random.Generator) -> list[ShiningSpec]:
-    """In 7 of 10 scenes every stick shines with probability 0.2."""
+def _draw_shining(rng: np.random.Generator) -> tuple[list[int], list[float]]:
+    """In 7 of 10 scenes every stick shines with probability 0.2, all in one colour."""
     some, chosen = rng.random() < 0.7, rng.random(STICKS) < 0.2
-    radiance = [rng.uniform(1, 4) * _draw_color(rng, 1.0) for _ in range(STICKS)]
-    return [ShiningSpec(stick, radiance[stick].tolist()) for stick in range(STICKS) if some and chosen[stick]]
+    radiance = rng.uniform(1, 4) * _draw_color(rng, 1.0)
+    return np.flatnonzero(chosen).tolist() if some else [], radiance.tolist()
 
 
 def _draw_release(rng: np.random.Generator, varies: bool) -> LightingSpec:
@@ -162,7 +161,7 @@ def _draw_room_lighting(rng: np.random.Generator, varies: bool) -> LightingSpec:
             energy = rng.uniform(0.2, 2) if rng.random() < 0.85 else rng.uniform(5, 8)
             corner = rng.uniform(-0.9, 0.9, 3).tolist()
             lamps.append(LampSpec("point", corner, _draw_color(rng, 1.0).tolist(), energy, 0.0))
-    return LightingSpec(sky.tolist(), sky.tolist(), _in_order(lamps), _draw_shining(rng))
+    return LightingSpec(sky.tolist(), sky.tolist(), _in_order(lamps), *_draw_shining(rng))
 
 
 def place_in_room(lighting: LightingSpec, room: RoomSpec) -> LightingSpec:

@@ -229,9 +229,10 @@ def _load(mi: ModuleType, spec: SceneSpec, meshes: SceneMeshes, atlas: Surface) 
     """The scene that is path-traced, and the one of its surfaces alone that depth is taken from."""
     objects = _to_mitsuba(mi, meshes.objects, _material(mi, spec, atlas))
     surfaces: dict[str, Any] = {"type": "scene", "objects": objects}
-    for index, (mesh, radiance) in enumerate(meshes.shining):
-        emitter = mi.load_dict({"type": "area", "radiance": {"type": "rgb", "value": list(radiance)}})
-        surfaces[f"shining{index}"] = _to_mitsuba(mi, mesh, mi.load_dict({"type": "diffuse"}), emitter)
+    if meshes.shining is not None:
+        radiance = {"type": "rgb", "value": spec.lighting.stick_radiance}
+        emitter = mi.load_dict({"type": "area", "radiance": radiance})
+        surfaces["shining"] = _to_mitsuba(mi, meshes.shining, mi.load_dict({"type": "diffuse"}), emitter)
     scene = dict(surfaces)
     environment = mi.Bitmap(environment_image(spec.lighting))
     scene["environment"] = {"type": "envmap", "bitmap": environment, "to_world": _z_up(mi)}

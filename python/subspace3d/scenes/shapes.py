@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class SceneMeshes:
     """What the cameras see."""
 
     objects: Mesh
-    shining: list[tuple[Mesh, Sequence[float]]]  # sticks, and their linear RGB radiance
+    shining: Mesh | None  # sticks that shine
     cells: set[int]  # of the atlas that the objects wear
 
 
@@ -35,7 +35,7 @@ def build_mesh(
     geometry: GeometrySpec,
     detail: int = 1,
     glass_slabs: Sequence[bool] = (),
-    shining: Mapping[int, Sequence[float]] | None = None,
+    shining: Collection[int] = (),
 ) -> SceneMeshes:
     """Build everything, and scale it so that the objects' longest side is 2, centred on the origin.
 
@@ -46,7 +46,7 @@ def build_mesh(
         geometry (GeometrySpec): what to build.
         detail (int): multiplies the number of quads along every edge of a primitive.
         glass_slabs (sequence of bool): whether the i-th thin slab is of window glass.
-        shining (dict): number of a stick -> linear RGB radiance; these sticks become meshes of their own.
+        shining (collection of int): numbers of the sticks that shine.
     """
     pieces = [part for box in geometry.boxes for part in fill_box(box, detail)]
     pieces += [cage_patches(cage) for cage in geometry.cages]
@@ -54,7 +54,7 @@ def build_mesh(
     pieces += [cuboid_patches(block.center, block.size, rotation_matrix(block.rotation)) for block in geometry.blocks]
     sticks = [i for i, block in enumerate(geometry.blocks, first_block) if block.kind == "stick"]
     panes = [i for i, block in enumerate(geometry.blocks, first_block) if block.thin]
-    bright = {sticks[number]: radiance for number, radiance in (shining or {}).items() if number < len(sticks)}
+    bright = {piece for number, piece in enumerate(sticks) if number in shining}
     glass = {piece for piece, is_glass in zip(panes, glass_slabs) if is_glass}
 
     points = np.concatenate([patch.points.reshape(-1, 3) for piece in pieces for patch in piece])
@@ -69,7 +69,7 @@ def build_mesh(
             patch.points = (patch.points - center) * scale
         meshes = [triangulate(patch, cell) for patch in piece]
         if index in bright:
-            shining_meshes.append((merge(meshes), bright[index]))
+            shining_meshes += meshes
         else:
             objects += meshes
             cells.add(cell)
@@ -79,7 +79,7 @@ def build_mesh(
     if geometry.room is not None:
         objects += room_meshes(geometry.room)
         cells |= {FLOOR_CELL, WALL_CELL, ROOF_CELL, GLASS_CELL}
-    return SceneMeshes(merge(objects), shining_meshes, cells)
+    return SceneMeshes(merge(objects), merge(shining_meshes) if shining_meshes else None, cells)
 
 
 def fill_box(box: BoxSpec, detail: int) -> list[list[Patch]]:

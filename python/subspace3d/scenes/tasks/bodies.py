@@ -58,7 +58,7 @@ def draw_bodies(seeds: Seeds, split: str, views: int, detail: int = 1) -> Draft:
     mesh, cells = build_body(geometry.body, _CELL / detail)
     texture = _draw_texture(seeds.texture, cross)
     camera = azimuth_ring(views, DISTANCE, HFOV)
-    return Draft(SceneSpec(texture, geometry, camera, lighting), SceneMeshes(mesh, [], cells))
+    return Draft(SceneSpec(texture, geometry, camera, lighting), SceneMeshes(mesh, None, cells))
 
 
 def azimuth_ring(views: int, distance: float, hfov: float) -> CameraSpec:

@@ -80,7 +80,7 @@ def draw_faces(seeds: Seeds, split: str, scene: int, views: int, resolution: int
     lighting = draw_lighting(np.random.default_rng(seeds.lighting), "paper", cross, room=True)
     lighting = replace(lighting, shining=[], lamps=[lamp for lamp in lighting.lamps if lamp.kind == "point"])
     cells = {*range(len(geometry.boxes)), 0, FLOOR_CELL, WALL_CELL, ROOF_CELL, PICTURE_CELL}
-    meshes = SceneMeshes(_build(geometry), [], cells)
+    meshes = SceneMeshes(_build(geometry), None, cells)
     return Draft(
         SceneSpec(texture, geometry, camera, lighting),
         meshes,

@@ -91,7 +91,7 @@ def draw_glass(seeds: Seeds, split: str, views: int, detail: int = 1) -> Draft:
         meshes += [triangulate(patch, index % _FIRST_GLASS) for patch in part]
         cells.add(index % _FIRST_GLASS)
     meshes += ground_meshes(geometry.ground, -_TABLE_HEIGHT)
-    return Draft(SceneSpec(texture, geometry, camera, lighting), SceneMeshes(merge(meshes), [], cells))
+    return Draft(SceneSpec(texture, geometry, camera, lighting), SceneMeshes(merge(meshes), None, cells))
 
 
 def _draw_texture(seed: int, cross: bool) -> TextureSpec:
