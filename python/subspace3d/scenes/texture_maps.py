@@ -47,8 +47,9 @@ class TextureMaps:
     files: dict[str, Path]  # keys of MAPS, basecolor always among them
 
 
-def find_textures(root: Path) -> list[TextureMaps]:
-    """The materials at or below ``root``, sorted by name; hidden folders are left out.
+@functools.lru_cache(maxsize=4)
+def find_textures(root: Path) -> tuple[TextureMaps, ...]:
+    """The materials at or below ``root``, sorted by name; hidden folders are left out. A large folder is read once.
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
@@ -66,7 +67,7 @@ def find_textures(root: Path) -> list[TextureMaps]:
         stem, kind = (match[1] or "", _KIND[match[2].lower()]) if match else (path.stem, "basecolor")
         if kind:
             found.setdefault(str(relative.parent / stem) if stem else str(relative.parent), {}).setdefault(kind, path)
-    result = [TextureMaps(name, files) for name, files in sorted(found.items()) if "basecolor" in files]
+    result = tuple(TextureMaps(name, files) for name, files in sorted(found.items()) if "basecolor" in files)
     if not result:
         raise ValueError(f"textures must hold base colour images such as <name>_basecolor.png, {root} holds none")
     return result
