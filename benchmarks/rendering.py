@@ -30,11 +30,12 @@ def main() -> None:
     variants = arguments.variants or [name for name in VARIANTS if not check_variant(name)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        # first, while the process is small
+        memory = memory_over_scenes(Path(folder), variants[0], arguments.memory_scenes)
         for variant in variants:
             for resolution in arguments.resolutions:
                 rows.append(throughput(Path(folder), variant, resolution, arguments))
                 print(rows[-1], flush=True)
-        memory = memory_over_scenes(Path(folder), variants[0], arguments.memory_scenes)
     record = {
         "benchmark": "rendering", "regime": arguments.regime, "spp": arguments.spp, "rows": rows,
         "memory_variant": variants[0], "memory_mib": memory, "command": " ".join(sys.argv), "device": cpu_name(),
