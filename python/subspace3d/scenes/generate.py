@@ -148,7 +148,7 @@ def _remove_leftovers(datasets: list[Path]) -> None:
 
 
 def _render_all(jobs: list[Job], workers: int, progress: Progress) -> None:
-    if workers == 1:
+    if workers == 1 and len(jobs) <= SCENES_PER_PROCESS:
         for job in jobs:
             render_scene(job)
             progress.advance()
