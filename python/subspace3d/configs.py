@@ -44,22 +44,32 @@ class GenerateConfig:
     """Folder of the data sets; must be given except with validate."""
     attribute: Literal["texture", "geometry", "camera", "lighting", "all"] = "texture"
     """What varies within a data set; the other attributes are drawn once per data set. all: everything varies."""
-    preset: Literal["paper", "generic"] = "paper"
-    """paper: extreme ranges, objects alone. generic: milder ranges, objects on a ground plane, some before walls."""
+    preset: Literal["paper", "release", "generic"] = "paper"
+    """paper: extreme ranges. release: those of the authors' release. generic: milder, objects on a ground."""
+    regime: Literal["object", "room"] = "object"
+    """object: a group of objects alone. room: an indoor scene with walls, a window and furniture."""
+    trajectory: Literal["wide", "walk", "tremor"] = "wide"
+    """wide: a path around the objects, or views from all over the room. walk, tremor: micro-baseline videos."""
+    task: Literal["none", "faces", "bodies", "glass"] = "none"
+    """Render a task instead: data sets <task>_train, <task>_test (in-domain) and <task>_cross (cross-domain)."""
+    textures: Path | None = None
+    """Folder of texture maps (basecolor, roughness, metallic, normal) to draw materials from; none: procedural ones."""
+    pictures: Path | None = None
+    """Folder of face images for the task faces; none: drawn ones."""
     datasets: int = 1
-    """Number of data sets, named <name>_00, <name>_01, ..."""
+    """Number of data sets, named <name>_00, <name>_01, ...; a task has its three splits instead."""
     scenes: int = 200
-    """Scenes per data set."""
-    views: int = 100
-    """Images per scene."""
+    """Scenes per data set; each test split of a task has a fifth of it."""
+    views: int | None = None
+    """Images per scene; none: 100 on wide paths, 48 in rooms, 42 in videos, 96 of bodies, 60 of glass."""
     resolution: int = 518
-    """Image width and height in pixels."""
+    """Image width in pixels; images are square, or 3:4 portrait with trajectory tremor."""
     spp: int = 64
     """Samples per pixel."""
     seed: int = 0
     """Root seed; every random draw follows from it."""
     name: str = ""
-    """Prefix of the data set names; empty: the attribute."""
+    """Prefix of the data set names; empty: the attribute or the task."""
     workers: int = 0
     """Processes; 0: one per core."""
     variant: Variant = "auto"
@@ -88,6 +98,8 @@ class GenerateConfig:
     """Check the scenes at or below this folder instead of making any; exit code 2 when there are errors."""
     json: bool = False
     """Print the result of validate as one JSON object."""
+    preview: bool = False
+    """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
 
     def __post_init__(self) -> None:
         _require(self.out != Path() or self.validate is not None, "out", "given (--out DIR)", str(self.out))
@@ -96,9 +108,23 @@ class GenerateConfig:
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _require(self.scan_views >= 1, "scan_views", "at least 1", self.scan_views)
         _require(self.scan_scale > 0, "scan_scale", "positive", self.scan_scale)
-        for name in ("datasets", "scenes", "views", "resolution", "spp"):
+        for name in ("datasets", "scenes", "resolution", "spp"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.views is None or self.views >= 1, "views", "at least 1", self.views)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        if self.task != "none":
+            _require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
+        if self.task != "faces":
+            _require(self.pictures is None, "pictures", "given with the task faces only", self.pictures)
+
+    @property
+    def scene_views(self) -> int:
+        """Images per scene, resolved."""
+        if self.views is not None:
+            return self.views
+        if self.task != "none":
+            return {"faces": 42, "bodies": 96, "glass": 60}[self.task]
+        return 42 if self.trajectory != "wide" else 100 if self.regime == "object" else 48
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from subspace3d.configs import ATTRIBUTES, GenerateConfig
 from subspace3d.datasets.scene_format import find_scenes, load_scene
@@ -77,16 +78,24 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
     assert len(find_scenes(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("preset", ["paper", "generic"])
-def test_views_agree_through_their_depth_and_cameras(tmp_path, preset):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "paper", "views": 24, "scenes": 3},
+        {"preset": "generic", "views": 6, "scenes": 3},
+        {"regime": "room", "trajectory": "walk", "views": 3, "scenes": 2},
+        {"trajectory": "tremor", "views": 3, "scenes": 2},
+    ],
+    ids=["paper", "generic", "walk", "tremor"],
+)
+def test_views_agree_through_their_depth_and_cameras(tmp_path, settings):
     """Points of one view, projected into the other, lie at that view's depth or behind what it sees."""
-    config = {**SMALL, "views": 24 if preset == "paper" else 6, "resolution": 64, "spp": 1, "scenes": 3}
-    run(GenerateConfig(out=tmp_path, attribute="all", preset=preset, **config))
+    run(GenerateConfig(out=tmp_path, attribute="all", **{**SMALL, "resolution": 64, "spp": 1, **settings}))
     agreeing = total = 0
     for path in find_scenes(tmp_path):
         scene = load_scene(path)
-        count, size = len(scene.depths), scene.depths.shape[-1]
-        pixel = np.stack([*np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5), np.ones((size, size))])
+        count, height, width = scene.depths.shape
+        pixel = np.stack([*np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), np.ones((height, width))])
         for first, second in zip(range(count - 1), range(1, count)):
             inside = np.linalg.inv(scene.intrinsics[first]) @ pixel.reshape(3, -1) * scene.depths[first].ravel()
             rotation, translation = scene.extrinsics[first, :, :3], scene.extrinsics[first, :, 3:]
@@ -95,7 +104,7 @@ def test_views_agree_through_their_depth_and_cameras(tmp_path, preset):
             image = (scene.intrinsics[second] @ there)[:2] / there[2]
             column, row = np.floor(image).astype(int)
             smooth = smooth_pixels(scene.depths[first]).ravel()
-            valid = smooth & (there[2] > 0) & (np.minimum(row, column) >= 0) & (np.maximum(row, column) < size)
+            valid = smooth & (there[2] > 0) & (np.minimum(row, column) >= 0) & (row < height) & (column < width)
             depth = scene.depths[second][row[valid], column[valid]]
             away = smooth_pixels(scene.depths[second])[row[valid], column[valid]]
             expected = there[2, valid]
@@ -113,11 +122,13 @@ def smooth_pixels(depth: np.ndarray) -> np.ndarray:
     return (low > 0) & (high - low < 0.03 * depth)
 
 
-def test_interrupt_leaves_nothing_partial(tmp_path):
+def test_an_interrupted_run_leaves_nothing_partial_and_continues_to_the_same_bytes(tmp_path):
+    settings = {"views": 2, "resolution": 96, "spp": 16, "workers": 2}
+    out = tmp_path / "cut"
     command = (
         "from pathlib import Path; from subspace3d.configs import GenerateConfig;"
         "from subspace3d.scenes.generate import run;"
-        f"run(GenerateConfig(out=Path({str(tmp_path)!r}), scenes=500, views=4, resolution=96, spp=16, workers=2))"
+        f"run(GenerateConfig(out=Path({str(out)!r}), scenes=500, **{settings!r}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", command],
@@ -126,14 +137,35 @@ def test_interrupt_leaves_nothing_partial(tmp_path):
         # a test run that was started in the background ignores SIGINT, and its children would inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("texture_00/scene_*")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while not list(out.glob("texture_00/scene_*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=120)[1].decode()
     assert process.returncode != 0 and "KeyboardInterrupt" in errors
-    assert not list(tmp_path.glob("texture_00/.*"))
-    finished = find_scenes(tmp_path)
+    assert not list(out.glob("texture_00/.*"))
+    finished = find_scenes(out)
     assert finished
     for path in finished:
         load_scene(path)
+    wanted = {**settings, "workers": 1, "scenes": 3}
+    run(GenerateConfig(out=out, **wanted))
+    run(GenerateConfig(out=tmp_path / "whole", **wanted))
+    whole = digest(tmp_path / "whole")
+    assert len(whole) == 3 * 5 and whole.items() <= digest(out).items()
+
+
+def test_materials_come_from_a_folder_of_texture_maps(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 200
+    (tmp_path / "maps").mkdir()
+    Image.fromarray(red).save(tmp_path / "maps/red_basecolor.png")
+    settings = {**SMALL, "scenes": 1, "spp": 8, "preset": "release"}
+    (folder,) = run(GenerateConfig(out=tmp_path, textures=tmp_path / "maps", **settings))
+    scene = load_scene(folder / "scene_0000")
+    assert {material["maps"] for material in scene.provenance["texture"]["materials"][:20]} == {"red"}
+    color = scene.images[scene.depths > 0].mean(axis=0)
+    assert color[0] > 2 * max(color[1], color[2])
+    with pytest.raises(FileNotFoundError, match="textures: no such folder"):
+        run(GenerateConfig(out=tmp_path / "other", textures=tmp_path / "none", **settings))
+    assert not (tmp_path / "other").exists()

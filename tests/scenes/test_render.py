@@ -4,13 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from subspace3d.scenes.cameras import CameraSpec, look_at
-from subspace3d.scenes.geometry import BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.geometry import BlockSpec, BoxSpec, GeometrySpec, PartSpec
 from subspace3d.scenes.lights import LampSpec, LightingSpec
 from subspace3d.scenes.materials import TextureSpec
 from subspace3d.scenes.render import SceneRenderer, tone_map
 from subspace3d.scenes.sampler import SceneSpec, sample_scene, scene_seeds
+from subspace3d.scenes.shapes import build_mesh
 from subspace3d.scenes.variant import VARIANTS, check_variant, choose_variant, probe
 
 SIZE = 24
@@ -42,8 +44,9 @@ def upright(kind: str, light: LightingSpec, positions: list[list[float]], hfov: 
     part = PartSpec(kind, [1.0, 1.0, 1.0], zero, zero, zero, zero, [0.0] * 6, 0)
     texture = sample_scene(scene_seeds(0, 0, 0, "all"), "paper", 1).texture
     white = dataclasses.replace(
-        texture.materials[0], colors=[[0.9] * 3] * 3, tint=[1.0] * 3, metallic=0.0, roughness=1.0, transmission=0.0
-    )
+        texture.materials[0], colors=[[0.9] * 3] * 3, tint=[1.0] * 3, metallic=0.0, roughness=1.0, transmission=0.0,
+        relief=0.0, roughness_span=0.0, metallic_span=0.0, hue_noise=0.0,
+    )  # fmt: skip
     extrinsics = [look_at(np.array(position), np.zeros(3)).tolist() for position in positions]
     return SceneSpec(
         TextureSpec([white] * len(texture.materials)),
@@ -53,19 +56,23 @@ def upright(kind: str, light: LightingSpec, positions: list[list[float]], hfov: 
     )
 
 
+def renderer_of(spec: SceneSpec, variant: str) -> SceneRenderer:
+    return SceneRenderer(spec, build_mesh(spec.geometry), SIZE, variant)
+
+
 GREY = LightingSpec([0.5] * 3, [0.5] * 3, [])
 
 
 def test_depth_of_a_plane_is_the_same_in_every_pixel(variant):
     """The face x = -1 of a cube seen from x = -2.5 with 50 degrees: z-depth 1.5 everywhere; ray length would not be."""
     spec = upright("cube", GREY, [[-2.5, 0.0, 0.0], [0.0, 0.0, 2.4]])
-    depths = SceneRenderer(spec, SIZE, variant).depths()
+    depths = renderer_of(spec, variant).depths()
     assert depths.shape == (2, SIZE, SIZE) and depths.dtype == np.float32
     assert np.abs(depths[0] - 1.5).max() < 1e-5 and np.abs(depths[1] - 1.4).max() < 1e-5
 
 
 def test_depth_of_a_sphere_is_taken_on_the_centre_ray(variant):
-    renderer = SceneRenderer(upright("ellipsoid", GREY, [[0.0, -3.0, 0.0]]), SIZE, variant)
+    renderer = renderer_of(upright("ellipsoid", GREY, [[0.0, -3.0, 0.0]]), variant)
     focal = renderer.intrinsics[0, 0, 0]
     x = (np.arange(SIZE) + 0.5 - SIZE / 2) / focal
     square = x[None] ** 2 + x[:, None] ** 2 + 1
@@ -83,8 +90,8 @@ def test_image_agrees_with_depth_and_light_comes_from_where_it_should(variant):
     """A sun from world +x lights the right half of a sphere seen from -y; from +z the upper half."""
     for position, lit in (([10.0, 0, 0], np.s_[:, SIZE // 2 :]), ([0, 0, 10.0], np.s_[: SIZE // 2])):
         sun = LightingSpec([0.01] * 3, [0.01] * 3, [LampSpec("sun", position, [1.0] * 3, 2.0, 0.1)])
-        renderer = SceneRenderer(upright("ellipsoid", sun, [[0.0, -3.0, 0.0]]), SIZE, variant)
-        image, surface = renderer.radiance(16, seed=1)[0].mean(-1), renderer.depths()[0] > 0
+        renderer = renderer_of(upright("ellipsoid", sun, [[0.0, -3.0, 0.0]]), variant)
+        image, surface = renderer.radiance(16, seed=1)[0, ..., :3].mean(-1), renderer.depths()[0] > 0
         bright = np.zeros_like(surface)
         bright[lit] = True
         assert image[surface & bright].mean() > 5 * image[surface & ~bright].mean()
@@ -95,8 +102,8 @@ def test_glow_appears_in_the_background_where_its_direction_is(variant):
     glow = LampSpec("glow", [4.0, 9.0, 2.0], [1.0] * 3, 2.0, 0.2)
     light = LightingSpec([0.01] * 3, [0.01] * 3, [glow])
     position = -np.array(glow.position) / np.linalg.norm(glow.position) * 40.0  # the object is a dot from here
-    renderer = SceneRenderer(upright("ellipsoid", light, [position.tolist()], 60.0), SIZE, variant)
-    image = renderer.radiance(4, seed=0)[0].mean(-1)
+    renderer = renderer_of(upright("ellipsoid", light, [position.tolist()], 60.0), variant)
+    image = renderer.radiance(4, seed=0)[0, ..., :3].mean(-1)
     image[renderer.depths()[0] > 0] = 0
     weight = np.where(image > 0.5 * image.max(), image, 0)
     row, column = (np.indices(image.shape) * weight).sum(axis=(1, 2)) / weight.sum()
@@ -110,37 +117,90 @@ def test_lamp_energy_is_irradiance_at_the_origin(variant):
     for kind, distance in (("sun", 10.0), ("area", 8.0), ("point", 4.0)):
         lamp = LampSpec(kind, [0.0, 0.0, distance], [1.0] * 3, 2.0, 1.0)
         light = LightingSpec([0.0] * 3, [0.0] * 3, [lamp])
-        renderer = SceneRenderer(upright("cube", light, [[0.0, 0.0, 3.0]], 20.0), SIZE, variant)
-        value = renderer.radiance(64, seed=0)[0, SIZE // 2 - 4 : SIZE // 2 + 4, SIZE // 2 - 4 : SIZE // 2 + 4].mean()
+        renderer = renderer_of(upright("cube", light, [[0.0, 0.0, 3.0]], 20.0), variant)
+        value = renderer.radiance(64, seed=0)[
+            0, SIZE // 2 - 4 : SIZE // 2 + 4, SIZE // 2 - 4 : SIZE // 2 + 4, :3
+        ].mean()
         # the face is one unit nearer to the lamp than the origin is
         values.append(value * (1 if kind == "sun" else ((distance - 1) / distance) ** 2))
     assert np.allclose(values, np.mean(values), rtol=0.1)
     assert 0.5 < np.mean(values) / (0.9 * 2.0 / np.pi) < 1.5
 
 
+def test_a_shining_stick_is_a_surface_and_lights_what_is_near(variant):
+    dark = LightingSpec([0.0] * 3, [0.0] * 3, [], [0], [0.5, 1.0, 2.0])
+    spec = upright("cube", dark, [[0.0, -4.0, 0.0]])
+    stick = BlockSpec("stick", [0.0, -1.3, 0.0], [2.0, 0.2, 0.6], [0.0] * 3, thin=False)
+    geometry = dataclasses.replace(spec.geometry, blocks=[stick])
+    meshes = build_mesh(geometry, shining=[0])
+    renderer = SceneRenderer(dataclasses.replace(spec, geometry=geometry), meshes, SIZE, variant)
+    depth, image = renderer.depths()[0], renderer.radiance(16, seed=0)[0, ..., :3]
+    middle = SIZE // 2
+    ahead, below = depth[middle, middle], depth[middle + 5, middle]
+    assert below - ahead == pytest.approx(0.4 * 2 / 2.4, rel=1e-3)  # everything is 2.4 deep and becomes 2
+    assert np.allclose(image[middle, middle], [0.5, 1.0, 2.0])
+    lit = image[middle + 5, middle]
+    assert lit[2] > 0.1 and np.allclose(lit / lit[2], [0.25, 0.5, 1.0], rtol=1e-3)
+    assert renderer.exposed()[0, middle + 5, middle] and not renderer.exposed()[0, middle, middle]
+
+
+def test_normal_maps_tilt_the_surface_as_their_images_say(variant, tmp_path):
+    """Seen from -y the face of a cube has the image's right up (+z) and its down to the right (+x)."""
+    cases = (((191, 128, 238), (0, -1, 1), (0, -1, -1)), ((128, 191, 238), (-1, -1, 0), (1, -1, 0)))
+    for index, (pixel, bright, dark) in enumerate(cases):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(folder / "basecolor.png")
+        Image.fromarray(np.full((8, 8, 3), pixel, np.uint8)).save(folder / "normal.png")
+        values = []
+        for position in (bright, dark):
+            sun = LightingSpec([0.0] * 3, [0.0] * 3, [LampSpec("sun", list(map(float, position)), [1.0] * 3, 2.0, 0.0)])
+            spec = upright("cube", sun, [[0.0, -3.0, 0.0]], 20.0)
+            tilted = [dataclasses.replace(material, maps=".", rotation=0.0) for material in spec.texture.materials]
+            spec = dataclasses.replace(spec, texture=TextureSpec(tilted))
+            renderer = SceneRenderer(spec, build_mesh(spec.geometry), SIZE, variant, folder)
+            values.append(renderer.radiance(16, seed=0)[0, 8:16, 8:16, :3].mean())
+        # Lambert's cos(45 - 30) against cos(45 + 30); a rough principled surface is up to a quarter off it
+        assert values[0] / values[1] == pytest.approx(np.cos(np.pi / 12) / np.sin(np.pi / 12), rel=0.25)
+
+
 def test_glass_is_a_surface_and_lamps_are_not(variant):
     lamp = LampSpec("area", [3.5, 6.0, 0.0], [1.0] * 3, 2.0, 4.0)
     spec = upright("ellipsoid", LightingSpec([0.1] * 3, [0.1] * 3, [lamp]), [[0.0, -3.0, 0.0]])
-    opaque = SceneRenderer(spec, SIZE, variant).depths()
+    opaque = renderer_of(spec, variant).depths()
     glass = TextureSpec([dataclasses.replace(material, transmission=1.0) for material in spec.texture.materials])
-    renderer = SceneRenderer(dataclasses.replace(spec, texture=glass), SIZE, variant)
+    renderer = renderer_of(dataclasses.replace(spec, texture=glass), variant)
     assert np.array_equal(renderer.depths(), opaque)
-    background = renderer.radiance(4, seed=0)[0][opaque[0] == 0]
+    background = renderer.radiance(4, seed=0)[0, ..., :3][opaque[0] == 0]
     assert background.max() > 1 and np.isfinite(background).all()  # the lamp is seen there
 
 
 def test_the_same_seed_gives_the_same_radiance(variant):
     spec = sample_scene(scene_seeds(0, 0, 0, "all"), "paper", 2)
-    first, again, other = (SceneRenderer(spec, SIZE, variant).radiance(4, seed) for seed in (5, 5, 6))
+    first, again, other = (renderer_of(spec, variant).radiance(4, seed) for seed in (5, 5, 6))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_tone_map_exposes_surfaces_by_percentiles(rng):
-    radiance = rng.uniform(2, 4, (2, 50, 50, 3)).astype(np.float32)
-    depths = np.ones((2, 50, 50), np.float32)
-    depths[:, :10] = 0
-    radiance[:, :10] = 1000.0  # the background does not count, and saturates
-    image = tone_map(radiance, depths)
+    radiance = np.ones((2, 50, 50, 4), np.float32)
+    radiance[..., :3] = rng.uniform(2, 4, (2, 50, 50, 3))
+    surface = np.ones((2, 50, 50), bool)
+    surface[:, :10] = False
+    radiance[:, :10, :, :3] = 1000.0  # the background does not count, and saturates
+    image = tone_map(radiance, surface)
     assert (image[:, :10] == 255).all()
     assert 0.005 < (image[:, 10:] == 255).mean() < 0.02 and 0.005 < (image[:, 10:] == 0).mean() < 0.02
-    assert np.abs(image.astype(int) - tone_map(radiance * 7, depths)).max() <= 1
+    brighter = radiance * np.array([7, 7, 7, 1], np.float32)
+    assert np.abs(image.astype(int) - tone_map(brighter, surface)).max() <= 1
+
+
+def test_white_background_is_white_and_edges_are_blends_with_it(variant):
+    spec = upright("ellipsoid", dataclasses.replace(GREY, background="white"), [[0.0, -3.0, 0.0]])
+    renderer = renderer_of(spec, variant)
+    surface, radiance = renderer.depths()[0] > 0, renderer.radiance(16, seed=0)
+    image = tone_map(radiance, renderer.exposed())[0]
+    alpha = radiance[0, ..., 3]
+    assert (image[alpha == 0] == 255).all() and (alpha[surface] > 0.4).all()
+    # pi r^2 / 4 of the pixels up to half a pixel around the circle's edge; inside everything is surface
+    assert 0 < ((alpha > 0) & (alpha < 1)).sum() < 2 * np.pi * SIZE
+    assert alpha.sum() == pytest.approx(surface.sum(), rel=0.05)

@@ -1,7 +1,7 @@
-"""The camera attribute: paths around the origin and OpenCV extrinsics along them.
+"""The camera attribute: wide paths around the origin, and OpenCV extrinsics along them.
 
-The paper preset follows a closed path through seven points around the scene; the generic preset an arc above it, on
-which all views look at much the same surfaces.
+The paper and release presets follow a closed path on a sphere of changing radius; the generic preset an arc above the
+scene, on which all views look at much the same surfaces. `room_cameras` and `trajectories` have the other paths.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BASE_DISTANCE = 1.5 * np.sqrt(3)  # one and a half times the half diagonal of the cube [-1, 1]^3
-_CONTROL_POINTS = 7
-_MAX_TURN_DEG = 135.0
+
+Control = dict[str, list[float] | list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -23,39 +23,62 @@ class CameraSpec:
     """
 
     hfov: float  # degrees
-    target: list[float]  # look-at point
+    target: list[float]  # look-at point; of micro-baseline and room cameras that of the first view
     roll: float  # degrees
-    control: dict[str, list[float] | list[list[float]]]
+    control: Control
     positions: list[list[float]]  # [S][3], world
     extrinsics_w2c: list[list[list[float]]]  # [S][3][4], camera-from-world, OpenCV axes
+    aspect: float = 1.0  # height over width of the image
 
 
-def draw_cameras(rng: np.random.Generator, preset: str, views: int, varies: bool) -> CameraSpec:
-    """Draw a path and ``views`` cameras on it.
+@dataclass(frozen=True)
+class LoopRanges:
+    """A closed path: radii in units of BASE_DISTANCE, standard deviation of the look-at point, roll in degrees."""
+
+    radii: tuple[float, float]
+    target: float
+    roll: float
+    points: int  # control points
+    max_turn: float  # greatest angle between neighbours, degrees
+
+
+def loop_ranges(preset: str, varied: str) -> LoopRanges:
+    """The ranges of a preset in a data set that varies ``varied``."""
+    if preset == "release":
+        # the release closes its path by repeating the first of seven points
+        if varied == "lighting":
+            return LoopRanges((0.7, 1.0), 0.01, 0.0, 6, 120.0)
+        wide = varied in ("camera", "all")
+        return LoopRanges((0.7, 2.0) if wide else (0.85, 1.5), 0.35 if wide else 0.0, 0.0, 6, 135.0)
+    if varied in ("camera", "all"):
+        return LoopRanges((0.7, 2.0), 0.35, 20.0, 7, 135.0)
+    return LoopRanges((0.85, 1.5), 0.0, 0.0, 7, 135.0)
+
+
+def draw_orbit(rng: np.random.Generator, preset: str, views: int, varied: str) -> CameraSpec:
+    """Draw a wide path around the origin and ``views`` cameras on it.
 
     Args:
         rng (Generator): the camera stream.
-        preset (str): paper or generic.
+        preset (str): paper, release or generic.
         views (int): number of cameras.
-        varies (bool): whether the camera is what varies in this data set; in the paper preset distance, look-at point
-            and roll then take their wide ranges.
+        varied (str): the attribute that varies in this data set.
     """
     if preset == "generic":
         hfov, target, roll = rng.uniform(45, 65), rng.normal(0, 0.1, 3), rng.uniform(-5, 5)
         control, positions = _draw_arc(rng, views)
     else:
-        hfov = rng.uniform(45, 70)
-        target = rng.normal(0, 0.35, 3) if varies else np.zeros(3)
-        roll = rng.uniform(-20, 20) if varies else 0.0
-        control, positions = _draw_loop(rng, views, (0.7, 2.0) if varies else (0.85, 1.5))
+        ranges = loop_ranges(preset, varied)
+        hfov, target, roll = rng.uniform(45, 70), rng.normal(0, 1, 3) * ranges.target, rng.uniform(-1, 1) * ranges.roll
+        control, positions = draw_loop(rng, views, ranges)
     extrinsics = [look_at(position, target, roll).tolist() for position in positions]
     return CameraSpec(hfov, target.tolist(), roll, control, positions.tolist(), extrinsics)
 
 
-def intrinsic_matrix(hfov: float, size: int) -> np.ndarray:
-    """K [3, 3] in pixels of a square image: f = (size / 2) / tan(hfov / 2), principal point in the middle."""
-    focal = size / 2 / np.tan(np.deg2rad(hfov) / 2)
-    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+def intrinsic_matrix(hfov: float, width: int, height: int | None = None) -> np.ndarray:
+    """K [3, 3] in pixels: f = (width / 2) / tan(hfov / 2), principal point in the middle; a square without height."""
+    focal = width / 2 / np.tan(np.deg2rad(hfov) / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, (height or width) / 2], [0, 0, 1]])
 
 
 def look_at(position: np.ndarray, target: np.ndarray, roll: float = 0.0) -> np.ndarray:
@@ -91,26 +114,24 @@ def closed_spline(points: np.ndarray, count: int) -> np.ndarray:
     return np.sum(terms, axis=0) / 6
 
 
-def _draw_loop(
-    rng: np.random.Generator, views: int, reach: tuple[float, float]
-) -> tuple[dict[str, list[float] | list[list[float]]], np.ndarray]:
-    """Closed path through directions uniform on the sphere, no step between them longer than 135 degrees."""
-    limit = np.cos(np.deg2rad(_MAX_TURN_DEG))
+def draw_loop(rng: np.random.Generator, views: int, ranges: LoopRanges) -> tuple[Control, np.ndarray]:
+    """Closed path through directions uniform on the sphere, no step between them longer than ``max_turn``."""
+    limit = np.cos(np.deg2rad(ranges.max_turn))
     while True:
-        sine, azimuth = rng.uniform(-1, 1, _CONTROL_POINTS), rng.uniform(0, 2 * np.pi, _CONTROL_POINTS)
+        sine, azimuth = rng.uniform(-1, 1, ranges.points), rng.uniform(0, 2 * np.pi, ranges.points)
         cosine = np.sqrt(1 - sine**2)
         directions = np.stack([cosine * np.cos(azimuth), cosine * np.sin(azimuth), sine], axis=1)
         if np.sum(directions * np.roll(directions, -1, axis=0), axis=1).min() >= limit:
             break
-    low, high = reach[0] * BASE_DISTANCE, reach[1] * BASE_DISTANCE
-    radii = rng.uniform(low, high, _CONTROL_POINTS)
+    low, high = ranges.radii[0] * BASE_DISTANCE, ranges.radii[1] * BASE_DISTANCE
+    radii = rng.uniform(low, high, ranges.points)
     path = closed_spline(directions, views)
     distance = np.clip(closed_spline(radii[:, None], views), low, high)
-    control: dict[str, list[float] | list[list[float]]] = {"directions": directions.tolist(), "radii": radii.tolist()}
+    control: Control = {"directions": directions.tolist(), "radii": radii.tolist()}
     return control, path / np.linalg.norm(path, axis=1, keepdims=True) * distance
 
 
-def _draw_arc(rng: np.random.Generator, views: int) -> tuple[dict[str, list[float] | list[list[float]]], np.ndarray]:
+def _draw_arc(rng: np.random.Generator, views: int) -> tuple[Control, np.ndarray]:
     """Arc of 60 to 120 degrees in azimuth, elevation in 10..60 degrees and distance both swinging along it."""
     azimuth = rng.uniform(0, 360)
     span = rng.uniform(60, 120) * rng.choice([-1, 1])
@@ -122,7 +143,7 @@ def _draw_arc(rng: np.random.Generator, views: int) -> tuple[dict[str, list[floa
     radius = radii[0] + (radii[1] - radii[0]) * share[:, 1]
     angle = np.deg2rad(azimuth + span * (time - 0.5))
     direction = np.stack([np.cos(elevation) * np.cos(angle), np.cos(elevation) * np.sin(angle), np.sin(elevation)], 1)
-    control: dict[str, list[float] | list[list[float]]] = {
+    control: Control = {
         "azimuth_and_span": [float(azimuth), float(span)],
         "elevations": elevations.tolist(),
         "radii": radii.tolist(),

@@ -1,77 +1,95 @@
-"""From a `GeometrySpec` to one triangle mesh: primitives with height-field surfaces, each part in its atlas cell."""
+"""From a `GeometrySpec` to triangle meshes: primitives with height-field surfaces, then structures and surroundings."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from subspace3d.scenes.geometry import FIELDS, BoxSpec, GeometrySpec, GroundSpec, PartSpec
-from subspace3d.scenes.materials import GROUND_CELL, PALETTE, WALL_CELL, cell_uv
+from subspace3d.scenes.geometry import FIELDS, BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.heightfield import displacement, lookup
+from subspace3d.scenes.materials import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL
+from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix, triangulate
+from subspace3d.scenes.structures import cage_patches, cuboid_patches, ground_meshes, room_meshes
 
-_ELLIPSOID = (28, 56)  # quads along latitude and longitude
-_CUBE = 14  # quads along an edge
+# quads at detail 1
+_ELLIPSOID = (28, 56)  # along latitude and longitude
+_TORUS = (20, 48)  # around the tube and around the axis
+_TUBE = 0.3  # radius of a torus' tube over its outer radius
+_CUBE = 14  # along an edge
 _CYLINDER = (14, 56)  # along the axis and around it
-_CAP = 8  # quads along a cap's radius
+_CAP = 8  # along a cap's radius
 
 
 @dataclass
-class Mesh:
-    """Triangles in world coordinates; V vertices, F faces."""
+class SceneMeshes:
+    """What the cameras see."""
 
-    vertices: np.ndarray  # float64 [V, 3]
-    normals: np.ndarray  # float64 [V, 3], outward, unit
-    uv: np.ndarray  # float64 [V, 2], in the texture atlas
-    faces: np.ndarray  # int64 [F, 3], counter-clockwise seen from outside
-
-
-@dataclass
-class _Patch:
-    """A grid of vertices; row and column order such that d/drow x d/dcolumn points outward."""
-
-    points: np.ndarray  # [R, C, 3]
-    uv: np.ndarray  # [R, C, 2] in [0, 1]
-    periodic: bool  # first and last column coincide
+    objects: Mesh
+    shining: Mesh | None  # sticks that shine
+    cells: set[int]  # of the atlas that the objects wear
 
 
-def rotation_matrix(degrees: list[float]) -> np.ndarray:
-    """R = R_z R_y R_x [3, 3] for angles about x, y, z in degrees."""
-    cx, cy, cz = np.cos(np.deg2rad(degrees))
-    sx, sy, sz = np.sin(np.deg2rad(degrees))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+def build_mesh(
+    geometry: GeometrySpec,
+    detail: int = 1,
+    glass_slabs: Sequence[bool] = (),
+    shining: Collection[int] = (),
+) -> SceneMeshes:
+    """Build everything, and scale it so that the objects' longest side is 2, centred on the origin.
 
+    In a room the longest side of the room is 2 instead. Piece i of the scene, counted over the parts of all boxes and
+    on through cages and blocks, wears material ``i % PALETTE``.
 
-def build_mesh(geometry: GeometrySpec) -> Mesh:
-    """Build every part, stretch each group into its box, scale the objects to a longest side of 2 around the origin.
-
-    Part number i of the scene, counted over all boxes, wears material ``i % PALETTE``.
+    Args:
+        geometry (GeometrySpec): what to build.
+        detail (int): multiplies the number of quads along every edge of a primitive.
+        glass_slabs (sequence of bool): whether the i-th thin slab is of window glass.
+        shining (collection of int): numbers of the sticks that shine.
     """
-    groups = [_fill_box(box) for box in geometry.boxes]
-    points = np.concatenate([patch.points.reshape(-1, 3) for group in groups for part in group for patch in part])
+    pieces = [part for box in geometry.boxes for part in fill_box(box, detail)]
+    pieces += [cage_patches(cage) for cage in geometry.cages]
+    first_block = len(pieces)
+    pieces += [cuboid_patches(block.center, block.size, rotation_matrix(block.rotation)) for block in geometry.blocks]
+    sticks = [i for i, block in enumerate(geometry.blocks, first_block) if block.kind == "stick"]
+    panes = [i for i, block in enumerate(geometry.blocks, first_block) if block.thin]
+    bright = {piece for number, piece in enumerate(sticks) if number in shining}
+    glass = {piece for piece, is_glass in zip(panes, glass_slabs) if is_glass}
+
+    points = np.concatenate([patch.points.reshape(-1, 3) for piece in pieces for patch in piece])
     low, high = points.min(axis=0), points.max(axis=0)
     center, scale = (low + high) / 2, 2 / (high - low).max()
-    meshes = []
-    for index, part in enumerate(part for group in groups for part in group):
-        for patch in part:
+    if geometry.room is not None:
+        center, scale = np.zeros(3), 2 / max(geometry.room.extent)
+    objects, shining_meshes, cells = [], [], set()
+    for index, piece in enumerate(pieces):
+        cell = GLASS_CELL if index in glass else index % PALETTE
+        for patch in piece:
             patch.points = (patch.points - center) * scale
-            meshes.append(_triangulate(patch, index % PALETTE))
+        meshes = [triangulate(patch, cell) for patch in piece]
+        if index in bright:
+            shining_meshes += meshes
+        else:
+            objects += meshes
+            cells.add(cell)
     if geometry.ground is not None:
-        meshes += _ground_meshes(geometry.ground, float((low[2] - center[2]) * scale))
-    return _merge(meshes)
+        objects += ground_meshes(geometry.ground, float((low[2] - center[2]) * scale))
+        cells |= {FLOOR_CELL, WALL_CELL}
+    if geometry.room is not None:
+        objects += room_meshes(geometry.room)
+        cells |= {FLOOR_CELL, WALL_CELL, ROOF_CELL, GLASS_CELL}
+    return SceneMeshes(merge(objects), merge(shining_meshes) if shining_meshes else None, cells)
 
 
-def _fill_box(box: BoxSpec) -> list[list[_Patch]]:
-    group: list[list[_Patch]] = []
+def fill_box(box: BoxSpec, detail: int) -> list[list[Patch]]:
+    group: list[list[Patch]] = []
     for spec in box.parts:
         turn, move = rotation_matrix(spec.group_rotation), np.array(spec.group_translation)
         for part in group:
             for patch in part:
                 patch.points = patch.points @ turn.T + move
-        group.append(_primitive(spec))
+        group.append(_primitive(spec, detail))
     points = np.concatenate([patch.points.reshape(-1, 3) for part in group for patch in part])
     low, high = points.min(axis=0), points.max(axis=0)
     stretch = np.array(box.size) / (high - low)
@@ -81,170 +99,70 @@ def _fill_box(box: BoxSpec) -> list[list[_Patch]]:
     return group
 
 
-def _primitive(spec: PartSpec) -> list[_Patch]:
+def _primitive(spec: PartSpec, detail: int) -> list[Patch]:
     grids = np.random.default_rng(spec.height_seed).uniform(-1, 1, (FIELDS, 5, 5))
     fields = grids * np.array(spec.amplitudes)[:, None, None]
     axes = np.array(spec.semi_axes)
-    build = {"ellipsoid": _ellipsoid, "cube": _cube, "cylinder": _cylinder}[spec.kind]
+    build = {"ellipsoid": _ellipsoid, "cube": _cube, "cylinder": _cylinder, "torus": _torus}[spec.kind]
     turn, move = rotation_matrix(spec.rotation), np.array(spec.translation)
-    patches = build(axes, fields)
+    patches = build(axes, fields, detail)
     for patch in patches:
         patch.points = patch.points @ turn.T + move
     return patches
 
 
-def _ellipsoid(axes: np.ndarray, fields: np.ndarray) -> list[_Patch]:
-    rows, columns = _ELLIPSOID
+def _ellipsoid(axes: np.ndarray, fields: np.ndarray, detail: int) -> list[Patch]:
+    rows, columns = _ELLIPSOID[0] * detail, _ELLIPSOID[1] * detail
     theta, phi = np.meshgrid(np.linspace(0, np.pi, rows + 1), np.linspace(0, 2 * np.pi, columns + 1), indexing="ij")
     unit = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], -1)
-    normal = unit / axes
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    points = unit * axes + normal * displacement(fields[0], rows + 1, columns + 1)[..., None]
-    return [_Patch(points, _grid_uv(rows + 1, columns + 1), periodic=True)]
+    return [_displaced(unit * axes, unit / axes, fields[0])]
 
 
-def _cube(axes: np.ndarray, fields: np.ndarray) -> list[_Patch]:
-    first, second = np.meshgrid(np.linspace(-1, 1, _CUBE + 1), np.linspace(-1, 1, _CUBE + 1), indexing="ij")
+def _torus(axes: np.ndarray, fields: np.ndarray, detail: int) -> list[Patch]:
+    rows, columns = _TORUS[0] * detail, _TORUS[1] * detail
+    theta, phi = np.meshgrid(np.linspace(2 * np.pi, 0, rows + 1), np.linspace(0, 2 * np.pi, columns + 1), indexing="ij")
+    around = np.stack([np.cos(phi), np.sin(phi), np.zeros_like(phi)], -1)
+    tube = np.cos(theta)[..., None] * around + np.sin(theta)[..., None] * np.array([0.0, 0.0, 1.0])
+    shape = axes * np.array([1, 1, 1 / _TUBE])
+    return [_displaced(((1 - _TUBE) * around + _TUBE * tube) * shape, tube / shape, fields[0])]
+
+
+def _displaced(points: np.ndarray, normal: np.ndarray, field: np.ndarray) -> Patch:
+    rows, columns = points.shape[:2]
+    normal = normal / np.linalg.norm(normal, axis=-1, keepdims=True)
+    points = points + normal * displacement(field, rows, columns)[..., None]
+    return Patch(points, grid_uv(rows, columns), periodic=True)
+
+
+def _cube(axes: np.ndarray, fields: np.ndarray, detail: int) -> list[Patch]:
+    count = _CUBE * detail + 1
+    first, second = np.meshgrid(np.linspace(-1, 1, count), np.linspace(-1, 1, count), indexing="ij")
     patches = []
     for face in range(6):
         axis, sign = face // 2, 1.0 if face % 2 == 0 else -1.0
-        points = np.empty((_CUBE + 1, _CUBE + 1, 3))
+        points = np.empty((count, count, 3))
         # (axis + 1) x (axis + 2) = axis, so the negative face swaps them to keep its outward orientation
         along, across = ((axis + 1) % 3, (axis + 2) % 3) if sign > 0 else ((axis + 2) % 3, (axis + 1) % 3)
         points[..., along] = first * axes[along]
         points[..., across] = second * axes[across]
-        points[..., axis] = sign * (axes[axis] + displacement(fields[face], _CUBE + 1, _CUBE + 1))
-        patches.append(_Patch(points, _grid_uv(_CUBE + 1, _CUBE + 1), periodic=False))
+        points[..., axis] = sign * (axes[axis] + displacement(fields[face], count, count))
+        patches.append(Patch(points, grid_uv(count, count), periodic=False))
     return patches
 
 
-def _cylinder(axes: np.ndarray, fields: np.ndarray) -> list[_Patch]:
-    rows, columns = _CYLINDER
+def _cylinder(axes: np.ndarray, fields: np.ndarray, detail: int) -> list[Patch]:
+    rows, columns = _CYLINDER[0] * detail, _CYLINDER[1] * detail
     height, phi = np.meshgrid(np.linspace(1, -1, rows + 1), np.linspace(0, 2 * np.pi, columns + 1), indexing="ij")
-    ring = np.stack([np.cos(phi) * axes[0], np.sin(phi) * axes[1]], -1)
-    normal = np.stack([np.cos(phi) / axes[0], np.sin(phi) / axes[1]], -1)
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    ring = ring + normal * displacement(fields[0], rows + 1, columns + 1)[..., None]
-    patches = [_Patch(np.concatenate([ring, height[..., None] * axes[2]], -1), _grid_uv(rows + 1, columns + 1), True)]
+    unit = np.stack([np.cos(phi), np.sin(phi), height], -1)
+    patches = [_displaced(unit * axes, unit / axes * np.array([1, 1, 0]), fields[0])]
     for side, sign in ((1, 1.0), (2, -1.0)):
         radius, angle = np.meshgrid(
-            np.linspace(0, 1, _CAP + 1), np.linspace(0, sign * 2 * np.pi, columns + 1), indexing="ij"
+            np.linspace(0, 1, _CAP * detail + 1), np.linspace(0, sign * 2 * np.pi, columns + 1), indexing="ij"
         )
         x, y = radius * np.cos(angle), radius * np.sin(angle)
-        uv = np.stack([0.5 + 0.5 * x, 0.5 + 0.5 * y], -1)
+        uv = np.stack([0.5 + 0.5 * x, 0.5 - sign * 0.5 * y], -1)
         fade = np.clip((1 - radius) / 0.5, 0, 1)  # the rim stays where the side ends
-        lift = _lookup(fields[side], uv[..., 1], uv[..., 0]) * fade
+        lift = lookup(fields[side], uv[..., 1], uv[..., 0]) * fade
         points = np.stack([x * axes[0], y * axes[1], sign * (axes[2] + lift)], -1)
-        patches.append(_Patch(points, uv, periodic=True))
+        patches.append(Patch(points, uv, periodic=True))
     return patches
-
-
-@functools.cache
-def _linear(count: int, size: int) -> np.ndarray:
-    """[count, size] matrix that samples ``size`` values at ``count`` evenly spaced points, both ends included."""
-    position = np.linspace(0, size - 1, count)
-    base = np.minimum(position.astype(int), size - 2)
-    matrix = np.zeros((count, size))
-    matrix[np.arange(count), base] = 1 - (position - base)
-    matrix[np.arange(count), base + 1] = position - base
-    return matrix
-
-
-@functools.cache
-def _upsample() -> np.ndarray:
-    """[36, 5] matrix M: a 5 x 5 grid G becomes the 36 x 36 height field M G M^T.
-
-    Zero border to 7, bicubic (Catmull-Rom) to 30, outermost ring to zero, bilinear to 36.
-    """
-    position = np.linspace(0, 6, 30)
-    distance = np.abs(position[:, None] - np.arange(7)[None])
-    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    cubic = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    cubic[[0, -1]] = 0
-    return _linear(36, 30) @ cubic[:, 1:6]
-
-
-@functools.cache
-def _sampler(count: int) -> np.ndarray:
-    return _linear(count, 36) @ _upsample()
-
-
-def displacement(grid: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The height field of a 5 x 5 ``grid`` at rows x columns evenly spaced points; 0 along the border."""
-    return _sampler(rows) @ grid @ _sampler(columns).T
-
-
-def _lookup(grid: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    field = _upsample() @ grid @ _upsample().T
-    y, x = np.clip(v, 0, 1) * 35, np.clip(u, 0, 1) * 35
-    i, j = np.minimum(y.astype(int), 34), np.minimum(x.astype(int), 34)
-    y, x = y - i, x - j
-    top = field[i, j] * (1 - x) + field[i, j + 1] * x
-    return top * (1 - y) + (field[i + 1, j] * (1 - x) + field[i + 1, j + 1] * x) * y
-
-
-def _grid_uv(rows: int, columns: int) -> np.ndarray:
-    v, u = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
-    return np.stack([u, v], -1)
-
-
-def _grid_faces(rows: int, columns: int) -> np.ndarray:
-    corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
-    right, below, across = corner + 1, corner + columns, corner + columns + 1
-    return np.concatenate([np.stack([corner, below, across], 1), np.stack([corner, across, right], 1)])
-
-
-def _triangulate(patch: _Patch, cell: int) -> Mesh:
-    rows, columns = patch.points.shape[:2]
-    return Mesh(
-        patch.points.reshape(-1, 3),
-        _grid_normals(patch.points, patch.periodic).reshape(-1, 3),
-        cell_uv(cell, patch.uv.reshape(-1, 2)),
-        _grid_faces(rows, columns),
-    )
-
-
-def _grid_normals(points: np.ndarray, periodic: bool) -> np.ndarray:
-    """Area-weighted mean of the adjacent quads' normals; rows that shrink to a point share one normal."""
-    quads = np.cross(points[1:, 1:] - points[:-1, :-1], points[:-1, 1:] - points[1:, :-1])
-    normals = np.zeros_like(points)
-    for rows in (slice(None, -1), slice(1, None)):
-        for columns in (slice(None, -1), slice(1, None)):
-            normals[rows, columns] += quads
-    if periodic:
-        normals[:, 0] = normals[:, -1] = normals[:, 0] + normals[:, -1]
-        for row in (0, -1):
-            if np.ptp(points[row], axis=0).max() < 1e-9:
-                normals[row] = normals[row].sum(axis=0)
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    return normals / np.maximum(length, 1e-30)
-
-
-def _ground_meshes(ground: GroundSpec, floor: float) -> list[Mesh]:
-    angle = np.linspace(0, 2 * np.pi, 65)
-    rim = np.stack([np.cos(angle), np.sin(angle)], -1)
-    points = np.zeros((2, 65, 3))
-    points[1, :, :2] = rim * ground.radius
-    points[..., 2] = floor
-    uv = np.stack([np.full((65, 2), 0.5), 0.5 + 0.5 * rim])
-    meshes = [_triangulate(_Patch(points, uv, periodic=True), GROUND_CELL)]
-    if ground.wall_height > 0:
-        half = ground.wall_distance
-        for side in range(4):
-            turn = rotation_matrix([0.0, 0.0, ground.wall_azimuth + 90 * side])
-            top = floor + ground.wall_height
-            corners = np.array([[[half, -half, top], [half, half, top]], [[half, -half, floor], [half, half, floor]]])
-            uv = np.array([[[0, 1], [1, 1]], [[0, 0], [1, 0]]]) * np.array([1, ground.wall_height / (2 * half)])
-            meshes.append(_triangulate(_Patch(corners[:, ::-1] @ turn.T, uv, periodic=False), WALL_CELL))
-    return meshes
-
-
-def _merge(meshes: list[Mesh]) -> Mesh:
-    offsets = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
-    return Mesh(
-        np.concatenate([mesh.vertices for mesh in meshes]),
-        np.concatenate([mesh.normals for mesh in meshes]),
-        np.concatenate([mesh.uv for mesh in meshes]),
-        np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, offsets)]),
-    )

@@ -98,6 +98,7 @@ def load_mitsuba(name: Variant | None = None) -> ModuleType:
     wanted = VARIANTS[name] if name else mitsuba.variant() or VARIANTS["scalar"]
     if mitsuba.variant() != wanted:
         mitsuba.set_variant(wanted)
+    mitsuba.set_log_level(mitsuba.LogLevel.Error)  # warnings would break up the progress bar
     module: ModuleType = mitsuba
     return module
 
