@@ -11,6 +11,12 @@ from subspace3d.files import read_json
 SCRIPT = Path(sys.executable).with_name("subspace3d")
 
 
+def finished_adapters(out: Path) -> list[Path]:
+    """Those under their final names; what is being made lies in hidden folders."""
+    found = (out / "adapters").glob("*/*/adapter_model.safetensors")
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(out).parts)]
+
+
 def test_demo_killed_and_started_again_ends_in_a_report(tmp_path):
     out = tmp_path / "run"
     command = [str(SCRIPT), "demo", "--smoke", "--out", str(out)]
@@ -18,12 +24,12 @@ def test_demo_killed_and_started_again_ends_in_a_report(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not list(out.glob("adapters/**/adapter_config.json")):
+    while time.monotonic() < deadline and not finished_adapters(out):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    adapters = {path: path.stat().st_mtime_ns for path in out.glob("adapters/**/adapter_model.safetensors")}
+    adapters = {path: path.stat().st_mtime_ns for path in finished_adapters(out)}
     assert adapters
 
     second = subprocess.run(command, capture_output=True, text=True, check=False)
