@@ -176,6 +176,8 @@ class SubspaceModel(BaseTuner):
         # the layers hold the basis from now on
         config: Any = self.peft_config[adapter_name]
         config._resolved = None
+        # one launch an optimiser step instead of one a layer
+        se.group_folds(model)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:

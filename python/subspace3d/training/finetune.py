@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import subspace_ext as se
 from subspace3d import __version__, settings
 from subspace3d.adapters.basis import Basis, load_basis, select_files
 from subspace3d.adapters.hooks import method_hook
@@ -89,7 +88,6 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     model = apply_method(
         vggt, config.method, config.rank, config.targets, basis, backbone.identity, steps=config.train.steps
     )
-    se.group_folds(model)
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
     result = None
