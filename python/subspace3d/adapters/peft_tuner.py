@@ -17,6 +17,7 @@ from peft import mapping as peft_mapping
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+import subspace_ext as se
 from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis
 from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft_layers import SubspaceLayer
