@@ -38,7 +38,27 @@ def orthogonal_outlier():
     return b, a
 
 
+def collinear(distance, adapters=6, out_size=70, in_size=60, rank=4):
+    """Every adapter is the first one up to a part `distance` times as large: the stack has condition 1 / distance."""
+    b = torch.randn(out_size, rank, dtype=torch.float64).expand(adapters, -1, -1).clone()
+    a = torch.randn(rank, in_size, dtype=torch.float64).expand(adapters, -1, -1).clone()
+    b[1:] += distance * torch.randn(b[1:].shape, dtype=torch.float64)
+    a[1:] += distance * torch.randn(a[1:].shape, dtype=torch.float64)
+    return b, a
+
+
+def norms_apart():
+    """Twelve orders of magnitude between the smallest and the largest update."""
+    b, a = planted(7, 60, 50, 4)
+    return b * torch.logspace(-6, 6, 7, dtype=torch.float64)[:, None, None], a
+
+
 CASES = {
+    "identical_adapters": (lambda: collinear(0.0), 3),
+    "condition_1e4": (lambda: collinear(1e-4), 4),
+    "condition_1e7": (lambda: collinear(1e-7), 4),
+    "condition_1e12": (lambda: collinear(1e-12), 4),
+    "norms_apart_by_1e12": (norms_apart, 4),
     "planted": (lambda: planted(8, 90, 70, 8), 8),
     "wide": (lambda: planted(8, 70, 90, 8), 8),
     "outliers": (lambda: planted(8, 80, 72, 8, outliers=2), 8),
