@@ -115,9 +115,9 @@ def mine_subspace(
     _check(lora_b, lora_a, k, p, eps, max_iter, tol)
     single = lora_b.dim() == 3
     b, a = (lora_b.detach()[None], lora_a.detach()[None]) if single else (lora_b.detach(), lora_a.detach())
-    stops = [*range(_chunk_size(b, a), len(b), _chunk_size(b, a)), len(b)]
-    parts = [(start, b[start:stop], a[start:stop]) for start, stop in zip([0, *stops], stops)]
-    layers = [_mine_chunk(*part, k, p, eps, max_iter, tol) for part in parts]
+    step = _chunk_size(b, a)
+    starts = range(0, max(len(b), 1), step)
+    layers = [_mine_chunk(i, b[i : i + step], a[i : i + step], k, p, eps, max_iter, tol) for i in starts]
     fields = [torch.cat(column) for column in zip(*layers)]
     return MinedSubspace(*(field[0] for field in fields) if single else fields)
 
@@ -144,9 +144,8 @@ def _mine_chunk(
         _check_finite("lora_b", b, first)
         _check_finite("lora_a", a, first)
     space_b, space_a = settle(space_b, growth[0]), settle(space_a, growth[1])
-    core = irls(space_b.triangle.cpu(), space_a.triangle.cpu(), adapters, k, p, eps, max_iter, tol)
-    u, v = space_b.embed(core.u.to(b.device)), space_a.embed(core.v.to(a.device))
+    core = irls(space_b.triangle, space_a.triangle, adapters, k, p, eps, max_iter, tol)
+    u, v = space_b.embed(core.u), space_a.embed(core.v)
     pivots = u.gather(1, u.abs().argmax(dim=1, keepdim=True))
     signs = torch.where(pivots < 0, -1.0, 1.0).to(u.dtype)
-    rest = (field.to(b.device) for field in core[2:])
-    return ((u * signs).to(b.dtype), (v * signs).to(b.dtype), *rest)
+    return ((u * signs).to(b.dtype), (v * signs).to(b.dtype), *core[2:])

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
     "report": (configs.ReportConfig, "subspace3d.reporting.report"),
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
+    "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),
 }
 
@@ -59,6 +60,8 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             return configs.DoctorConfig(json="--json" in arguments)
         raise
     arguments = list(arguments)
+    if verb == "bench" and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--benchmark")
     from_file: list[str] = []
     for index, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):
