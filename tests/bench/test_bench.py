@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_bench_mining_equals_the_dense_route(monkeypatch, tmp_path, capsys):
     assert [row["shape"] for row in kept] == ["qkv", "fc2"]
     assert all(row["commit"] and row["device"] and row["dense_matrices"] == 3 for row in kept)
     assert "dense s (scaled)" in capsys.readouterr().out
+    assert not any("error" in row for row in run(replace(config, dense=0, out=None)))
 
 
 def test_growth_is_the_slope():

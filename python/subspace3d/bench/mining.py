@@ -155,14 +155,15 @@ def _table(rows: list[dict[str, Any]]) -> str:
         f"mining one attribute: N = {first['N']}, r = {first['r']}, k = {first['k']}, {first['iterations']} iterations"
     )
     header = ["", "matrices", "s", "dense s/iteration", "dense s (scaled)", "times faster", "error"]
-    notes = [
-        f"dense: {first['dense_matrices']} matrices of each shape, float64; error: the largest relative one against it"
-    ]
+    notes = []
+    if compared:
+        count = compared[0]["dense_matrices"]
+        notes.append(f"dense: {count} matrices of each shape, float64; error: the largest relative one against it")
     if any(row["error"] > AGREEMENT for row in compared):
         notes.append(f"NOT EQUAL to the dense definition within {AGREEMENT:g}")
     if "peak_memory_bytes" in first:
         notes.append(f"peak memory of the process: {max(row['peak_memory_bytes'] for row in rows) / 2**30:.2f} GiB")
-    return "\n".join([title, harness.table(header, lines), *(notes if compared else notes[1:])])
+    return "\n".join([title, harness.table(header, lines), *notes])
 
 
 # ---- growth ----------------------------------------------------------------------------------------------------------
