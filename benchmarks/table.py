@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 CASE_KEYS = (
     "benchmark", "peer", "shape", "views", "K", "r", "precision", "checkpointing", "backbone", "layers", "N", "k",
-    "iterations", "varies",
+    "iterations", "varies", "clock", "threads",
 )  # fmt: skip
 
 
@@ -51,12 +51,16 @@ def groups(rows: list[Row], *keys: str) -> list[list[Row]]:
     return list(found.values())
 
 
+def time_of(row: Row) -> str:
+    return f"{row['clock']} time, {row['threads']} threads"
+
+
 def ratio(row: Row, prefix: str = "") -> str:
     return f"{row[f'{prefix}ratio']:.2f} ({row[f'{prefix}ratio_10']:.2f}-{row[f'{prefix}ratio_90']:.2f})"
 
 
 def linear_tables(rows: list[Row]) -> Iterable[str]:
-    for case in groups(rows, "views", "K", "r", "precision"):
+    for case in groups(rows, "views", "K", "r", "precision", "clock", "threads"):
         first = case[0]
         shapes = list(dict.fromkeys(row["shape"] for row in case))
         floor = sum(row["seconds"] for row in case if row["peer"] == "frozen")
@@ -79,10 +83,9 @@ def linear_tables(rows: list[Row]) -> Iterable[str]:
                 ]
             )
         header = ["", *shapes, "all", "ms", "saved B/token", "trained", "Python us, fresh / kept fold"]
-        yield (
-            f"**linear**, {first['views']} views ({first['tokens']:,} tokens), {first['precision']}: forward and"
-            f" backward, ratio to the frozen linear of the same round (10-90 %)\n\n{markdown(header, lines)}"
-        )
+        case_name = f"{first['views']} views ({first['tokens']:,} tokens), {first['precision']}, {time_of(first)}"
+        meaning = "forward and backward, ratio to the frozen linear of the same round (10-90 %)"
+        yield f"**linear**, {case_name}: {meaning}\n\n{markdown(header, lines)}"
         excluded = sorted(
             {f"{label(row['peer'], row['K'], row['r'])}: {row['excluded']}" for row in case if "excluded" in row}
         )
@@ -91,7 +94,7 @@ def linear_tables(rows: list[Row]) -> Iterable[str]:
 
 
 def model_tables(rows: list[Row], what: str, names: Callable[[Row], str]) -> Iterable[str]:
-    for case in groups(rows, "views", "K", "r", "precision", "backbone"):
+    for case in groups(rows, "views", "K", "r", "precision", "backbone", "clock", "threads"):
         first = case[0]
         lines = []
         for row in case:
@@ -114,7 +117,8 @@ def model_tables(rows: list[Row], what: str, names: Callable[[Row], str]) -> Ite
             )
         header = ["", "ms", "/ without adapters (10-90 %)", "/ PEFT", "saved MiB", "/ PEFT", "trained"]
         backbone = f" of {first['backbone']}" if "backbone" in first else ""
-        yield f"**{what}**{backbone}, {first['views']} views, {first['precision']}\n\n{markdown(header, lines)}"
+        case_name = f"{first['views']} views, {first['precision']}, {time_of(first)}"
+        yield f"**{what}**{backbone}, {case_name}\n\n{markdown(header, lines)}"
 
 
 def _name(row: Row) -> str:
@@ -127,7 +131,7 @@ def _name(row: Row) -> str:
 
 
 def mining_tables(rows: list[Row]) -> Iterable[str]:
-    for case in groups(rows, "layers", "N", "r", "k", "iterations"):
+    for case in groups(rows, "layers", "N", "r", "k", "iterations", "clock", "threads"):
         first = case[0]
         lines = [
             [
@@ -160,7 +164,7 @@ def mining_tables(rows: list[Row]) -> Iterable[str]:
         memory = max((row.get("peak_memory_bytes", 0) for row in case), default=0)
         yield (
             f"**mining** one attribute, N = {first['N']}, r = {first['r']}, k = {first['k']}, {first['iterations']}"
-            f" iterations\n\n{markdown(header, lines)}"
+            f" iterations, {time_of(first)}\n\n{markdown(header, lines)}"
         )
         if memory:
             yield f"Peak memory of the process: {memory / 2**30:.2f} GiB."

@@ -58,7 +58,7 @@ def test_the_table_is_that_of_the_committed_results():
 def test_the_table_keeps_the_newest_row_and_refuses_mixed_devices(tmp_path):
     table = script("table")
     sizes = {"in": 4, "out": 5, "layers": 2, "N": 3, "r": 1, "k": 1, "iterations": 4, "threads": 1}
-    origin = {"device": "Card A", "commit": "abc", "command": "c", "torch": "2"}
+    origin = {"device": "Card A", "commit": "abc", "command": "c", "torch": "2", "clock": "wall"}
     row = {"benchmark": "mining", "peer": "subspace", "shape": "qkv", "seconds": 9.0, **sizes, **origin}
     path = tmp_path / "card-a.jsonl"
     path.write_text("".join(json.dumps({**row, "seconds": seconds}) + "\n" for seconds in (9.0, 7.0)))

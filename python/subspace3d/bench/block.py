@@ -149,7 +149,7 @@ def _case(config: BenchConfig, views: int, core: int, device: torch.device, prec
         for checkpointing in (False, True):
             row: dict[str, Any] = {
                 "benchmark": "block", "peer": name, "views": views, "tokens": tokens, "K": core, "r": config.rank,
-                "precision": precision, "checkpointing": checkpointing, "errors": found,
+                "precision": precision, "checkpointing": checkpointing, "clock": config.clock, "errors": found,
             }  # fmt: skip
             rows.append(row)
             if max(found.values()) > LIMITS[precision]:
@@ -171,7 +171,9 @@ def _case(config: BenchConfig, views: int, core: int, device: torch.device, prec
             steps[_key(row)] = step
     for checkpointing in (False, True):
         chosen = {key: step for key, step in steps.items() if key.endswith(str(checkpointing))}
-        timings = harness.measure(chosen, f"frozen {checkpointing}", device, config.rounds_on(device.type), 0.02)
+        timings = harness.measure(
+            chosen, f"frozen {checkpointing}", device, config.rounds_on(device.type), 0.02, config.clock
+        )
         for row in rows:
             if _key(row) in timings:
                 row |= timings[_key(row)].fields()
@@ -210,5 +212,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["", "views", "ms", "/ frozen", "10-90 %", "saved KiB/token", "/ PEFT", "peak MiB"]
-    title = f"a frame block of VGGT-1B, {rows[0]['precision']}, forward + backward, folds included"
+    title = (
+        f"a frame block of VGGT-1B, {rows[0]['precision']}, forward + backward, folds included, {rows[0]['clock']} time"
+    )
     return f"{title}\n{harness.table(header, lines)}"

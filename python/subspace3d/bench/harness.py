@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math
@@ -22,6 +23,10 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], None]
+
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+"""What measures time on a CPU. The processor time of all threads of the process says how much work a step is on a
+machine that others use too, where wall time says how busy they are; it means a duration with one thread only."""
 
 FLUSH_BYTES = 2**28
 """Written between the rounds on a GPU: more than any L2 cache holds."""
@@ -156,7 +161,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def measure(
-    steps: Mapping[str, Step], baseline: str, device: torch.device, rounds: int, least_seconds: float
+    steps: Mapping[str, Step],
+    baseline: str,
+    device: torch.device,
+    rounds: int,
+    least_seconds: float,
+    clock: str = "wall",
 ) -> dict[str, Timing]:
     """Time every step in turn, round after round, so that drift of clock and load meets all of them alike.
 
@@ -165,12 +175,13 @@ def measure(
         baseline: the name the ratios refer to.
         rounds: rounds that count; one more warms up and does not.
         least_seconds: a step shorter than this is repeated within a round.
+        clock: of `CLOCKS`; a GPU is always timed by its own events.
     """
-    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    taken_by = _cuda_seconds if device.type == "cuda" else functools.partial(_cpu_seconds, CLOCKS[clock])
     repeats = {}
     for name, step in steps.items():
-        clock(step, 1)
-        repeats[name] = max(1, math.ceil(least_seconds / max(clock(step, 1), 1e-6)))
+        taken_by(step, 1)
+        repeats[name] = max(1, math.ceil(least_seconds / max(taken_by(step, 1), 1e-6)))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     names = list(steps)
@@ -183,7 +194,7 @@ def measure(
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 if flush is not None:
                     flush.zero_()
-                seconds[name].append(clock(steps[name], repeats[name]))
+                seconds[name].append(taken_by(steps[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()
@@ -197,11 +208,11 @@ def _summary(taken: list[float], baseline: list[float]) -> Timing:
     )
 
 
-def _cpu_seconds(step: Step, repeats: int) -> float:
-    start = time.perf_counter()
+def _cpu_seconds(now: Callable[[], float], step: Step, repeats: int) -> float:
+    start = now()
     for _ in range(repeats):
         step()
-    return (time.perf_counter() - start) / repeats
+    return (now() - start) / repeats
 
 
 def _cuda_seconds(step: Step, repeats: int) -> float:

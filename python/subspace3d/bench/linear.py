@@ -51,7 +51,7 @@ def _case(
     problem = make_problem(shape.in_features, shape.out_features, tokens, core, config.rank, precision, device)
     common = {
         "benchmark": "linear", "shape": shape.name, "in": shape.in_features, "out": shape.out_features,
-        "views": views, "tokens": tokens, "K": core, "r": config.rank, "precision": precision,
+        "views": views, "tokens": tokens, "K": core, "r": config.rank, "precision": precision, "clock": config.clock,
     }  # fmt: skip
     rows: dict[str, dict[str, Any]] = {}
     peers: dict[str, Peer] = {}
@@ -73,10 +73,11 @@ def _case(
             "peak_bytes": harness.peak_bytes(steps[name], device),
         }
     least = 0.02 if device.type == "cuda" else 0.005
-    for name, timing in harness.measure(steps, "frozen", device, config.rounds_on(device.type), least).items():
+    rounds = config.rounds_on(device.type)
+    for name, timing in harness.measure(steps, "frozen", device, rounds, least, config.clock).items():
         rows[name] |= timing.fields()
     if device.type == "cuda":
-        _add_graph_times(rows, steps, device, config.rounds_on(device.type), least)
+        _add_graph_times(rows, steps, device, rounds, least)
     return list(rows.values())
 
 
@@ -125,7 +126,7 @@ def _add_graph_times(
 
 
 def python_cost(names: list[str], precision: str, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Microseconds of one step of a layer so small that only Python and dispatch count; best of five.
+    """Microseconds of one step of a layer so small that only Python and dispatch count; best of fifteen.
 
     Returns:
         for each peer the step after an optimiser step, and one without (gradient accumulation, recomputation).
@@ -146,15 +147,16 @@ def python_cost(names: list[str], precision: str, device: torch.device) -> dict[
         torch.set_num_threads(threads)
 
 
-def _least_microseconds(step: harness.Step, repeats: int = 300) -> float:
+def _least_microseconds(step: harness.Step, repeats: int = 100) -> float:
+    """Processor time: one thread works, and whatever else runs on the machine must not count."""
     for _ in range(repeats // 3):
         step()
     best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(15):
+        start = time.process_time()
         for _ in range(repeats):
             step()
-        best = min(best, (time.perf_counter() - start) / repeats)
+        best = min(best, (time.process_time() - start) / repeats)
     return 1e6 * best
 
 
@@ -197,7 +199,7 @@ def _one_table(rows: list[dict[str, Any]], python: Mapping[str, tuple[float, flo
         )
     title = (
         f"{first['views']} views ({first['tokens']:,} tokens), {first['precision']}, forward + backward, fold included;"
-        f" ratio to the frozen linear of the same round, median of {rows[0]['rounds']} rounds"
+        f" ratio to the frozen linear of the same round, median of {rows[0]['rounds']} rounds, {first['clock']} time"
     )
     header = ["", *shapes, "all", "ms", "saved B/token", "trained", "Python us", "fold kept"]
     worst = max(value for row in rows for value in row["errors"].values()) if rows else 0.0

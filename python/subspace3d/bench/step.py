@@ -127,7 +127,7 @@ def _case(
             model = models[method]
             row: dict[str, Any] = {
                 "benchmark": "step", "peer": method, "backbone": name, "views": views, "tokens": tokens, "K": core,
-                "r": config.rank, "precision": precision, "checkpointing": checkpointing,
+                "r": config.rank, "precision": precision, "checkpointing": checkpointing, "clock": config.clock,
                 "trained": sum(p.numel() for p in trainer.trained), "loss": losses[method],
             }  # fmt: skip
             rows.append(row)
@@ -138,7 +138,7 @@ def _case(
             saved = harness.saved_for_backward(trainer.loss, [*model.parameters(), *model.buffers()], 1)
             row |= {"saved_bytes": saved.activations, "peak_bytes": harness.peak_bytes(trainer.step, device)}
         steps = {row["peer"]: trainers[row["peer"]].step for row in rows[-3:] if "excluded" not in row}
-        timings = harness.measure(steps, "off", device, config.rounds_on(device.type), 0.0)
+        timings = harness.measure(steps, "off", device, config.rounds_on(device.type), 0.0, config.clock)
         for row in rows[-3:]:
             if row["peer"] in timings:
                 row |= timings[row["peer"]].fields()
@@ -167,5 +167,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["", "views", "ms", "/ off", "10-90 %", "tokens/s", "trained", "saved MiB", "peak MiB"]
-    title = f"training step of {rows[0]['backbone']}, {rows[0]['precision']}: forward, backward, AdamW"
+    first = rows[0]
+    title = (
+        f"training step of {first['backbone']}, {first['precision']}: forward, backward, AdamW, {first['clock']} time"
+    )
     return f"{title}\n{harness.table(header, lines)}"
