@@ -65,6 +65,8 @@ CASES = {
     "orthogonal_outlier": (orthogonal_outlier, 8),
     "no_shared_part": (lambda: planted(6, 64, 64, 8, shared=0, noise=1.0), 8),
     "rank_deficient": (lambda: planted(6, 50, 40, 8, shared=3, noise=0.0), 6),
+    "k_below_the_shared_rank": (lambda: planted(8, 90, 70, 8), 3),
+    "k_below_the_shared_rank_with_outliers": (lambda: planted(10, 90, 100, 8, noise=0.4, outliers=1), 2),
     "k_is_N_r": (lambda: planted(3, 40, 30, 4), 12),
     "one_adapter": (lambda: planted(1, 40, 30, 6), 4),
     "rank_one": (lambda: planted(7, 33, 57, 1), 3),
