@@ -1,6 +1,6 @@
 """Where folding beats the factored plan: the constants behind `choose_fold` in subspace_ext/ops/subspace_linear.py.
 
-python benchmarks/crossover.py [--core 64] [--rounds 5] [--precision fp32] [--shapes qkv proj fc1 fc2]
+python benchmarks/crossover.py [--core 64] [--rounds 5] [--precision fp32] [--shapes qkv proj fc1 fc2] [--clock wall]
 
 Times forward and backward of both plans over growing numbers of tokens, a fresh fold in every step, and reads off the
 tokens at which the ratio passes one.
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=PRECISIONS, default=None, help="default: autocast on a GPU, else fp32")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--clock", choices=list(harness.CLOCKS), default="wall", help="process: on a shared machine")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = arguments.precision or ("autocast" if device.type == "cuda" else "fp32")
@@ -49,7 +50,7 @@ def main() -> None:
         for tokens in TOKENS:
             problem = make_problem(shape.in_features, shape.out_features, tokens, arguments.core, 16, precision, device)
             steps = {plan: training_step(problem, PEERS[plan](problem)) for plan in ("factored", "fold")}
-            timings = harness.measure(steps, "factored", device, arguments.rounds, 0.02)
+            timings = harness.measure(steps, "factored", device, arguments.rounds, 0.02, arguments.clock)
             ratios.append(timings["fold"].ratio[0])
         at[name] = crossing(list(TOKENS), ratios)
         lines.append([name, *(f"{ratio:.2f}" for ratio in ratios), f"{at[name]:.0f}"])

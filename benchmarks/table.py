@@ -52,7 +52,7 @@ def groups(rows: list[Row], *keys: str) -> list[list[Row]]:
 
 
 def time_of(row: Row) -> str:
-    return f"{row['clock']} time, {row['threads']} threads"
+    return f"{row['clock']} time, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
 
 
 def ratio(row: Row, prefix: str = "") -> str:
@@ -213,9 +213,7 @@ def render(path: Path) -> str:
 
 
 def _origin(rows: list[Row]) -> str:
-    origins = dict.fromkeys(
-        f"`{row['command']}`, commit {row['commit']}, torch {row['torch']}, {row['threads']} threads" for row in rows
-    )
+    origins = dict.fromkeys(f"`{row['command']}`, commit {row['commit']}, torch {row['torch']}" for row in rows)
     return "; ".join(origins) + "."
 
 

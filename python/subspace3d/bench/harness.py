@@ -80,10 +80,16 @@ def _version(distribution: str) -> str | None:
 
 
 def _commit() -> str:
-    """Of the checkout this package is imported from; an installed wheel gives the package's version."""
-    folder = Path(__file__).parent
-    found = _output(["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]).strip()
-    return found or f"version {_version('subspace3d')}"
+    """Of the checkout this module belongs to; of an installed wheel the package's version.
+
+    Changes below benchmarks/ do not make it dirty: that is where the rows go.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # a wheel may be installed inside somebody else's repository
+    if not _output([*git, "ls-files", Path(__file__).name]):
+        return f"version {_version('subspace3d')}"
+    changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks"])
+    return _output([*git, "describe", "--always", "--exclude=*"]).strip() + ("-dirty" if changed else "")
 
 
 def _output(command: list[str]) -> str:

@@ -166,13 +166,13 @@ def _tables(rows: list[dict[str, Any]], python: Mapping[str, tuple[float, float]
     for views, core in dict.fromkeys((row["views"], row["K"]) for row in rows):
         chosen = [row for row in rows if (row["views"], row["K"]) == (views, core)]
         parts.append(_one_table(chosen, python))
-    excluded = dict.fromkeys(
-        f"  {label(row['peer'], row['K'], row['r'])} ({row['shape']}): {row['excluded']}"
-        for row in rows
-        if "excluded" in row
-    )
-    if excluded:
-        parts.append("not timed:\n" + "\n".join(excluded))
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if "excluded" in row:
+            reasons.setdefault(f"{label(row['peer'], row['K'], row['r'])}: {row['excluded']}", []).append(row["shape"])
+    if reasons:
+        lines = [f"  {reason} ({', '.join(dict.fromkeys(shapes))})" for reason, shapes in reasons.items()]
+        parts.append("not timed:\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
