@@ -293,6 +293,7 @@ class BenchConfig:
         for name in ("views", "cores"):
             values = getattr(self, name)
             _require(len(values) > 0 and min(values) >= 1, name, "one or more sizes of at least 1", values)
+        _require(max(self.cores) <= 1024, "cores", "at most 1024, the width of VGGT-1B", self.cores)
         _require(len(self.shapes) > 0, "shapes", "at least one shape", self.shapes)
         for name in ("rank", "layers", "adapters", "k", "iterations"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))

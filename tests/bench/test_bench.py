@@ -134,11 +134,17 @@ def test_bench_mining_sweep_grows_slower_than_cubic(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"views": ()}, "views must be one or more"), ({"cores": (0,)}, "cores must be one or more"),
-     ({"rank": 0}, "rank must be at least 1"), ({"rounds": -1}, "rounds must be at least 0")],
+     ({"rank": 0}, "rank must be at least 1"), ({"rounds": -1}, "rounds must be at least 0"),
+     ({"cores": (64, 2048)}, "cores must be at most 1024")],
 )  # fmt: skip
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         BenchConfig(**change)
+
+
+def test_an_unknown_peer_is_named():
+    with pytest.raises(ValueError, match=r"peers must be among frozen, .*, got adalora"):
+        linear.run(BenchConfig(peers=("lora", "adalora")), CPU, "fp32")
 
 
 def test_an_absent_gpu_is_named(monkeypatch):

@@ -17,12 +17,16 @@ from subspace3d.progress import Progress
 CHECKED_TOKENS = 512
 """On a CPU, where float64 is slow, the peers are checked on this many tokens."""
 PYTHON_PEERS = ("frozen", "fold", "factored", "lora", "lora-xs", "tinylora")
+"""Peers whose cost of Python and dispatch is measured: those that run in any size on any device."""
 PYTHON_SIZE = 16
-"""Width of the layers with which the cost of Python and dispatch is measured."""
+"""Width of the layers with which that is done."""
 
 
 def run(config: BenchConfig, device: torch.device, precision: str) -> list[dict[str, Any]]:
     names = list(config.peers) or [name for name in PEERS if name != "lora-compiled" or device.type == "cuda"]
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise ValueError(f"peers must be among {', '.join(PEERS)}, got {', '.join(unknown)}")
     if "frozen" not in names:
         names.insert(0, "frozen")
     cases = [(views, shape, core) for views in config.views for shape in config.shapes for core in config.cores]
@@ -31,7 +35,8 @@ def run(config: BenchConfig, device: torch.device, precision: str) -> list[dict[
         for views, shape, core in cases:
             rows += _case(config, SHAPES[shape], views, core, names, device, precision)
             progress.advance(note=f"{shape}, {views} views, K = {core}")
-    python = python_cost(names, precision, device)
+    timed = dict.fromkeys(row["peer"] for row in rows if "seconds" in row)
+    python = python_cost([name for name in PYTHON_PEERS if name in timed], precision, device)
     for row in rows:
         row["python_us"], row["python_kept_us"] = python.get(row["peer"], (None, None))
     print(_tables(rows, python))
@@ -135,7 +140,7 @@ def python_cost(names: list[str], precision: str, device: torch.device) -> dict[
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        peers = {name: PEERS[name](problem) for name in names if name in PYTHON_PEERS}
+        peers = {name: PEERS[name](problem) for name in names}
         return {
             name: (
                 _least_microseconds(training_step(problem, peer)),
