@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import subspace_ext as se
-from subspace3d.adapters.methods import SUBSPACE_SCALE, add_cores
 from subspace3d.backbones.config import named_config
 from subspace3d.backbones.layers import Block, Rotation, rotary_table
 from subspace3d.bench import harness
-from subspace3d.bench.peers import LIMITS
+from subspace3d.bench.peers import LIMITS, SCALE
 from subspace3d.bench.shapes import TOKENS_PER_VIEW
 from subspace3d.configs import BenchConfig
 
@@ -46,13 +45,11 @@ def make_blocks(core: int, rank: int, device: torch.device, precision: str) -> d
         copy.deepcopy(frozen), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LINEARS))
     )
     subspace = copy.deepcopy(frozen)
-    basis = {}
     for name in LINEARS:
+        parent, _, child = name.rpartition(".")
         linear: Any = subspace.get_submodule(name)
-        out_features, in_features = linear.weight.shape
-        u, v = (torch.linalg.qr(torch.randn(size, core, device=device)).Q for size in (out_features, in_features))
-        basis[name] = (u, v)
-    add_cores(subspace, basis)
+        u, v = (torch.linalg.qr(torch.randn(size, core, device=device)).Q for size in linear.weight.shape)
+        setattr(subspace.get_submodule(parent), child, se.SubspaceLinear.from_linear(linear, u, v, SCALE))
     with torch.no_grad():
         for name, parameter in lora.named_parameters():
             if "lora_B" in name:
@@ -71,7 +68,7 @@ def dense_block(frozen: Block, tuned: nn.Module) -> Block:
         linear: Any = dense.get_submodule(name)
         target = linear.weight.data
         if isinstance(layer, se.SubspaceLinear):
-            target += SUBSPACE_SCALE * layer.U.double() @ layer.c.detach().double() @ layer.V.double().t()
+            target += layer.scale * layer.U.double() @ layer.c.detach().double() @ layer.V.double().t()
         elif hasattr(layer, "lora_A"):
             a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
             target += layer.scaling["default"] * b.double() @ a.double()
