@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from subspace_ext.column_space import column_space, settle
 from subspace_ext.ops.irls import irls
 
 
@@ -69,12 +70,12 @@ def _check(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, max_ite
         raise ValueError(f"tol must be 0 or more, got {tol}")
 
 
-def _check_finite(name: str, stack: Tensor) -> None:
-    """stack [L, N, ., .]. Raises ValueError naming the first layer and adapter with NaN or Inf."""
+def _check_finite(name: str, stack: Tensor, first: int) -> None:
+    """stack [L, N, ., .], `first` the number of its first layer. Raises ValueError naming layer and adapter."""
     finite = torch.isfinite(stack).flatten(2).all(dim=2)
     if not finite.all():
         layer, adapter = (~finite).nonzero()[0].tolist()
-        raise ValueError(f"{name} must be finite, got NaN or Inf in layer {layer}, adapter {adapter}")
+        raise ValueError(f"{name} must be finite, got NaN or Inf in layer {first + layer}, adapter {adapter}")
 
 
 def mine_subspace(
@@ -114,31 +115,37 @@ def mine_subspace(
     _check(lora_b, lora_a, k, p, eps, max_iter, tol)
     single = lora_b.dim() == 3
     b, a = (lora_b.detach()[None], lora_a.detach()[None]) if single else (lora_b.detach(), lora_a.detach())
-    _check_finite("lora_b", b)
-    _check_finite("lora_a", a)
-    layers = [_mine_chunk(b[i : i + step], a[i : i + step], k, p, eps, max_iter, tol) for i, step in _chunks(b, a)]
+    step = _chunk_size(b, a)
+    starts = range(0, max(len(b), 1), step)
+    layers = [_mine_chunk(i, b[i : i + step], a[i : i + step], k, p, eps, max_iter, tol) for i in starts]
     fields = [torch.cat(column) for column in zip(*layers)]
     return MinedSubspace(*(field[0] for field in fields) if single else fields)
 
 
-def _chunks(b: Tensor, a: Tensor) -> list[tuple[int, int]]:
-    """(start, count) of groups of layers whose float64 stacks stay below about 256 MB; one empty group for L = 0."""
-    per_layer = 8 * max(b[0].numel() + a[0].numel() if len(b) else 1, 1)
-    step = max(1, 2**28 // per_layer)
-    return [(start, step) for start in range(0, max(len(b), 1), step)]
+def _chunk_size(b: Tensor, a: Tensor) -> int:
+    """Number of layers whose float64 stacks stay below about 256 MB; on a GPU, which wants hundreds at once, 4 GB."""
+    per_layer = 8 * (b[0].numel() + a[0].numel()) if len(b) else 1
+    return max(1, 2 ** (32 if b.is_cuda else 28) // per_layer)
 
 
-def _mine_chunk(b: Tensor, a: Tensor, k: int, p: float, eps: float, max_iter: int, tol: float) -> tuple[Tensor, ...]:
+def _mine_chunk(
+    first: int, b: Tensor, a: Tensor, k: int, p: float, eps: float, max_iter: int, tol: float
+) -> tuple[Tensor, ...]:
+    """The fields of MinedSubspace for layers `first`, `first` + 1, ..."""
     layers, adapters, out_size, rank = b.shape
-    in_size = a.shape[-1]
     columns = adapters * rank
-    stacked_b = b.double().transpose(1, 2).reshape(layers, out_size, columns)
-    stacked_a = a.double().permute(0, 3, 1, 2).reshape(layers, in_size, columns)
-    qb, rb = torch.linalg.qr(stacked_b)
-    qa, ra = torch.linalg.qr(stacked_a)
-    core = irls(rb.cpu(), ra.cpu(), adapters, k, p, eps, max_iter, tol)
-    u, v = qb @ core.u.to(qb.device), qa @ core.v.to(qa.device)
+    # One copy that widens and reorders at once.
+    wide_b = b.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format)
+    stacked_b = wide_b.reshape(layers, out_size, columns)
+    stacked_a = a.double().reshape(layers, columns, a.shape[-1]).mT
+    (space_b, growth_b), (space_a, growth_a) = column_space(stacked_b), column_space(stacked_a)
+    growth = torch.stack([growth_b, growth_a]).cpu()
+    if not torch.isfinite(growth).all():
+        _check_finite("lora_b", b, first)
+        _check_finite("lora_a", a, first)
+    space_b, space_a = settle(space_b, growth[0]), settle(space_a, growth[1])
+    core = irls(space_b.triangle, space_a.triangle, adapters, k, p, eps, max_iter, tol)
+    u, v = space_b.embed(core.u), space_a.embed(core.v)
     pivots = u.gather(1, u.abs().argmax(dim=1, keepdim=True))
     signs = torch.where(pivots < 0, -1.0, 1.0).to(u.dtype)
-    rest = (field.to(b.device) for field in core[2:])
-    return ((u * signs).to(b.dtype), (v * signs).to(b.dtype), *rest)
+    return ((u * signs).to(b.dtype), (v * signs).to(b.dtype), *core[2:])

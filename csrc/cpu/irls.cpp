@@ -15,7 +15,8 @@ namespace subspace {
 namespace {
 
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
-// Vectors carried beyond k; they make the subspace iteration converge by (s[k+8] / s[k])^2 a step.
+// Vectors carried beyond k, and beyond r where that is more: M's values drop after the r-th if adapters share their
+// subspace, and a block of m makes the subspace iteration converge by (s[m+1] / s[k])^2 a step.
 constexpr std::int64_t kGuard = 8;
 // A step costs about a twelfth of a full decomposition at the sizes of interest.
 constexpr int kWarmSteps = 8;
@@ -39,7 +40,11 @@ Shape shape_of(const IrlsSizes& sizes) {
   shape.ldn = padded(shape.sn);
   shape.k = sizes.k;
   // Beyond a third of the core the full decomposition is the cheaper one.
-  shape.block = 3 * (sizes.k + kGuard) <= shape.sn ? sizes.k + kGuard : sizes.k;
+  shape.block = sizes.k;
+  for (const std::int64_t wanted : {sizes.k, sizes.rank}) {
+    const std::int64_t block = std::max(sizes.k, wanted) + kGuard;
+    if (3 * block <= shape.sn) shape.block = block;
+  }
   return shape;
 }
 

@@ -13,13 +13,18 @@ constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 // Residual of a singular pair, relative to the largest value, at which it counts as exact.
 constexpr double kConverged = 256 * kEpsilon;
 
-// Largest |M^T u_i - s_i v_i| of the first k pairs, u_i = y_i / s_i; fills zt with M^T u_i for the whole block.
-double pair_residual(std::int64_t sm, std::int64_t sn, std::int64_t k, const double* matrix, std::int64_t ldn,
-                     std::int64_t ldm, const LeadingBlock& block) {
+struct Residuals {
+  double largest;   // |M^T u_i - s_i v_i|, u_i = y_i / s_i, over the first k pairs
+  double coupling;  // sqrt(sum of s_i^2 |M^T u_i - s_i v_i|^2) over the rest of the block
+};
+
+// Fills zt with M^T u_i for the whole block.
+Residuals pair_residuals(std::int64_t sm, std::int64_t sn, std::int64_t k, const double* matrix, std::int64_t ldn,
+                         std::int64_t ldm, const LeadingBlock& block) {
   for (std::int64_t i = 0; i < block.rows; ++i) scale(ldm, 1.0 / block.values[i], block.yt + i * ldm);
   multiply(block.rows, sn, sm, block.yt, ldm, 1, matrix, ldn, block.zt, ldn);
-  double largest = 0.0;
-  for (std::int64_t i = 0; i < k; ++i) {
+  double largest = 0.0, coupling = 0.0;
+  for (std::int64_t i = 0; i < block.rows; ++i) {
     const double* z = block.zt + i * ldn;
     const double* v = block.vt + i * ldn;
     double sum = 0.0;
@@ -27,18 +32,24 @@ double pair_residual(std::int64_t sm, std::int64_t sn, std::int64_t k, const dou
       const double difference = z[j] - block.values[i] * v[j];
       sum += difference * difference;
     }
-    largest = std::max(largest, sum);
+    if (i < k) {
+      largest = std::max(largest, sum);
+    } else {
+      coupling += block.values[i] * block.values[i] * sum;
+    }
   }
-  return std::sqrt(largest);
+  return {std::sqrt(largest), std::sqrt(coupling)};
 }
 
-// True when no singular value outside the first k can exceed the k-th. What lies outside the block, E = M - Y V^T,
-// has |E|_2^2 <= |E|_F^2, and more sharply <= |E^T E|_F; a direction outside the first k mixes E with the rest of the
-// block, so its square is at most values[k]^2 + |E|_2^2.
+// True when no singular value outside the first k can exceed the k-th. Outside them M is B + E: B the rest of the
+// block, E = M - Y V^T what lies outside the block. Then M M^T is B B^T + E E^T there, and as a sum of two positive
+// semidefinite matrices P + Q it has norm at most max(|P|, |Q|) + |P^(1/2) Q^(1/2)| <= max(s[k+1]^2, |E|^2) + coupling.
+// |E|^2 is at most |E|_F^2 and, more sharply, at most |E^T E|_F.
 bool is_leading(std::int64_t sm, std::int64_t sn, std::int64_t k, const double* matrix, std::int64_t ldn,
-                std::int64_t ldm, const LeadingBlock& block, double* remainder, double* gram) {
+                std::int64_t ldm, const LeadingBlock& block, double coupling, double* remainder, double* gram) {
   const double next = block.rows > k ? block.values[k] * block.values[k] : 0.0;
-  const double room = block.values[k - 1] * block.values[k - 1] - next;
+  const double room = block.values[k - 1] * block.values[k - 1] - coupling;
+  if (next > room) return false;
   double outside = dot(sm * ldn, matrix, matrix);
   for (std::int64_t i = 0; i < block.rows; ++i) outside -= block.values[i] * block.values[i];
   if (outside <= room) return true;
@@ -65,9 +76,9 @@ bool leading_subspace(std::int64_t sm, std::int64_t sn, std::int64_t k, const do
     orthogonalise_rows(block.rows, block.yt, ldm, block.vt, ldn, block.values);
     // A block wider than the rank has no meaningful last vectors, and the full decomposition is then cheap.
     if (!(block.values[block.rows - 1] > 1e-10 * block.values[0])) return false;
-    const double residual = pair_residual(sm, sn, k, matrix, ldn, ldm, block);
+    const auto [residual, coupling] = pair_residuals(sm, sn, k, matrix, ldn, ldm, block);
     const double target = kConverged * block.values[0];
-    if (residual <= target) return is_leading(sm, sn, k, matrix, ldn, ldm, block, remainder, gram);
+    if (residual <= target) return is_leading(sm, sn, k, matrix, ldn, ldm, block, coupling, remainder, gram);
     if (step >= 2) {
       const double rate = residual / previous;
       const double steps_left = std::log(target / residual) / std::log(rate);

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
     "report": (configs.ReportConfig, "subspace3d.reporting.report"),
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
+    "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),
 }
 

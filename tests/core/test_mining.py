@@ -38,13 +38,35 @@ def orthogonal_outlier():
     return b, a
 
 
+def collinear(distance, adapters=6, out_size=70, in_size=60, rank=4):
+    """Every adapter is the first one up to a part `distance` times as large: the stack has condition 1 / distance."""
+    b = torch.randn(out_size, rank, dtype=torch.float64).expand(adapters, -1, -1).clone()
+    a = torch.randn(rank, in_size, dtype=torch.float64).expand(adapters, -1, -1).clone()
+    b[1:] += distance * torch.randn(b[1:].shape, dtype=torch.float64)
+    a[1:] += distance * torch.randn(a[1:].shape, dtype=torch.float64)
+    return b, a
+
+
+def norms_apart():
+    """Twelve orders of magnitude between the smallest and the largest update."""
+    b, a = planted(7, 60, 50, 4)
+    return b * torch.logspace(-6, 6, 7, dtype=torch.float64)[:, None, None], a
+
+
 CASES = {
+    "identical_adapters": (lambda: collinear(0.0), 3),
+    "condition_1e4": (lambda: collinear(1e-4), 4),
+    "condition_1e7": (lambda: collinear(1e-7), 4),
+    "condition_1e12": (lambda: collinear(1e-12), 4),
+    "norms_apart_by_1e12": (norms_apart, 4),
     "planted": (lambda: planted(8, 90, 70, 8), 8),
     "wide": (lambda: planted(8, 70, 90, 8), 8),
     "outliers": (lambda: planted(8, 80, 72, 8, outliers=2), 8),
     "orthogonal_outlier": (orthogonal_outlier, 8),
     "no_shared_part": (lambda: planted(6, 64, 64, 8, shared=0, noise=1.0), 8),
     "rank_deficient": (lambda: planted(6, 50, 40, 8, shared=3, noise=0.0), 6),
+    "k_below_the_shared_rank": (lambda: planted(8, 90, 70, 8), 3),
+    "k_below_the_shared_rank_with_outliers": (lambda: planted(10, 90, 100, 8, noise=0.4, outliers=1), 2),
     "k_is_N_r": (lambda: planted(3, 40, 30, 4), 12),
     "one_adapter": (lambda: planted(1, 40, 30, 6), 4),
     "rank_one": (lambda: planted(7, 33, 57, 1), 3),

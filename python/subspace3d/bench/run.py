@@ -1,0 +1,39 @@
+"""The verb bench: runs one benchmark and keeps its rows."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from subspace3d.bench import harness
+from subspace3d.configs import BenchConfig
+
+
+def run(config: BenchConfig) -> list[dict[str, Any]]:
+    """Measure, print the table, append the rows to OUT/<device>.jsonl.
+
+    Raises:
+        ValueError: a device or precision that is not there.
+    """
+    device = _device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "autocast" if device.type == "cuda" else "fp32"
+    print(f"{harness.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    # one module a benchmark, so that mining needs no PEFT
+    benchmark = importlib.import_module(f"subspace3d.bench.{config.benchmark}")
+    origin = harness.provenance(device)
+    rows = [{**row, **origin} for row in benchmark.run(config, device, precision)]
+    if config.out is not None:
+        path = harness.append_rows(config.out, rows)
+        print(f"{len(rows)} rows appended to {path}")
+    return rows
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("device must be cpu on this machine, got 'cuda': torch sees no GPU")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
