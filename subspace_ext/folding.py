@@ -52,18 +52,20 @@ def sources(layer: _SubspaceLayer) -> list[Tensor]:
 
 
 def key_of(layer: _SubspaceLayer, dtype: torch.dtype) -> tuple:
-    """Differs whenever a fold of the layer in `dtype` may differ."""
+    """Differs whenever a fold of the layer in `dtype` may differ. Made for every layer in every forward: kept flat."""
+    buffers = layer._buffers
+    c, weight, bias, U, V = layer._parameters["c"], layer.weight, layer.bias, buffers["U"], buffers["V"]
+    assert c is not None and U is not None and V is not None
     return (
-        *((tensor.data_ptr(), tensor._version) for tensor in sources(layer)),
-        layer.scale,
-        layer.rounding,
-        dtype,
-        _optimizer_steps,
-    )
+        c.data_ptr(), c._version, weight.data_ptr(), weight._version,
+        U.data_ptr(), U._version, V.data_ptr(), V._version,
+        None if bias is None else bias.data_ptr(), None if bias is None else bias._version,
+        layer.scale, layer.rounding, dtype, _optimizer_steps,
+    )  # fmt: skip
 
 
 class FoldBuffer:
-    """One layer's matrix on a GPU, [[w_eff, U], [V^T, 0]] (a convolution's w_eff alone), and the job that fills it."""
+    """A layer's matrix on a GPU, [[w_eff, s U], [V^T, 0]] (a convolution's w_eff alone), and the job that fills it."""
 
     def __init__(self, layer: _SubspaceLayer, dtype: torch.dtype) -> None:
         weight, rank = layer.weight.detach().flatten(1), layer.rank
@@ -76,16 +78,19 @@ class FoldBuffer:
             # Rows of whole 16 bytes, as matrix products want them.
             width = (in_size + rank + 7) // 8 * 8
             augmented = torch.zeros(out_size + rank, width, dtype=dtype, device=weight.device)
-            augmented[:out_size, in_size : in_size + rank] = layer.U
+            augmented[:out_size, in_size : in_size + rank] = layer.scale * layer.U
             augmented[out_size:, :in_size] = layer.V.t()
             bias = None
             if layer.bias is not None:
                 bias = torch.cat([layer.bias.detach(), layer.bias.new_zeros(rank)]).to(dtype)
-            self.folded = Folded(augmented[:out_size, :in_size], augmented, bias)
+            target = augmented[:out_size, :in_size]
+            u, v = augmented[:out_size, in_size : in_size + rank], augmented[out_size:, :in_size].t()
+            self.folded = Folded(target, u, v, bias, augmented)
         else:
-            folded = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
-            self.folded = Folded(folded.view(layer.weight.shape))
-        target = self.folded.weight.flatten(1) if not layer.augments else self.folded.weight
+            target = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
+            bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+            scaled = (layer.scale * layer.U).to(dtype)
+            self.folded = Folded(target.view(layer.weight.shape), scaled, layer.V.to(dtype), bias)
         self.job = Job(target, weight, layer.U.float(), self._mid, layer.V.float(), layer.scale)
         self._launch: Launch | None = None
 

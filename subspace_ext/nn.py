@@ -18,6 +18,8 @@ from subspace_ext.ops.subspace_linear import (
     check_input,
     check_update,
     choose_fold,
+    folded_linear,
+    without_autocast,
 )
 
 Self = TypeVar("Self", bound="_SubspaceLayer")
@@ -83,7 +85,7 @@ class _SubspaceLayer(nn.Module):
     @property
     def merged(self) -> bool:
         """True between merge() and unmerge()."""
-        return self._base_weight is not None
+        return self._buffers["_base_weight"] is not None
 
     @property
     def rank(self) -> int:
@@ -134,22 +136,26 @@ class _SubspaceLayer(nn.Module):
         self._kept = None
         self._buffer = None
 
-    def _folded(self, dtype: torch.dtype) -> Folded | None:
-        """The fold in `dtype`, kept in training mode; None leaves folding to the op."""
-        if torch.compiler.is_compiling():
-            return Folded(self.merged_weight(dtype))
+    def _current_fold(self, dtype: torch.dtype) -> Folded | None:
+        """The kept fold, if it is one in `dtype` and true to what the layer holds."""
+        kept = self._kept
+        if kept is None or kept.dtype != dtype or not self.training or not folding.keepable():
+            return None
+        return kept.folded if kept.key == folding.key_of(self, dtype) else None
+
+    def _fold(self, dtype: torch.dtype) -> Folded | None:
+        """A new fold in `dtype`, kept in training mode; None leaves folding to the op."""
         if not self.training or any(tensor.is_inference() for tensor in folding.sources(self)):
-            return Folded(self._fold_anew(dtype)) if self.rounding == "stochastic" else None
+            return self._fold_anew(dtype) if self.rounding == "stochastic" else None
         if not folding.keepable():
-            return self._fold_into(self.buffer_in(dtype)) if self._native(dtype) else Folded(self._fold_anew(dtype))
-        if self._kept is None or self._kept.key != folding.key_of(self, dtype):
-            if not self._native(dtype):
-                self._keep(dtype, Folded(self._fold_anew(dtype)))
-            elif self._group is not None and self._kept is not None and self._kept.dtype == dtype:
-                self._group.fill(dtype, self.seed)
-            else:
-                self._fold_into(self.buffer_in(dtype))
-                self.keep(dtype)
+            return self._fold_into(self.buffer_in(dtype)) if self._native(dtype) else self._fold_anew(dtype)
+        if not self._native(dtype):
+            self._keep(dtype, self._fold_anew(dtype))
+        elif self._group is not None and self.has_stale_fold(dtype, self.seed):
+            self._group.fill(dtype, self.seed)
+        else:
+            self._fold_into(self.buffer_in(dtype))
+            self.keep(dtype)
         assert self._kept is not None
         return self._kept.folded
 
@@ -165,9 +171,10 @@ class _SubspaceLayer(nn.Module):
         )
 
     @torch.no_grad()
-    def _fold_anew(self, dtype: torch.dtype) -> Tensor:
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self.merged_weight(dtype)
+    def _fold_anew(self, dtype: torch.dtype) -> Folded:
+        with without_autocast(self.weight.device.type):
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return Folded(self.merged_weight(dtype), (self.scale * self.U).to(dtype), self.V.to(dtype), bias)
 
     def _fold_into(self, buffer: folding.FoldBuffer) -> Folded:
         buffer.fill(self.seed)
@@ -287,13 +294,24 @@ class SubspaceLinear(_SubspaceLayer):
         w = self.weight
         if x.dim() == 0 or x.shape[-1] != w.shape[1]:
             raise ValueError(f"x must be [..., in] with in = {w.shape[1]}, got shape {tuple(x.shape)}")
-        dtype = autocast_dtype(x)
-        check_input(x, w, self.bias, self.U, self.c, self.V, autocast=dtype is not None)
-        if dtype is not None:
+        autocast = autocast_dtype(x)
+        dtype = x.dtype if autocast is None else autocast
+        plan = self.plan
+        fold = plan == "fold" or choose_fold(plan, x.numel() // w.shape[1], w, exact=self.rounding == "nearest")
+        compiling = torch.compiler.is_compiling()
+        folded = self._current_fold(dtype) if fold and not compiling else None
+        if folded is None or x.device != w.device:
+            check_input(x, w, self.bias, self.U, self.c, self.V, autocast=autocast is not None)
+            folded = self._fold(dtype) if fold and not compiling else None
+        if folded is not None:
+            if autocast is None:
+                return folded_linear(x, folded, self.c)
+            with without_autocast(x.device.type):
+                return folded_linear(x.to(dtype), folded, self.c)
+        if autocast is not None:
             x = x.to(dtype)
-        fold = choose_fold(self.plan, x.numel() // w.shape[1], w, exact=self.rounding == "nearest")
-        folded = self._folded(x.dtype) if fold else None
-        return apply_checked(x, w, self.bias, self.U, self.c, self.V, self.scale, fold, folded)
+        w_eff = self.merged_weight(dtype) if fold and compiling else None
+        return apply_checked(x, w, self.bias, self.U, self.c, self.V, self.scale, fold, w_eff)
 
     def extra_repr(self) -> str:
         return (
@@ -358,8 +376,12 @@ class SubspaceConv2d(_SubspaceLayer):
             return nn.functional.conv2d(x, w, self.bias, self.stride, padding, self.dilation)
         batch = x if x.dim() == 4 else x[None]
         geometry = (self.stride, padding, self.dilation)
-        folded = self._folded(x.dtype)
-        w_eff = None if folded is None else folded.weight
+        w_eff: Tensor | None
+        if torch.compiler.is_compiling():
+            w_eff = self.merged_weight(x.dtype)
+        else:
+            folded = self._current_fold(x.dtype) or self._fold(x.dtype)
+            w_eff = folded.weight if folded is not None else None
         y = subspace_conv2d(batch, w, self.bias, self.U, self.c, self.V, self.scale, geometry, w_eff)
         return y if x.dim() == 4 else y[0]
 

@@ -34,7 +34,10 @@ def fold_weight(
     Returns:
         [out, in], contiguous, of dtype `dtype`.
     """
-    return torch.ops.subspace_ext.fold_weight(w, u, c, v, scale, dtype, seed)
+    if torch.compiler.is_compiling() or (c.requires_grad and torch.is_grad_enabled()):
+        return torch.ops.subspace_ext.fold_weight(w, u, c, v, scale, dtype, seed)
+    # Without a graph to record, the dispatcher costs more than a small fold.
+    return rank_update(w, u, c, v, scale, dtype, seed)
 
 
 @torch.library.register_fake("subspace_ext::fold_weight")

@@ -3,8 +3,8 @@
 One implementation (`_forward`, `_backward`) stands behind two entries: an `autograd.Function`, which is cheaper in
 eager mode, and the library op `subspace_ext::subspace_linear`, which `torch.compile` can trace.
 
-Folded weights come as a `Folded`: alone, or in the corner of an augmented matrix with which one product gives y and p,
-and one product dx and g.
+A module that keeps its fold goes a third way, `folded_linear`: with the fold in the corner of an augmented matrix one
+product gives y and p, and one product dx and g.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ FOLD_TOKENS_CUDA = 1000
 
 
 class Folded(NamedTuple):
-    """A fold made before the call, in the dtype of the call."""
+    """A fold made before the call; all in the dtype of the call."""
 
-    weight: Tensor  # w_eff [out, in]
-    augmented: Tensor | None = None  # [[w_eff, U], [V^T, 0]] of at least [out + K, in + K]; holds weight
-    bias: Tensor | None = None  # [out + K]: the layer's bias and zeros, where it has one and augmented is there
+    weight: Tensor  # w_eff, shaped like w
+    u: Tensor  # scale * U [out, K]: all it is used for is dc = scale * g^T p
+    v: Tensor  # [in, K]
+    bias: Tensor | None  # [out], or [out + K] filled up with zeros beside an augmented
+    augmented: Tensor | None = None  # [[w_eff, s U], [V^T, 0]] of at least [out + K, in + K]; holds weight, u and v
 
 
 def choose_fold(plan: str, tokens: int, w: Tensor, exact: bool = True) -> bool:
@@ -128,23 +130,17 @@ def _forward(
     scale: float,
     fold: bool,
     project: bool,
-    folded: Folded | None = None,
+    w_eff: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y [..., out] and p = x v [T, K] in the dtype of x; p has no rows unless `project`."""
-    dtype = x.dtype
-    out_size, rank = u.shape
+    dtype, rank = x.dtype, u.shape[1]
     linear = torch.nn.functional.linear
     with without_autocast(x.device.type):
         tokens = x.reshape(-1, x.shape[-1])
-        if fold and project and folded is not None and folded.augmented is not None:
-            both = linear(tokens, folded.augmented[: out_size + rank, : x.shape[-1]], folded.bias)
-            # Copied out: a view saved for backward would keep all of y.
-            return _shaped(both[:, :out_size], x.shape[:-1]), both[:, out_size:].contiguous()
         narrow_bias = None if bias is None else bias.to(dtype)
         p = tokens @ v.to(dtype) if project or not fold else tokens.new_empty(0, rank)
         if fold:
-            w_eff = fold_weight(w, u, c, v, scale, dtype) if folded is None else folded.weight
-            y = linear(tokens, w_eff, narrow_bias)
+            y = linear(tokens, fold_weight(w, u, c, v, scale, dtype) if w_eff is None else w_eff, narrow_bias)
         else:
             core = c.to(accumulation_dtype(dtype)).t()
             y = rank_update_(linear(tokens, w.to(dtype), narrow_bias), p, core, u, scale)
@@ -163,26 +159,20 @@ def _backward(
     scale: float,
     fold: bool,
     needs: tuple[bool, bool],
-    folded: Folded | None = None,
+    w_eff: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx = dy w_eff + dp v^T [..., in] and dc = scale * (dy u)^T p [K, K], each only where `needs` asks for it."""
     dtype = dy.dtype
-    in_size, rank = v.shape
-    dx = dc = g = None
+    dx = dc = None
     with without_autocast(dy.device.type):
         rows = dy.reshape(-1, dy.shape[-1])
-        if all(needs) and folded is not None and folded.augmented is not None:
-            both = rows @ folded.augmented[: rows.shape[1], : in_size + rank]
-            dx, g = both[:, :in_size], both[:, in_size:]
-        elif needs[1] or not fold:
-            g = rows @ u.to(dtype)
-        if needs[0] and dx is None:
+        g = rows @ u.to(dtype) if needs[1] or not fold else None
+        if needs[0]:
             if fold:
-                dx = rows @ (fold_weight(w, u, c, v, scale, dtype) if folded is None else folded.weight)
+                dx = rows @ (fold_weight(w, u, c, v, scale, dtype) if w_eff is None else w_eff)
             else:
                 assert g is not None
                 dx = rank_update_(rows @ w.to(dtype), g, c.to(accumulation_dtype(dtype)), v, scale)
-        if dx is not None:
             if dp is not None and dp.shape[0] == rows.shape[0]:
                 dx = dx + dp @ v.to(dtype).t()
             dx = _shaped(dx, dy.shape[:-1])
@@ -194,23 +184,86 @@ def _backward(
 
 class _SubspaceLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, u, c, v, scale, fold, folded):
+    def forward(ctx, x, w, bias, u, c, v, scale, fold):
         project = c.requires_grad
-        y, p = _forward(x, w, bias, u, c, v, scale, fold, project, folded)
-        weight, augmented = (None, None) if folded is None else folded[:2]
-        # Kept through autograd, which notices when a later fold writes into the same memory.
-        ctx.save_for_backward(p if project else None, w, u, c, v, weight, augmented)
+        y, p = _forward(x, w, bias, u, c, v, scale, fold, project)
+        ctx.save_for_backward(p if project else None, w, u, c, v)
         ctx.scale, ctx.fold = scale, fold
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        p, w, u, c, v, weight, augmented = ctx.saved_tensors
+        p, w, u, c, v = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
-        folded = None if weight is None else Folded(weight, augmented)
-        dx, dc = _backward(dy, None, p, w, u, c, v, ctx.scale, ctx.fold, needs, folded)
-        return dx, None, None, None, dc, None, None, None, None
+        dx, dc = _backward(dy, None, p, w, u, c, v, ctx.scale, ctx.fold, needs)
+        return dx, None, None, None, dc, None, None, None
+
+
+class _FoldedLinear(torch.autograd.Function):
+    """The fold plan on a kept fold: nothing but products, since its Python runs for every layer in every step."""
+
+    @staticmethod
+    def forward(ctx, x, c, folded):
+        weight, u, v, bias, augmented = folded
+        tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        ctx.core_dtype = c.dtype
+        if not c.requires_grad:
+            ctx.save_for_backward(weight)
+            return _shaped(torch.nn.functional.linear(tokens, weight, _own_bias(folded)), x.shape[:-1])
+        if augmented is None:
+            y, p = torch.nn.functional.linear(tokens, weight, bias), torch.mm(tokens, v)
+            y = y if x.dim() == 2 else _shaped(y, x.shape[:-1])
+        else:
+            out_size, rank = u.shape
+            both = torch.nn.functional.linear(tokens, augmented[: out_size + rank, : tokens.shape[1]], bias)
+            # Copied out: a view saved for backward would keep all of y.
+            y, p = _shaped(both[:, :out_size], x.shape[:-1]), both[:, out_size:].contiguous()
+        # Kept through autograd, which notices when a later fold writes into the same memory.
+        ctx.save_for_backward(weight, p, u)
+        ctx.augmented = augmented
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return (_products_once if torch.is_grad_enabled() else _products)(ctx, dy)
+
+
+def _own_bias(folded: Folded) -> Tensor | None:
+    bias = folded.bias
+    return bias if bias is None or folded.augmented is None else bias[: folded.u.shape[0]]
+
+
+def _products(ctx, dy):
+    needs_x, needs_c, _ = ctx.needs_input_grad
+    rows = dy if dy.dim() == 2 else dy.reshape(-1, dy.shape[-1])
+    if not needs_c:
+        (weight,) = ctx.saved_tensors
+        return _shaped(rows @ weight, dy.shape[:-1]), None, None
+    weight, p, u = ctx.saved_tensors
+    dx, augmented = None, ctx.augmented
+    if augmented is not None and needs_x:
+        in_size = weight.shape[1]
+        both = rows @ augmented[: u.shape[0], : in_size + u.shape[1]]
+        dx, g = _shaped(both[:, :in_size], dy.shape[:-1]), both[:, in_size:]
+    else:
+        g = torch.mm(rows, u)
+        if needs_x:
+            dx = torch.mm(rows, weight)
+            dx = dx if dy.dim() == 2 else _shaped(dx, dy.shape[:-1])
+    dc = core_grad(g, p, 1.0)
+    return dx, dc if dc.dtype == ctx.core_dtype else dc.to(ctx.core_dtype), None
+
+
+# Asked for a graph of the gradient, it gives one that refuses to be used.
+_products_once = once_differentiable(_products)
+
+
+def folded_linear(x: Tensor, folded: Folded, c: Tensor) -> Tensor:
+    """y [..., out] from x [..., in] in the dtype of the fold, which was made from this `c`; autocast must be off."""
+    if torch.is_grad_enabled() and (x.requires_grad or c.requires_grad):
+        return _FoldedLinear.apply(x, c, folded)
+    return torch.nn.functional.linear(x, folded.weight, _own_bias(folded))
 
 
 torch.library.define(
@@ -222,7 +275,7 @@ torch.library.define(
 
 @torch.library.register_kernel("subspace_ext::subspace_linear", "default")
 def _library_forward(x, w, bias, u, c, v, scale, fold, project, w_eff=None):
-    return _forward(x, w, bias, u, c, v, scale, fold, project, None if w_eff is None else Folded(w_eff))
+    return _forward(x, w, bias, u, c, v, scale, fold, project, w_eff)
 
 
 @torch.library.register_fake("subspace_ext::subspace_linear")
@@ -244,8 +297,7 @@ def _library_backward(ctx, dy, dp):
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
     if dy is None:
         dy = w.new_zeros(*ctx.leading, w.shape[0], dtype=v.dtype if dp is None else dp.dtype)
-    folded = None if w_eff is None else Folded(w_eff)
-    dx, dc = _backward(dy, dp, p, w, u, c, v, ctx.scale, ctx.fold, needs, folded)
+    dx, dc = _backward(dy, dp, p, w, u, c, v, ctx.scale, ctx.fold, needs, w_eff)
     return dx, None, None, None, dc, None, None, None, None, None
 
 
@@ -261,16 +313,15 @@ def apply_checked(
     v: Tensor,
     scale: float,
     fold: bool,
-    folded: Folded | None = None,
+    w_eff: Tensor | None = None,
 ) -> Tensor:
-    """`subspace_linear` after its checks and casts; `folded` is a fold made before."""
+    """`subspace_linear` after its checks and casts; `w_eff` is a fold made before, taken while compiling."""
     if torch.compiler.is_compiling():
         project = c.requires_grad and torch.is_grad_enabled()
-        w_eff = None if folded is None else folded.weight
         return torch.ops.subspace_ext.subspace_linear(x, w, bias, u, c, v, scale, fold, project, w_eff)[0]
     if torch.is_grad_enabled() and (x.requires_grad or c.requires_grad):
-        return _SubspaceLinear.apply(x, w, bias, u, c, v, scale, fold, folded)
-    return _forward(x, w, bias, u, c, v, scale, fold, False, folded)[0]
+        return _SubspaceLinear.apply(x, w, bias, u, c, v, scale, fold)
+    return _forward(x, w, bias, u, c, v, scale, fold, False)[0]
 
 
 def subspace_linear(

@@ -152,12 +152,7 @@ def test_backward_uses_the_fold_of_its_forward_or_says_that_it_is_gone(device):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
     else:
-        layer.weight.data.sub_(1.0)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum().backward()
-    y = layer(x)
-    layer.weight.data.copy_(layer.weight.data)
-    assert expected.shape == torch.autograd.grad(y.sum(), x)[0].shape
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -326,11 +321,11 @@ def test_stochastic_rounding_of_half_precision_weights(device, make):
         change = folded.detach().flatten(1).double() - layer.weight.flatten(1).double()
         return ((change * update).sum() / update.square().sum()).item()
 
-    folded = layer._folded(torch.bfloat16).weight
+    folded = layer._fold(torch.bfloat16).weight
     # Rounding leaves noise of two or three times the update; of so many elements it moves the gain by a few percent.
     assert abs(gain(folded) - 1) < 0.05
     assert torch.equal(layer.merged_weight(), folded)
     layer.rounding = "nearest"
-    assert gain(layer._folded(torch.bfloat16).weight) < 0.7
+    assert gain(layer._fold(torch.bfloat16).weight) < 0.7
     with pytest.raises(ValueError, match="rounding must be one of nearest, stochastic, got 'up'"):
         make_linear(device, rounding="up")
