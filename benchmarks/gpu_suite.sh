@@ -32,7 +32,7 @@ step() {
   return $status
 }
 
-bench() { step "bench $*" 100 "$python" -m subspace3d bench "$@" --device cuda --out "$out/results"; }
+bench() { step "bench $*" 130 "$python" -m subspace3d bench "$@" --device cuda --out "$out/results"; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
   || { say "error: torch sees no GPU in $python"; exit 1; }
@@ -64,7 +64,7 @@ fi
 
 bench mining --dense 1
 bench linear --views 8 --rounds 15
-bench linear --views 8 --rounds 15 --precision bf16
+bench linear --views 8 --rounds 15 --precision bf16 --peers frozen fold factored lora lora-xs unsloth lorafusion
 bench linear --views 24 --rounds 10 --peers frozen fold factored lora
 bench block --views 8 --rounds 10
 bench step --views 2 --rounds 5
