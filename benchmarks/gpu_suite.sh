@@ -32,7 +32,7 @@ step() {
   return $status
 }
 
-bench() { step "bench $*" 100 "$python" -m subspace3d bench "$@" --device cuda --out "$out/results"; }
+bench() { step "bench $*" 130 "$python" -m subspace3d bench "$@" --device cuda --out "$out/results"; }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
   || { say "error: torch sees no GPU in $python"; exit 1; }
@@ -54,9 +54,9 @@ step "pytest -m gpu" 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ]; then
-  selection=(-m gpu -q -x -p no:cacheprovider -k "${SANITIZED:-fold or column_space}" tests/core)
   for tool in memcheck racecheck; do
-    step "compute-sanitizer $tool" 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" -m pytest "${selection[@]}"
+    step "compute-sanitizer $tool" 90 "$sanitizer" --tool $tool --error-exitcode 9 \
+      "$python" -m pytest -m gpu -q -x -p no:cacheprovider tests/core
   done
 else
   say "compute-sanitizer            not installed, skipped"
@@ -64,7 +64,7 @@ fi
 
 bench mining --dense 1
 bench linear --views 8 --rounds 15
-bench linear --views 8 --rounds 15 --precision bf16
+bench linear --views 8 --rounds 15 --precision bf16 --peers frozen fold factored lora lora-xs unsloth lorafusion
 bench linear --views 24 --rounds 10 --peers frozen fold factored lora
 bench block --views 8 --rounds 10
 bench step --views 2 --rounds 5
