@@ -74,11 +74,7 @@ def draw_lighting(rng: np.random.Generator, preset: str, varies: bool, room: boo
     sky, floor = level * _draw_color(rng, 0.5 if upper else 1.0), level * _draw_color(rng, 0.5 if upper else 1.0)
     count = int(rng.integers(0, 3)) if upper else int(rng.integers(1, 5))
     lamps = [_draw_lamp(rng, upper) for _ in range(count)]
-    spec = LightingSpec(sky.tolist(), floor.tolist(), _in_order(lamps))
-    if upper:
-        return spec
-    shining, radiance = _draw_shining(rng)
-    return replace(spec, shining=shining, stick_radiance=radiance)
+    return LightingSpec(sky.tolist(), floor.tolist(), _in_order(lamps))
 
 
 def _in_order(lamps: list[LampSpec]) -> list[LampSpec]:
