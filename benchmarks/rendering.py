@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.scenes.generate import Job, render_scene
@@ -38,8 +36,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
     record = {
         "benchmark": "rendering", "regime": arguments.regime, "spp": arguments.spp, "rows": rows,
-        "memory_variant": variants[0], "memory_mib": memory, "command": " ".join(sys.argv), "device": cpu_name(),
-        "mitsuba": version("mitsuba"), "python": platform.python_version(), "commit": commit(),
+        "memory_variant": variants[0], "memory_mib": memory, "mitsuba": version("mitsuba"), **cpu_provenance(),
     }  # fmt: skip
     print(json.dumps(record))
     if arguments.out:
@@ -97,22 +94,13 @@ def resident_mib() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def cpu_provenance() -> dict[str, Any]:
+    # Imported once memory has been measured: torch is no part of rendering.
+    import torch
 
+    from subspace3d.bench import harness
 
-def commit() -> str:
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return answer.stdout.strip() or "unknown"
+    return harness.provenance(torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -89,9 +89,11 @@ class Block {
         __syncthreads();
         multiply(tile, left_ + warp_row_ * kStride, kStride, right_);
       }
-      for_each_four(tile, [&](int row, int first, const float(&sums)[4]) {
+      for_each_four([&](int i, int half, int j) {
+        float* out = stripe_ + row_of(i, half) * stripe_stride_ + column;
         for (int q = 0; q < 4; ++q) {
-          if (column + first + q < depth_) stripe_[row * stripe_stride_ + column + first + q] = scale * sums[q];
+          const int own = first_column_of(j) + q;
+          if (column + own < depth_) out[own] = scale * tile.sum[i][2 * j + q / 2][2 * half + q % 2];
         }
       });
     }
@@ -181,19 +183,19 @@ class Block {
     }
   }
 
-  // visit(row of the tile, first of four neighbouring columns of the tile, the sums there)
+  // A thread's sums are groups of four neighbouring columns: group (i, half, j) lies in row row_of(i, half) of the tile
+  // from column first_column_of(j) on, element q at sum[i][2 j + q / 2][2 half + q % 2].
+  __device__ int row_of(int i, int half) const { return warp_row_ + 16 * i + 8 * half + g_; }
+  __device__ int first_column_of(int j) const { return warp_column_ + 16 * j + 4 * t_; }
+
   template <class Visit>
-  __device__ void for_each_four(const Tile& tile, Visit visit) {
+  static __device__ void for_each_four(Visit visit) {
 #pragma unroll
     for (int i = 0; i < kWarpRows / 16; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int j = 0; j < kWarpColumns / 16; ++j) {
-          const float sums[4] = {tile.sum[i][2 * j][2 * half], tile.sum[i][2 * j][2 * half + 1],
-                                 tile.sum[i][2 * j + 1][2 * half], tile.sum[i][2 * j + 1][2 * half + 1]};
-          visit(warp_row_ + 16 * i + 8 * half + g_, warp_column_ + 16 * j + 4 * t_, sums);
-        }
+        for (int j = 0; j < kWarpColumns / 16; ++j) visit(i, half, j);
       }
     }
   }
@@ -201,58 +203,42 @@ class Block {
   // What store() will need, asked for before the products so that they hide the wait.
   __device__ void load_base(Four<Base> (&base)[kWarpRows / 16][2][kWarpColumns / 16], std::int64_t column,
                             bool vector) {
-#pragma unroll
-    for (int i = 0; i < kWarpRows / 16; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int j = 0; j < kWarpColumns / 16; ++j) {
-          const std::int64_t row = first_row_ + warp_row_ + 16 * i + 8 * half + g_;
-          const std::int64_t own = column + warp_column_ + 16 * j + 4 * t_;
-          const auto* in = static_cast<const Base*>(job_.base) + row * job_.base_stride + own;
-          if (vector && row < job_.rows && own < job_.columns) {
-            base[i][half][j] = *reinterpret_cast<const Four<Base>*>(in);
-          } else {
-            for (int q = 0; q < 4; ++q) {
-              base[i][half][j].at[q] = row < job_.rows && own + q < job_.columns ? in[q] : Base{};
-            }
-          }
+    for_each_four([&](int i, int half, int j) {
+      const std::int64_t row = first_row_ + row_of(i, half), own = column + first_column_of(j);
+      const auto* in = static_cast<const Base*>(job_.base) + row * job_.base_stride + own;
+      if (vector && row < job_.rows && own < job_.columns) {
+        base[i][half][j] = *reinterpret_cast<const Four<Base>*>(in);
+      } else {
+        for (int q = 0; q < 4; ++q) {
+          base[i][half][j].at[q] = row < job_.rows && own + q < job_.columns ? in[q] : Base{};
         }
       }
-    }
+    });
   }
 
   __device__ void store(const Tile& tile, const Four<Base> (&base)[kWarpRows / 16][2][kWarpColumns / 16],
                         std::int64_t column, bool vector) {
+    for_each_four([&](int i, int half, int j) {
+      const std::int64_t row = first_row_ + row_of(i, half), own = column + first_column_of(j);
+      Four<Out> values;
 #pragma unroll
-    for (int i = 0; i < kWarpRows / 16; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int j = 0; j < kWarpColumns / 16; ++j) {
-          const std::int64_t row = first_row_ + warp_row_ + 16 * i + 8 * half + g_;
-          const std::int64_t own = column + warp_column_ + 16 * j + 4 * t_;
-          Four<Out> values;
-#pragma unroll
-          for (int q = 0; q < 4; ++q) {
-            const float value = load(&base[i][half][j].at[q]) + tile.sum[i][2 * j + q / 2][2 * half + q % 2];
-            if (rounding_ == Rounding::kNearest) {
-              round_nearest(value, &values.at[q]);
-            } else {
-              round_stochastic(value, seed_, static_cast<std::uint64_t>(row * job_.columns + own + q), &values.at[q]);
-            }
-          }
-          auto* out = static_cast<Out*>(job_.out) + row * job_.out_stride + own;
-          if (vector && row < job_.rows && own < job_.columns) {
-            *reinterpret_cast<Four<Out>*>(out) = values;
-          } else {
-            for (int q = 0; q < 4; ++q) {
-              if (row < job_.rows && own + q < job_.columns) out[q] = values.at[q];
-            }
-          }
+      for (int q = 0; q < 4; ++q) {
+        const float value = load(&base[i][half][j].at[q]) + tile.sum[i][2 * j + q / 2][2 * half + q % 2];
+        if (rounding_ == Rounding::kNearest) {
+          round_nearest(value, &values.at[q]);
+        } else {
+          round_stochastic(value, seed_, static_cast<std::uint64_t>(row * job_.columns + own + q), &values.at[q]);
         }
       }
-    }
+      auto* out = static_cast<Out*>(job_.out) + row * job_.out_stride + own;
+      if (vector && row < job_.rows && own < job_.columns) {
+        *reinterpret_cast<Four<Out>*>(out) = values;
+      } else {
+        for (int q = 0; q < 4; ++q) {
+          if (row < job_.rows && own + q < job_.columns) out[q] = values.at[q];
+        }
+      }
+    });
   }
 
   const RankUpdate& job_;

@@ -13,7 +13,7 @@ from subspace3d.bench.shapes import LinearShape
 from subspace3d.configs import BenchConfig
 
 CPU = torch.device("cpu")
-HERE = [name for name in peers.PEERS if name not in ("lora-compiled", "unsloth", "lorafusion")]
+HERE = [name for name in peers.PEERS if name not in (*linear.GPU_PEERS, "unsloth", "lorafusion")]
 
 
 @pytest.fixture

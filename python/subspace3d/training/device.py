@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,12 @@ def peak_memory(device: torch.device) -> int:
     """Bytes. CUDA: most memory allocated by tensors. CPU: most resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # kilobytes on Linux, bytes on macOS
+    # getrusage counts what the process that started this one held, too
+    status = Path("/proc/self/status")
+    if status.is_file():
+        fields = dict(line.split(":") for line in status.read_text(encoding="ascii").splitlines())
+        return 1024 * int(fields["VmHWM"].split()[0])
+    # kilobytes, but bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
