@@ -52,10 +52,16 @@ def sources(layer: _SubspaceLayer) -> list[Tensor]:
 
 
 def key_of(layer: _SubspaceLayer, dtype: torch.dtype) -> tuple:
-    """Differs whenever a fold of the layer in `dtype` may differ. Made for every layer in every forward: kept flat."""
-    buffers = layer._buffers
-    c, weight, bias, U, V = layer._parameters["c"], layer.weight, layer.bias, buffers["U"], buffers["V"]
-    assert c is not None and U is not None and V is not None
+    """Differs whenever a fold of the layer in `dtype` may differ.
+
+    Made for every layer in every forward, so it is flat and goes past the module's attribute lookup where it can: a
+    wrapper may hold weight and bias as plain attributes.
+    """
+    parameters, buffers = layer._parameters, layer._buffers
+    weight = parameters["weight"] if "weight" in parameters else layer.weight
+    bias = parameters["bias"] if "bias" in parameters else layer.bias
+    c, U, V = parameters["c"], buffers["U"], buffers["V"]
+    assert c is not None and weight is not None and U is not None and V is not None
     return (
         c.data_ptr(), c._version, weight.data_ptr(), weight._version,
         U.data_ptr(), U._version, V.data_ptr(), V._version,
