@@ -58,8 +58,9 @@ def key_of(layer: _SubspaceLayer, dtype: torch.dtype) -> tuple:
     wrapper may hold weight and bias as plain attributes.
     """
     parameters, buffers = layer._parameters, layer._buffers
-    weight = parameters["weight"] if "weight" in parameters else layer.weight
-    bias = parameters["bias"] if "bias" in parameters else layer.bias
+    # `get` with a default would look the attribute up in any case
+    weight = parameters["weight"] if "weight" in parameters else layer.weight  # noqa: SIM401
+    bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401
     c, U, V = parameters["c"], buffers["U"], buffers["V"]
     assert c is not None and weight is not None and U is not None and V is not None
     return (
