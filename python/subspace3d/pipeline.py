@@ -49,7 +49,6 @@ class Scale:
     minutes: float  # measured on two cores
 
 
-# Learning rates were chosen once per method on a validation set of target scenes (docs/demo.md).
 NANO = Scale(
     attributes=ATTRIBUTES,
     datasets=3,
@@ -98,6 +97,7 @@ SMOKE = Scale(
     ),
     minutes=1,
 )
+# Usual for each method, not tuned here: scripts/choose_learning_rates.py measures a third and three times of each.
 LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}
 
 

@@ -6,26 +6,13 @@ import json
 from pathlib import Path
 
 import torch
+from adapters.models import TINY
 from torch import nn
 
 from subspace3d.adapters.methods import apply_method
-from subspace3d.backbones.config import VGGTConfig
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import TrainConfig
 
-TINY = VGGTConfig(
-    name="tiny",
-    image_size=28,
-    embed_dim=32,
-    num_heads=2,
-    encoder_depth=1,
-    depth=2,
-    layer_scale=1.0,
-    camera_depth=1,
-    depth_features=16,
-    depth_channels=(16, 16, 16, 16),
-    depth_taps=(0, 0, 1, 1),
-)
 CONFIG = TrainConfig(
     steps=6,
     lr=1e-3,
