@@ -13,17 +13,13 @@ from subspace_ext import SubspaceConv2d, SubspaceLinear, _native, folding, group
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
 
-@pytest.fixture(params=["torch", "kernels"])
-def device(request) -> torch.device:
-    """Where layers fold: by plain PyTorch, or by the kernels (on a GPU, or emulated)."""
-    if request.param == "torch":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    request.getfixturevalue("emulated_module")
-    request.getfixturevalue("monkeypatch").setattr(_native, "_C", request.getfixturevalue("emulated_module"))
-    request.getfixturevalue("monkeypatch").setattr(_native, "KERNEL_DEVICE", "cpu")
-    return torch.device("cpu")
+@pytest.fixture(params=["torch", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch) -> torch.device:
+    """Where layers fold: by plain PyTorch on the CPU, or by the kernels, emulated or on a GPU."""
+    if request.param == "emulated":
+        monkeypatch.setattr(_native, "_C", request.getfixturevalue("emulated_module"))
+        monkeypatch.setattr(_native, "KERNEL_DEVICE", "cpu")
+    return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
 def make_linear(device, in_size=12, out_size=20, rank=4, **options) -> SubspaceLinear:
@@ -268,7 +264,9 @@ def test_a_captured_step_ends_the_reuse_of_folds(device, folds, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_replays_of_a_captured_step():
+def test_replays_of_a_captured_step(monkeypatch):
+    # The capture below sets it for the rest of the process.
+    monkeypatch.setattr(folding, "_hidden_steps", False)
     torch.cuda.init()
     device = torch.device("cuda")
     layer = make_linear(device)
