@@ -107,3 +107,16 @@ def test_bad_predictions_are_refused():
         measure(Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1]), true, 0.1)
     with pytest.raises(ValueError, match="at least 3 pixels must have true depth, got 0"):
         measure(true, Views(true.depths * 0, true.intrinsics, true.extrinsics), 0.1)
+
+
+def test_cameras_that_only_turn_leave_depth_and_rotations():
+    _, true = ball_and_wall()
+    turning = np.concatenate([true.extrinsics[:, :, :3], np.zeros((len(true.extrinsics), 3, 1))], axis=2)
+    result = measure(true, Views(true.depths, true.intrinsics, turning, translation_known=False), 0.1)
+    defined = {name for name, value in result.metrics.items() if value is not None}
+    assert defined == {
+        "abs_rel", "abs_rel_raw", "delta_1_25", "delta_1_25_raw", "rotation_error_deg", "rotation_error_deg_median",
+    }  # fmt: skip
+    assert set(result.metrics) == set(METRICS) == defined | set(result.reasons)
+    assert "only how they turn" in result.reasons["chamfer"]
+    assert result.metrics["rotation_error_deg"] == pytest.approx(0, abs=1e-6)

@@ -158,7 +158,7 @@ def _measure_scene(
     """Measure one scene into ``record``: under per_scene, failed (this method's fault) or skipped (the scene's)."""
     try:
         scene, frames = _load(path, config)
-        true = Views(scene.depths, scene.intrinsics, scene.extrinsics)
+        true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
         valid_mask(true)
     except (OSError, ValueError) as error:
         record["skipped"].append({"scene": scene_name, "reason": str(error)})

@@ -14,6 +14,11 @@ from subspace3d.evaluation.depth import absolute_relative, delta_share
 from subspace3d.evaluation.point_cloud import PointCloud, icp, subsample, surface_distances
 from subspace3d.evaluation.pose import relative_pose_errors
 
+ALIGNED_CLOUD = (
+    "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "normal_consistency",
+    "camera_centre_error",
+)  # fmt: skip
+RAW_CLOUD = ("accuracy_raw", "completeness_raw")
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -25,11 +30,13 @@ class Views:
         depths (Array): float [S, H, W], z-depth; 0 in a true map marks a pixel without depth.
         intrinsics (Array): float64 [S, 3, 3], pixels.
         extrinsics (Array): float64 [S, 3, 4], camera-from-world, OpenCV, translation in the unit of the depths.
+        translation_known (bool): false when only the rotations of the true cameras are known, and translations are 0.
     """
 
     depths: Array
     intrinsics: Array
     extrinsics: Array
+    translation_known: bool = True
 
     def points(self, mask: NDArray[np.bool_]) -> Array:
         """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""
@@ -109,7 +116,10 @@ def measure(pred: Views, true: Views, icp_threshold: float) -> SceneResult:
 
     result = SceneResult(details={"frames": len(mask), "points": len(true_points), "unit": unit})
     _measure_depth(result, pred.depths, true.depths, mask, unit)
-    _measure_cloud(result, pred, true, pred_points, true_points, unit, icp_threshold)
+    if true.translation_known:
+        _measure_cloud(result, pred, true, pred_points, true_points, unit, icp_threshold)
+    else:
+        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, "where the true cameras stand is not known, only how they turn")
     _measure_cameras(result, pred, true)
     for name, value in result.metrics.items():
         if value is not None and not math.isfinite(value):
@@ -146,8 +156,7 @@ def _measure_cloud(
     try:
         similarity = umeyama(pred_points, true_points)
     except ValueError as error:
-        names = ("accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer")
-        result.undefined((*names, "normal_consistency", "camera_centre_error"), f"no Sim(3) alignment: {error}")
+        result.undefined(ALIGNED_CLOUD, f"no Sim(3) alignment: {error}")
         return
     aligned = similarity.apply(pred_points)
     refined = icp(aligned, true_points, icp_threshold)
