@@ -132,7 +132,9 @@ class FoldGroup:
 
     def __init__(self, layers: Iterable[_SubspaceLayer]) -> None:
         self.layers = tuple(layers)
-        self._launches: dict[tuple, Launch] = {}
+        # By dtypes of fold and weight: the buffers of the last launch, held so that no other can be taken for one of
+        # them, and the launch.
+        self._launches: dict[tuple[torch.dtype, torch.dtype], tuple[list[FoldBuffer], Launch]] = {}
         for layer in self.layers:
             layer._group = self
 
@@ -142,13 +144,13 @@ class FoldGroup:
         for layer in self.layers:
             if layer.has_stale_fold(dtype, seed):
                 by_weight.setdefault(layer.weight.dtype, []).append(layer)
-        for layers in by_weight.values():
+        for weight_dtype, layers in by_weight.items():
             buffers = [layer.buffer_in(dtype) for layer in layers]
-            names = tuple(id(buffer) for buffer in buffers)
-            launch = self._launches.get(names)
-            if launch is None:
-                # One set of layers is folded over and over; old sets would only hold memory.
-                self._launches = {names: (launch := Launch([buffer.job for buffer in buffers]))}
+            before, launch = self._launches.get((dtype, weight_dtype), ([], None))
+            # Buffers have no equality of their own, so lists of them are equal when they hold the same ones.
+            if launch is None or before != buffers:
+                launch = Launch([buffer.job for buffer in buffers])
+                self._launches[dtype, weight_dtype] = buffers, launch
             for buffer in buffers:
                 buffer.prepare()
             launch(seed)

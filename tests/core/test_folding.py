@@ -247,6 +247,35 @@ def test_a_group_leaves_alone_what_did_not_change(device, folds):
     assert folds == [1]
 
 
+def test_a_group_makes_a_launch_once_for_each_dtype(device, monkeypatch):
+    """Parts of a model in other dtypes must not push out each other's launch, nor a new buffer pass for an old one."""
+    made = []
+    init = folding.Launch.__init__
+    monkeypatch.setattr(folding.Launch, "__init__", lambda self, jobs: made.append(len(jobs)) or init(self, jobs))
+    narrow, wide = (nn.ModuleList([make_linear(device) for _ in range(2)]) for _ in range(2))
+    group_folds(nn.ModuleList([narrow, wide]))
+    x = torch.randn(40, 12, device=device)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16):
+            for layer in narrow:
+                layer(x)
+        for layer in wide:
+            torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-5, atol=1e-4)
+        for layer in (*narrow, *wide):
+            _in_place(layer.c)
+
+    for _ in range(4):
+        step()
+    if _native.runs_on(device):
+        assert made == [1, 1, 1, 1, 2, 2]
+    for _ in range(3):
+        for layer in wide:
+            layer.refold()
+        step()
+        step()
+
+
 def test_a_captured_step_ends_the_reuse_of_folds(device, folds, monkeypatch):
     """A graph's replay changes a core with nothing to show for it; folds are then made in every forward."""
     layer, x = make_linear(device), torch.randn(40, 12, device=device)
