@@ -10,42 +10,18 @@
 
 #include "cpu/dense.h"
 #include "cpu/leading.h"
+#include "irls_shape.h"
 
 namespace subspace {
 namespace {
 
-constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
-// Vectors carried beyond k, and beyond r where that is more: M's values drop after the r-th if adapters share their
-// subspace, and a block of m makes the subspace iteration converge by (s[m+1] / s[k])^2 a step.
-constexpr std::int64_t kGuard = 8;
-// A step costs about a twelfth of a full decomposition at the sizes of interest.
-constexpr int kWarmSteps = 8;
-constexpr int kColdSteps = 12;
-
-// A layer is turned so that the cores are tall, sm >= sn.
-struct Shape {
-  std::int64_t adapters, rank, columns, sm, sn, ldm, ldn, k, block;
-  bool swapped;
+struct Shape : IrlsShape {
+  std::int64_t ldm, ldn;  // padded sm and sn
 };
 
 Shape shape_of(const IrlsSizes& sizes) {
-  Shape shape;
-  shape.adapters = sizes.adapters;
-  shape.rank = sizes.rank;
-  shape.columns = sizes.adapters * sizes.rank;
-  shape.swapped = sizes.sb < sizes.sa;
-  shape.sm = std::max(sizes.sb, sizes.sa);
-  shape.sn = std::min(sizes.sb, sizes.sa);
-  shape.ldm = padded(shape.sm);
-  shape.ldn = padded(shape.sn);
-  shape.k = sizes.k;
-  // Beyond a third of the core the full decomposition is the cheaper one.
-  shape.block = sizes.k;
-  for (const std::int64_t wanted : {sizes.k, sizes.rank}) {
-    const std::int64_t block = std::max(sizes.k, wanted) + kGuard;
-    if (3 * block <= shape.sn) shape.block = block;
-  }
-  return shape;
+  const IrlsShape shape = irls_shape(sizes);
+  return {shape, padded(shape.sm), padded(shape.sn)};
 }
 
 struct Workspace {
@@ -191,7 +167,7 @@ class Layer {
       const double value = std::sqrt(dot(shape_.ldm, image, image));
       work_.values[i] = i == 0 ? value : std::min(value, work_.values[i - 1]);
     }
-    block_ready_ = work_.values[shape_.block - 1] > 1e-10 * work_.values[0];
+    block_ready_ = work_.values[shape_.block - 1] > kSmallestRatio * work_.values[0];
   }
 
   // yt = (M v_i) and fit = sum over the first k of (M v_i) v_i^T, the rank-k part of the mean.

@@ -2,16 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "cpu/dense.h"
+#include "irls_shape.h"
 
 namespace subspace {
 namespace {
-
-constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
-// Residual of a singular pair, relative to the largest value, at which it counts as exact.
-constexpr double kConverged = 256 * kEpsilon;
 
 struct Residuals {
   double largest;   // |M^T u_i - s_i v_i|, u_i = y_i / s_i, over the first k pairs
@@ -75,7 +71,7 @@ bool leading_subspace(std::int64_t sm, std::int64_t sn, std::int64_t k, const do
     multiply(block.rows, sm, sn, block.vt, ldn, 1, transposed, ldm, block.yt, ldm);
     orthogonalise_rows(block.rows, block.yt, ldm, block.vt, ldn, block.values);
     // A block wider than the rank has no meaningful last vectors, and the full decomposition is then cheap.
-    if (!(block.values[block.rows - 1] > 1e-10 * block.values[0])) return false;
+    if (!(block.values[block.rows - 1] > kSmallestRatio * block.values[0])) return false;
     const auto [residual, coupling] = pair_residuals(sm, sn, k, matrix, ldn, ldm, block);
     const double target = kConverged * block.values[0];
     if (residual <= target) return is_leading(sm, sn, k, matrix, ldn, ldm, block, coupling, remainder, gram);
