@@ -60,6 +60,36 @@ def _key(field: dataclasses.Field) -> str:
     return field.name.rstrip("_")
 
 
+def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> None:
+    """Refuse to add to what other settings have made.
+
+    Args:
+        record (Path): settings that `save` wrote before; nothing is checked while there are none.
+        config: the settings now.
+        names (tuple): the fields that must be as they were.
+        made (str): what would be added to, for the message.
+
+    Raises:
+        ValueError: one of the fields differs, or ``record`` does not hold settings.
+    """
+    import yaml
+
+    if not record.is_file():
+        return
+    try:
+        old = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{record} is not valid YAML: {error}") from error
+    if not isinstance(old, dict):
+        raise ValueError(f"{record} must hold the settings of an earlier run")
+    now = to_dict(config)
+    keys = [name.rstrip("_") for name in names]
+    different = [key for key in keys if old.get(key) != now[key]]
+    if different:
+        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
+        raise ValueError(f"out must hold no {made} of this name made with other settings: {record} has {listed}")
+
+
 def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
         if sys.version_info >= (3, 11):

@@ -92,7 +92,7 @@ def _run(config: GenerateConfig) -> list[Path]:
     variant = choose_variant(config.variant)
     config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
     record = config.out / f"config-{name}.yaml"
-    _check_same_settings(record, config)
+    settings.check_same(record, config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
     _remove_leftovers(datasets)
@@ -124,24 +124,6 @@ def _count(config: GenerateConfig, dataset: int) -> int:
     """Scenes of a data set; the test splits of a task have a fifth of the training split's, but for a preview."""
     test = config.task != "none" and dataset > 0 and not config.preview
     return max(1, config.scenes // 5) if test else config.scenes
-
-
-def _check_same_settings(record: Path, config: GenerateConfig) -> None:
-    import yaml
-
-    if not record.is_file():
-        return
-    try:
-        old = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{record} is not valid YAML: {error}") from error
-    if not isinstance(old, dict):
-        raise ValueError(f"{record} must hold the settings of a generate run")
-    now = settings.to_dict(config)
-    different = [key for key in _IDENTITY if old.get(key) != now[key]]
-    if different:
-        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
-        raise ValueError(f"out must hold no data sets of this name made with other settings: {record} has {listed}")
 
 
 def _remove_leftovers(datasets: list[Path]) -> None:

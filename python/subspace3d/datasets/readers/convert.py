@@ -55,7 +55,7 @@ def run(config: GenerateConfig) -> list[Path]:
     if not config.root.is_dir():
         raise FileNotFoundError(f"root: no such folder: {config.root}")
     record = config.out / f"config-{name}.yaml"
-    _check_same_settings(record, config, _IDENTITY[kind])
+    settings.check_same(record, config, _IDENTITY[kind], "scenes")
     skipped: dict[str, list[str]] = {}
     module, function = _READERS[kind]
     find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
@@ -131,23 +131,6 @@ def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
         content.depth_scale,
         translation_known=content.translation_known,
     )
-
-
-def _check_same_settings(record: Path, config: GenerateConfig, identity: tuple[str, ...]) -> None:
-    import yaml
-
-    if not record.is_file():
-        return
-    try:
-        old = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{record} is not valid YAML: {error}") from error
-    now = settings.to_dict(config)
-    keys = [key.rstrip("_") for key in identity]
-    different = [key for key in keys if not isinstance(old, dict) or old.get(key) != now[key]]
-    if different:
-        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
-        raise ValueError(f"out must hold no scenes of this name made with other settings: {record} has {listed}")
 
 
 def _read_skipped(path: Path) -> dict[str, list[str]]:
