@@ -10,9 +10,8 @@ from importlib import metadata
 from subspace_ext._native import NativeUnavailableError
 from subspace_ext.basis import combine_subspaces, disentanglement
 from subspace_ext.build import build_info
-from subspace_ext.folding import group_folds
 from subspace_ext.mining import MinedSubspace, mine_subspace
-from subspace_ext.nn import SubspaceConv2d, SubspaceLinear
+from subspace_ext.nn import SubspaceConv2d, SubspaceLinear, group_folds
 from subspace_ext.ops.subspace_linear import subspace_linear
 
 try:

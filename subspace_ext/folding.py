@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from subspace_ext.ops.rank_update import Job, Launch
@@ -156,17 +156,3 @@ class FoldGroup:
             launch(seed)
             for layer in layers:
                 layer.keep(dtype)
-
-
-def group_folds(model: nn.Module) -> FoldGroup | None:
-    """Make the folds of all subspace layers in `model` one kernel launch an optimiser step instead of one a layer.
-
-    Changes no result. Layers put in later need another call; on a CPU it makes no difference.
-
-    Returns:
-        FoldGroup: the group, kept alive by its layers; None when the model has no such layer.
-    """
-    from subspace_ext.nn import _SubspaceLayer
-
-    layers = [module for module in model.modules() if isinstance(module, _SubspaceLayer)]
-    return FoldGroup(layers) if layers else None

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from subspace_ext import _native, folding
+from subspace_ext import folding
 from subspace_ext.ops.fold_weight import fold_weight
+from subspace_ext.ops.rank_update import fits
 from subspace_ext.ops.subspace_conv2d import subspace_conv2d
 from subspace_ext.ops.subspace_linear import (
     PLANS,
@@ -161,14 +162,7 @@ class _SubspaceLayer(nn.Module):
 
     def _native(self, dtype: torch.dtype) -> bool:
         """Whether a kernel folds this layer, into a buffer of its own."""
-        codes = _native.DTYPE_CODES
-        return (
-            _native.runs_on(self.weight.device)
-            and self.weight.dtype in codes
-            and dtype in codes
-            and self.weight.is_contiguous()
-            and self.rank <= _native.module().rank_update_max_rank
-        )
+        return self.weight.is_contiguous() and fits(self.weight, self.U, self.c.detach(), self.V, dtype)
 
     @torch.no_grad()
     def _fold_anew(self, dtype: torch.dtype) -> Folded:
@@ -392,3 +386,15 @@ class SubspaceConv2d(_SubspaceLayer):
             f" dilation={self.dilation}, K={self.rank}, bias={self.bias is not None}, scale={self.scale:g},"
             f" merged={self.merged}"
         )
+
+
+def group_folds(model: nn.Module) -> folding.FoldGroup | None:
+    """Make the folds of all subspace layers in `model` one kernel launch an optimiser step instead of one a layer.
+
+    Changes no result. Layers put in later need another call; on a CPU it makes no difference.
+
+    Returns:
+        FoldGroup: the group, kept alive by its layers; None when the model has no such layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _SubspaceLayer)]
+    return folding.FoldGroup(layers) if layers else None

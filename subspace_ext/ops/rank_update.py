@@ -34,7 +34,7 @@ def rank_update(
 
     One kernel where the tensors are on a GPU and the native module holds CUDA kernels, the reference elsewhere.
     """
-    if not _fits(base, left, mid, right) or dtype not in _native.DTYPE_CODES:
+    if not fits(base, left, mid, right, dtype):
         return rank_update_ref(base, left, mid, right, scale, dtype, seed)
     out = torch.empty(base.shape, dtype=dtype, device=base.device)
     if not base.dtype == left.dtype == dtype:
@@ -48,15 +48,18 @@ def rank_update_(matrix: Tensor, left: Tensor, mid: Tensor, right: Tensor, scale
 
     The kernel rounds once; without it the factor (left mid), made in the dtype of mid, is rounded as well.
     """
-    if _fits(matrix, left, mid, right) and matrix.dtype == left.dtype and matrix.stride(1) == 1:
+    if fits(matrix, left, mid, right, matrix.dtype) and matrix.dtype == left.dtype and matrix.stride(1) == 1:
         queue([Job(matrix, matrix, _rows(left), mid.float(), _rows(right.float()), scale)])
         return matrix
     mixed = (left.to(mid.dtype) @ mid) * scale
     return matrix.addmm_(mixed.to(matrix.dtype), right.to(matrix.dtype).t())
 
 
-def _fits(base: Tensor, left: Tensor, mid: Tensor, right: Tensor) -> bool:
-    return _native.takes(base, left, mid, right) and mid.shape[0] <= _native.module().rank_update_max_rank
+def fits(base: Tensor, left: Tensor, mid: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernel can take these and round to `dtype`: devices, dtypes, and a rank that shared memory holds."""
+    if not _native.takes(base, left, mid, right) or dtype not in _native.DTYPE_CODES:
+        return False
+    return mid.shape[0] <= _native.module().rank_update_max_rank
 
 
 def _rows(matrix: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The big VGGT without storage, and a tiny one with every part of it that runs in milliseconds."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -22,15 +20,6 @@ TINY = VGGTConfig(
     depth_taps=(0, 1, 2, 3),
     frames_chunk_size=3,
 )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and threads on busy cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
