@@ -22,7 +22,7 @@ demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
-	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain
+	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --products bf16
 
 check-wheel: setup  ## build the wheel and try it in fresh environments
 	bash scripts/check_wheel.sh

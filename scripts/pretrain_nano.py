@@ -1,24 +1,27 @@
 """Pre-train vggt-nano from random weights on generic rendered scenes, measure it on held-out scenes, ship its weights.
 
+Two stages, each with its own warm-up and cosine: first cameras, matching and the points of every patch, without the
+depth head, which costs half of a step and needs features; then everything (`subspace3d.training.pretraining`).
+
 Everything is resumable: run the same command again after a stop and it continues where it was.
 `python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
-compute: `--device cuda --precision bf16 --images 96 --steps 30000 --scenes 5000`, and on N GPUs the same after
+compute: `--device cuda --precision bf16 --images 96 --steps 30000 10000 --scenes 5000`, and on N GPUs the same after
 `torchrun --nproc-per-node N` instead of `python`.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
 import json
-import os
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
@@ -29,14 +32,15 @@ from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.evaluation.alignment import scale_alignment
 from subspace3d.evaluation.depth import absolute_relative
 from subspace3d.evaluation.pose import relative_pose_errors
-from subspace3d.files import atomic_path, read_json, save_tensors, write_json
+from subspace3d.files import atomic_path, save_tensors, write_json
 from subspace3d.training.device import Processes, choose_device, joined_processes
 from subspace3d.training.loop import train
-from subspace3d.training.memory import check_memory
+from subspace3d.training.pretraining import Pretraining, start_able_to_match
 
 SHIPPED = Path(__file__).resolve().parent.parent / "python/subspace3d/backbones/vggt_nano.safetensors"
 LARGEST_FILE = 20_000_000
 IMAGE_SIZE = 112
+STAGES = ("cameras", "everything")
 
 
 def main() -> None:
@@ -52,40 +56,71 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     if processes.is_first:
         render_scenes(out / "scenes", arguments)
     processes.wait()
-    dataset = MultiViewDataset(out / "scenes/train", IMAGE_SIZE, augment=True, mirror=True)
+    dataset = MultiViewDataset(out / "scenes/train", IMAGE_SIZE, augment=arguments.augment, mirror=True)
     torch.manual_seed(arguments.seed)
-    model = build_vggt("vggt-nano", weights="random").to(choose_device(arguments.device))
-    config = plan_run(out / "plan.json", model, dataset, arguments)
-    model.enable_checkpointing(config.checkpointing)
-    if processes.is_first:
-        check_memory(model, config, IMAGE_SIZE, processes.count)
-    result = train(model, dataset, config, out, groups=decay_matrices_only(model, config), label="pretrain")
+    model = build_vggt("vggt-nano", weights="random")
+    start_able_to_match(model)
+    model.enable_checkpointing(False)
+    trainer = Pretraining(model)
+    stages = {}
+    for name, steps, lr in zip(STAGES, arguments.steps, arguments.lr):
+        trainer.run_depth_head(name == "everything")
+        config = stage_config(arguments, steps, lr)
+        with products(arguments.products):
+            result = train(
+                trainer,
+                dataset,
+                config,
+                out / name,
+                groups=decay_matrices_only(trainer, config),
+                label=f"pretrain: {name}",
+                objective=trainer.objective,
+            )
+        stages[name] = {"recipe": settings.to_dict(config), "training": asdict(result)}
     if not processes.is_first:
         return
     held_out = measure(model, MultiViewDataset(out / "scenes/heldout", IMAGE_SIZE), frames=4)
     report = {
-        "recipe": {**settings.to_dict(config), "mirror": True, "scenes": len(dataset), "views": arguments.views},
-        "training": asdict(result),
+        "stages": stages,
+        "data": {"scenes": len(dataset), "views": arguments.views, "mirror": True, "augment": arguments.augment},
         "held_out": held_out,
     }
     write_json(out / "pretrain.json", report)
-    plot_losses(out / "metrics.jsonl", out / "loss.png")
+    plot_losses([out / name / "metrics.jsonl" for name in STAGES], out / "loss.png")
     export(model, arguments.export, report)
     print(json.dumps(held_out, indent=1))
+
+
+@contextlib.contextmanager
+def products(kind: str) -> Iterator[None]:
+    """``bf16``: on the CPU, round the inputs of matrix products to bf16 and add up in fp32, faster where it has AMX.
+
+    Attention then runs as plain products: torch's fused one is slow in this mode.
+    """
+    if kind == "fp32":
+        yield
+        return
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
-    parser.add_argument("--scenes", type=int, default=1000, help="training scenes")
+    parser.add_argument("--scenes", type=int, default=1024, help="training scenes")
     parser.add_argument("--heldout", type=int, default=32, help="held-out scenes")
     parser.add_argument("--views", type=int, default=8, help="images per scene")
-    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps; ignored when --minutes is given")
-    parser.add_argument("--minutes", type=float, default=0, help="fit the steps to this training time; 0: off")
+    parser.add_argument("--steps", type=int, nargs=2, default=[5500, 1900], help="optimiser steps of the two stages")
     parser.add_argument("--images", type=int, default=12, help="images per step")
-    parser.add_argument("--max-images", type=int, default=0, help="most images in one forward pass; 0: all of a step")
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--lr", type=float, nargs=2, default=[7e-4, 4e-4], help="peak learning rates of the two stages")
+    parser.add_argument("--augment", action="store_true", help="colour jitter, drawn anew for every image")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="autocast type")
+    parser.add_argument("--products", choices=["fp32", "bf16"], default="fp32", help="matrix products on the CPU")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and batches")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -116,22 +151,15 @@ def render_scenes(folder: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments: argparse.Namespace) -> TrainConfig:
-    """The settings of the run. A step count fitted to a time is kept in ``path``, so that a resumed run has it too.
-
-    Raises:
-        ValueError: a time is given to several processes, which would not measure the same.
-    """
-    config = TrainConfig(
-        steps=arguments.steps,
-        lr=arguments.lr,
+def stage_config(arguments: argparse.Namespace, steps: int, lr: float) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        lr=lr,
         weight_decay=0.05,
         warmup=0.03,
-        # with its usual weight the camera loss, which falls much later, drowns the depth gradient in the aggregator
-        camera_weight=0.5,
-        frames=(1, 4),
+        camera_weight=1.0,
+        frames=(2, 4),
         images_per_step=arguments.images,
-        max_images=arguments.max_images,
         checkpointing=False,
         precision=arguments.precision,
         save_every=250,
@@ -139,23 +167,6 @@ def plan_run(path: Path, model: nn.Module, dataset: MultiViewDataset, arguments:
         device=arguments.device,
         threads=arguments.threads,
     )
-    if not arguments.minutes:
-        return config
-    if "RANK" in os.environ:
-        raise ValueError("minutes must be 0 under torchrun: give --steps")
-    if not path.is_file():
-        seconds = seconds_per_step(model, dataset, config, path.parent / ".timing")
-        write_json(path, {"seconds_per_step": seconds, "steps": max(1, int(60 * arguments.minutes / seconds))})
-    return TrainConfig(**{**config.__dict__, "steps": read_json(path)["steps"]})
-
-
-def seconds_per_step(model: nn.Module, dataset: MultiViewDataset, config: TrainConfig, out: Path) -> float:
-    trial = TrainConfig(**{**config.__dict__, "steps": 20, "save_every": 1000})
-    for scene in range(len(dataset)):
-        dataset.scene(scene)
-    started = time.monotonic()
-    train(copy.deepcopy(model), dataset, trial, out, resume=False, quiet=True)
-    return (time.monotonic() - started) / trial.steps
 
 
 def decay_matrices_only(model: nn.Module, config: TrainConfig) -> list[dict]:
@@ -199,25 +210,27 @@ def measure(model: nn.Module, dataset: MultiViewDataset, frames: int) -> dict[st
     }
 
 
-def plot_losses(metrics: Path, picture: Path) -> None:
-    """Every logged term against the step, smoothed over 1 % of the run."""
+def plot_losses(metrics: list[Path], picture: Path) -> None:
+    """Every logged term of the stages, one after the other, smoothed over 1 % of them."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for path in metrics for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["loss"] is not None]
+    images = np.arange(len(lines)) * lines[0]["images"] / 1000
     width = max(1, len(lines) // 100)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, layout="constrained")
-    names = ("loss", "depth_error", "depth_gradient", "translation", "rotation", "fov")
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharex=True, layout="constrained")
+    names = ("rotation", "translation", "fov", "match", "points", "depth_error", "depth_gradient", "lr")
     for axis, name in zip(axes.flat, names):
-        values = np.convolve([line[name] for line in lines], np.ones(width) / width, mode="valid")
-        axis.plot([line["step"] for line in lines][width - 1 :], values, linewidth=1)
+        values = [line.get(name, np.nan) for line in lines]
+        axis.plot(images[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid"), linewidth=1)
         axis.set_title(name)
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     for axis in axes[1]:
-        axis.set_xlabel("step")
+        axis.set_xlabel("thousand images")
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -16,6 +16,7 @@ from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.scene_format import write_scene
 from subspace3d.training import checkpoints
 from subspace3d.training.loop import set_modes, train
+from subspace3d.training.losses import LossCounts
 from subspace3d.training.stop import exclusive
 
 
@@ -279,3 +280,20 @@ def test_wandb_writes_one_run_for_both_starts(
     train(tiny_model(), dataset, config, tmp_path)
     identity = (tmp_path / "wandb_run.txt").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))) == 2
+
+
+def test_an_objective_of_the_callers_own_takes_the_place_of_the_loss(dataset: MultiViewDataset, tmp_path: Path) -> None:
+    weights = []
+
+    def fields_of_view(predictions: dict, batch: dict, camera_weight: float, counts: LossCounts) -> dict:
+        weights.append(camera_weight)
+        angles = predictions["pose_enc"][..., 7:]
+        return {"loss": (angles - 0.5).abs().sum(), "mean": angles.detach().mean()}
+
+    model = tiny_model(method="full")
+    before = model.state_dict()["depth_head.norm.weight"].clone()
+    train(model, dataset, CONFIG, tmp_path, objective=fields_of_view)
+    lines = read_metrics(tmp_path)
+    assert lines[-1]["loss"] < lines[0]["loss"] and "mean" in lines[0]
+    assert weights == [CONFIG.camera_weight] * CONFIG.steps
+    assert torch.equal(model.state_dict()["depth_head.norm.weight"], before)

@@ -32,6 +32,7 @@ from subspace3d.training.schedule import learning_rate
 from subspace3d.training.stop import exclusive, stop_requests
 from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
+Objective = Callable[[dict, dict, float, LossCounts], dict[str, torch.Tensor]]
 _MOST_SKIPPED = 10
 # these change how a run is carried out, not what it computes
 _FREE_FIELDS = ("device", "threads", "save_every", "checkpointing", "max_images", "trackers", "check_memory")
@@ -85,8 +86,9 @@ def train(
     hook: MethodHook | None = None,
     snapshot: Callable[[Path], object] | None = None,
     quiet: bool = False,
+    objective: Objective = multitask_loss,
 ) -> TrainResult:
-    """Minimise `multitask_loss` over the trainable parameters of ``model``, in place.
+    """Minimise ``objective`` over the trainable parameters of ``model``, in place.
 
     Writes ``out/metrics.jsonl`` and ``out/checkpoints/step_N``. A run that was cut off continues from its newest
     checkpoint; on the CPU it then ends in the same bits as one that was not. SIGINT and SIGTERM finish the step, save
@@ -108,6 +110,7 @@ def train(
         hook (MethodHook | None): what the tuning method adds to a step, see `method_hook`.
         snapshot (Callable | None): see `checkpoints.save`.
         quiet (bool): no progress display.
+        objective (Callable): ``(predictions, batch, camera_weight, counts) -> terms``, a scalar ``loss`` among them.
 
     Raises:
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
@@ -140,7 +143,7 @@ def train(
             stack.enter_context(exclusive(out))
         stop = stack.enter_context(stop_requests())
         pool = stack.enter_context(ThreadPoolExecutor(1, "batch"))
-        run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot)
+        run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot, objective)
         run.start(resume)
         if processes.is_first:
             run.trackers = open_trackers(config.trackers, out, run.step, label, run.settings)
@@ -200,11 +203,12 @@ class _Run:
         settings: Mapping[str, Any] | None,
         hook: MethodHook | None,
         snapshot: Callable[[Path], object] | None,
+        objective: Objective,
     ) -> None:
         self.settings = run_settings(config, settings)
         self.parameters, self.optimizer = parameters, optimizer
         self.config, self.out, self.device, self.processes = config, out, device, processes
-        self.hook, self.snapshot = hook, snapshot
+        self.hook, self.snapshot, self.objective = hook, snapshot, objective
         self.wrapped: nn.Module = model
         if processes.count > 1:
             # buffers are constants, and bases are large; newer releases of torch have another word for it
@@ -302,14 +306,14 @@ class _Run:
             with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     predictions = self.wrapped(batch["images"])
-                terms = multitask_loss(predictions, batch, self.config.camera_weight, data.counts)
-                objective = terms["loss"]
+                terms = self.objective(predictions, batch, self.config.camera_weight, data.counts)
+                total = terms["loss"]
                 if self.hook is not None and last:
                     # beside the loss, not in it: curves of different methods stay comparable
                     terms["regularizer"] = self.hook.extra_loss() / self.processes.count
-                    objective = objective + terms["regularizer"]
+                    total = total + terms["regularizer"]
                 # DDP takes the mean over processes, the loss of a step is a sum
-                (objective * self.processes.count).backward()
+                (total * self.processes.count).backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach().double()
         values = torch.stack(list(totals.values())).tolist()
