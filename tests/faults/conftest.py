@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faults.stages import Reference, Server, make_reference
+from faults.stages import Reference, Server
 
 
 @pytest.fixture(scope="session")
@@ -15,4 +15,4 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def reference(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_reference(server, tmp_path_factory.mktemp("reference") / "run")
+    return Reference(server, tmp_path_factory.mktemp("reference") / "run")

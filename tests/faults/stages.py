@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
 _TRAIN = (
@@ -32,6 +33,11 @@ _RESULTS = {
 }  # fmt: skip
 # what may differ between two runs of the same: times, memory and what depends on the time of writing
 _VOLATILE = {"seconds", "finished", "peak_memory_bytes", "inference_seconds", "key", "tuned", "files", "environment"}
+
+
+def stages(*fast: str) -> list[Any]:
+    """All verbs as parameters; those that are not ``fast`` are marked slow, because together they take minutes."""
+    return [verb if verb in fast else pytest.param(verb, marks=pytest.mark.slow) for verb in COMMANDS]
 
 
 class Server:
@@ -72,15 +78,25 @@ class Outcome:
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
 class Reference:
-    """An undisturbed run of all stages, and what each of them took."""
+    """An undisturbed run, each stage made when it is first asked for."""
 
-    folder: Path
-    outcomes: dict[str, Outcome]
+    def __init__(self, server: Server, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self._server = folder, server
+        self._outcomes: dict[str, Outcome] = {}
+
+    def outcome(self, verb: str) -> Outcome:
+        """What the stage took."""
+        for name in list(COMMANDS)[: list(COMMANDS).index(verb) + 1]:
+            if name not in self._outcomes:
+                self._outcomes[name] = self._server.run(name, self.folder)
+                assert self._outcomes[name].code == 0, self._outcomes[name].text
+        return self._outcomes[verb]
 
     def start(self, verb: str, folder: Path) -> Path:
         """A run folder in which the stages before ``verb`` are done."""
+        self.outcome(verb)
         folder.mkdir(parents=True)
         for name in list(COMMANDS)[: list(COMMANDS).index(verb)]:
             shutil.copytree(self.folder / _RESULTS[name], folder / _RESULTS[name])
@@ -96,17 +112,8 @@ class Reference:
         assert not left, f"{verb}: {left} were left behind"
 
 
-def make_reference(server: Server, folder: Path) -> Reference:
-    folder.mkdir()
-    outcomes = {}
-    for verb in COMMANDS:
-        outcomes[verb] = server.run(verb, folder)
-        assert outcomes[verb].code == 0, outcomes[verb].text
-    return Reference(folder, outcomes)
-
-
 def contents(folder: Path) -> dict[str, Any]:
-    """File -> what is in it, without what depends on the time; hidden files and checkpoints are left out."""
+    """File -> what is in it, without what depends on the time; hidden files are left out."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.stages import COMMANDS, Reference, Server, check_whole
+from faults.stages import COMMANDS, Reference, Server, check_whole, stages
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")
 LOCKS = {
@@ -53,11 +53,15 @@ def fill(folder: Path, leave: int) -> Path:
     return ballast
 
 
+def slow(*values: str):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def is_one_line(text: str) -> bool:
     return "Traceback" not in text
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", stages("mine"))
 def test_full_disk(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as mounted:
         folder = reference.start(verb, tmp_path / "disk/run")
@@ -76,7 +80,7 @@ def test_full_disk(server: Server, reference: Reference, verb: str, tmp_path: Pa
         reference.check(verb, folder)
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", stages("mine"))
 def test_target_that_cannot_be_written(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as mounted:
         if not mounted and os.geteuid() == 0:
@@ -116,12 +120,12 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("verb", "name"),
     [
-        ("adapt", "scenes/texture_00/scene_0001/images/0000.png"),
-        ("finetune", "scenes/texture_00/scene_0001/depth/0001.png"),
+        slow("adapt", "scenes/texture_00/scene_0001/images/0000.png"),
+        slow("finetune", "scenes/texture_00/scene_0001/depth/0001.png"),
         ("finetune", "subspaces/texture.safetensors"),
-        ("analyze", "subspaces/texture.safetensors"),
-        ("evaluate", "tuned/subspace/tuned/basis.safetensors"),
-        ("evaluate", "tuned/subspace/tuned/adapter/adapter_model.safetensors"),
+        slow("analyze", "subspaces/texture.safetensors"),
+        slow("evaluate", "tuned/subspace/tuned/basis.safetensors"),
+        slow("evaluate", "tuned/subspace/tuned/adapter/adapter_model.safetensors"),
     ],
 )
 def test_damaged_input_is_named(
@@ -142,11 +146,11 @@ def test_damaged_input_is_named(
 @pytest.mark.parametrize(
     ("verb", "name"),
     [
-        ("adapt", "scenes/texture_00/scene_0001/scene.json"),
+        slow("adapt", "scenes/texture_00/scene_0001/scene.json"),
         ("mine", "adapters/texture_00/adapter_config.json"),
         ("mine", "adapters/texture_01/adapter_model.safetensors"),
-        ("evaluate", "tuned/subspace/tuned/tuned.json"),
-        ("report", "evaluation/results.json"),
+        slow("evaluate", "tuned/subspace/tuned/tuned.json"),
+        slow("report", "evaluation/results.json"),
     ],
 )
 def test_truncated_input_is_named(server: Server, reference: Reference, verb: str, name: str, tmp_path: Path) -> None:
@@ -178,6 +182,7 @@ def test_damaged_settings_of_an_earlier_run_are_named(
     reference.check("generate", folder)
 
 
+@pytest.mark.slow  # runs a stage to its end twice
 def test_a_scene_that_was_damaged_is_measured_once_it_is_whole(
     server: Server, reference: Reference, tmp_path: Path
 ) -> None:
@@ -207,9 +212,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     reference.check("finetune", folder)
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_a_second_process_is_refused(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
-    folder = reference.start(verb, tmp_path / "run")
+@pytest.mark.parametrize("verb", LOCKS)
+def test_a_second_process_is_refused(server: Server, verb: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
     lock = folder / LOCKS[verb]
     lock.parent.mkdir(parents=True, exist_ok=True)
     before = sorted(folder.rglob("*"))
@@ -220,7 +225,7 @@ def test_a_second_process_is_refused(server: Server, reference: Reference, verb:
         assert sorted(folder.rglob("*")) == sorted([*before, lock])
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", stages("mine"))
 def test_two_at_a_time(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
     folder = reference.start(verb, tmp_path / "run")
     outcome = server.run(verb, folder, twins=True)
@@ -228,6 +233,7 @@ def test_two_at_a_time(server: Server, reference: Reference, verb: str, tmp_path
     reference.check(verb, folder)
 
 
+@pytest.mark.slow  # seconds each, as all of these together take minutes
 @pytest.mark.parametrize("verb", ["adapt", "finetune", "evaluate"])
 def test_little_memory(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
     folder = reference.start(verb, tmp_path / "run")
@@ -240,13 +246,14 @@ def test_little_memory(server: Server, reference: Reference, verb: str, tmp_path
     reference.check(verb, folder)
 
 
+@pytest.mark.slow  # three stages to their end
 @pytest.mark.parametrize("jump", [-1e8, 1e8])
 def test_a_clock_that_jumps(server: Server, reference: Reference, jump: float, tmp_path: Path) -> None:
     """By three years at every look, while files carry times of the other side, and with a kill in between."""
     folder = reference.start("finetune", tmp_path / "run")
     for path in folder.rglob("*"):
         os.utime(path, (1e9 - jump, 1e9 - jump))
-    operations = reference.outcomes["finetune"].operations
+    operations = reference.outcome("finetune").operations
     assert server.run("finetune", folder, clock=jump, kill_at=operations // 2).code == -signal.SIGKILL
     for verb in ("finetune", "evaluate", "report"):
         outcome = server.run(verb, folder, clock=jump)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -32,9 +31,7 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is the stricter one
-            image = Image.open(path, formats=_FORMATS)
+        image = Image.open(path, formats=_FORMATS)
         # the header alone tells: a huge foreign image costs nothing
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}")
