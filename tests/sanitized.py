@@ -13,8 +13,11 @@ spec.loader.exec_module(module)
 sys.modules["subspace_ext._C"] = module
 
 
-def pytest_report_header() -> str:
+def pytest_configure() -> None:
     from subspace_ext import _native
 
     assert _native._C is module, "the sanitized module must be the one in use"
+
+
+def pytest_report_header() -> str:
     return f"native module: {module.__file__}"
