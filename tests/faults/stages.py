@@ -104,6 +104,7 @@ class Reference:
 
     def check(self, verb: str, folder: Path) -> None:
         """The stage has ended in ``folder`` as it did undisturbed, and left nothing temporary."""
+        self.outcome(verb)
         expected, found = contents(self.folder / _RESULTS[verb]), contents(folder / _RESULTS[verb])
         assert found.keys() == expected.keys()
         different = [name for name, value in expected.items() if found[name] != value]
