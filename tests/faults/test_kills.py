@@ -48,7 +48,7 @@ def kill_and_finish(server: Server, reference: Reference, verb: str, kills: int,
     return met
 
 
-@pytest.mark.parametrize("verb", stages("generate", "mine", "finetune"))
+@pytest.mark.parametrize("verb", stages("mine", "finetune"))
 def test_a_killed_stage_ends_as_an_undisturbed_one(
     server: Server, reference: Reference, verb: str, tmp_path: Path
 ) -> None:
