@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup lint test demo pretrain-nano check-wheel clean
+.PHONY: help setup lint test fuzz faults sanitize demo pretrain-nano check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,6 +17,15 @@ lint: setup  ## ruff and mypy
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/pytest
+
+fuzz: setup  ## damaged files for every reader, 2000 each (about half an hour on one core), then coverage-guided if atheris is there
+	$(BIN)/pytest tests/fuzz --slow --fuzz-cases 2000
+
+faults: setup  ## kill, starve and damage every stage
+	$(BIN)/pytest tests/faults --slow
+
+sanitize: setup  ## the tests of the native code under AddressSanitizer and UBSan
+	bash scripts/sanitize.sh
 
 demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "python/subspace3d/backbones/
 LARGEST_FILE = 20_000_000
 IMAGE_SIZE = 112
 STAGES = ("cameras", "everything")
+TASKS: tuple[Literal["faces", "bodies", "glass"], ...] = ("faces", "bodies", "glass")
 
 
 def main() -> None:
@@ -79,7 +81,10 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
         stages[name] = {"recipe": settings.to_dict(config), "training": asdict(result)}
     if not processes.is_first:
         return
-    held_out = measure(model, MultiViewDataset(out / "scenes/heldout", IMAGE_SIZE), frames=4)
+    held_out = {
+        name: measure(model, MultiViewDataset(out / "scenes" / name, IMAGE_SIZE), frames=4)
+        for name in ("heldout", *TASKS)
+    }
     report = {
         "stages": stages,
         "data": {"scenes": len(dataset), "views": arguments.views, "mirror": True, "augment": arguments.augment},
@@ -113,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
     parser.add_argument("--scenes", type=int, default=1024, help="training scenes")
-    parser.add_argument("--heldout", type=int, default=32, help="held-out scenes")
+    parser.add_argument("--heldout", type=int, default=32, help="held-out scenes, and training scenes of each task")
     parser.add_argument("--views", type=int, default=8, help="images per scene")
     parser.add_argument("--steps", type=int, nargs=2, default=[5500, 1900], help="optimiser steps of the two stages")
     parser.add_argument("--images", type=int, default=12, help="images per step")
@@ -129,26 +134,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def render_scenes(folder: Path, arguments: argparse.Namespace) -> None:
-    """Render what is missing of the training and the held-out scenes; their seeds differ, so no scene is in both."""
+    """Render what is missing of the scenes; the seeds differ, so none is both trained on and measured on."""
     from subspace3d.scenes import generate
 
-    for name, scenes, seed in (
-        ("train", arguments.scenes, arguments.seed),
-        ("heldout", arguments.heldout, arguments.seed + 10_000),
-    ):
-        generate.run(
-            GenerateConfig(
-                out=folder / name,
-                attribute="all",
-                preset="generic",
-                scenes=scenes,
-                views=arguments.views,
-                resolution=IMAGE_SIZE,
-                spp=16,
-                seed=seed,
-                name=name,
-            )
+    common = {"views": arguments.views, "resolution": IMAGE_SIZE, "spp": 16}
+    for name, scenes, seed in (("train", arguments.scenes, 0), ("heldout", arguments.heldout, 10_000)):
+        seed += arguments.seed
+        generic = GenerateConfig(
+            out=folder / name, attribute="all", preset="generic", scenes=scenes, name=name, seed=seed, **common
         )
+        generate.run(generic)
+    for task in TASKS:
+        seed = arguments.seed + 20_000
+        generate.run(GenerateConfig(out=folder / task, task=task, scenes=arguments.heldout, seed=seed, **common))
 
 
 def stage_config(arguments: argparse.Namespace, steps: int, lr: float) -> TrainConfig:

@@ -10,6 +10,8 @@ from torch import Tensor
 from subspace_ext.column_space import column_space, settle
 from subspace_ext.ops.irls import irls
 
+_LARGEST_PRODUCT = 1e300  # leaves eight digits for sums over entries
+
 
 @dataclass(frozen=True)
 class MinedSubspace:
@@ -78,6 +80,13 @@ def _check_finite(name: str, stack: Tensor, first: int) -> None:
         raise ValueError(f"{name} must be finite, got NaN or Inf in layer {first + layer}, adapter {adapter}")
 
 
+def _check_range(fits: Tensor, rule: str, first: int) -> None:
+    """Raise ValueError with ``rule``, naming the layer, unless all of ``fits [L]`` are true."""
+    if not fits.all():
+        layer = first + int((~fits).nonzero()[0])
+        raise ValueError(f"lora_b and lora_a must have {rule} (the range of float64), not so in layer {layer}")
+
+
 def mine_subspace(
     lora_b: Tensor,
     lora_a: Tensor,
@@ -110,7 +119,8 @@ def mine_subspace(
         tol: stop when no normalised weight moves by more than this, relatively.
 
     Raises:
-        ValueError: shapes, dtypes or settings outside the rules above, or NaN or Inf in an adapter (with its index).
+        ValueError: shapes, dtypes or settings outside the rules above, NaN or Inf in an adapter (with its index), or
+            updates so large or small that they or their weights are no float64 numbers.
     """
     _check(lora_b, lora_a, k, p, eps, max_iter, tol)
     single = lora_b.dim() == 3
@@ -144,7 +154,12 @@ def _mine_chunk(
         _check_finite("lora_b", b, first)
         _check_finite("lora_a", a, first)
     space_b, space_a = settle(space_b, growth[0]), settle(space_a, growth[1])
+    largest = space_b.triangle.abs().amax(dim=(1, 2)) * space_a.triangle.abs().amax(dim=(1, 2))
+    _check_range(largest < _LARGEST_PRODUCT, f"largest entries with a product below about {_LARGEST_PRODUCT}", first)
     core = irls(space_b.triangle, space_a.triangle, adapters, k, p, eps, max_iter, tol)
+    # a weight is about the norm to the power p - 2
+    fits = torch.isfinite(core.weights).all(dim=1)
+    _check_range(fits, "products that are zero or not below about 1e-307", first)
     u, v = space_b.embed(core.u), space_a.embed(core.v)
     pivots = u.gather(1, u.abs().argmax(dim=1, keepdim=True))
     signs = torch.where(pivots < 0, -1.0, 1.0).to(u.dtype)

@@ -10,6 +10,7 @@ from subspace_ext import _native
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--fuzz-cases", type=int, default=100, help="damaged files per reader (default: the same 100)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

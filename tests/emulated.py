@@ -16,6 +16,9 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 EMULATOR = Path(__file__).parent / "emulator"
+# for `make sanitize`, which preloads the library these need
+_CHECKS = os.environ.get("SUBSPACE_EMULATED_SANITIZE")
+SANITIZE = [f"-fsanitize={_CHECKS}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"] if _CHECKS else []
 
 
 def _sources() -> list[Path]:
@@ -43,6 +46,7 @@ def build(folder: Path) -> Path:
     flags += ['-DSUBSPACE_VERSION="emulated"', '-DSUBSPACE_COMPILER="emulated"', "-DSUBSPACE_HAS_CUDA"]
     flags += ['-DSUBSPACE_CUDA_VERSION="emulated"', '-DSUBSPACE_CUDA_ARCHS="emulated"']
     flags += [f"-I{path}" for path in includes]
+    flags += SANITIZE
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}.o"
@@ -54,7 +58,7 @@ def build(folder: Path) -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, _sources()))
         subprocess.run(
-            ["c++", "-shared", *map(str, objects), "-o", str(library), "-pthread"],
+            ["c++", "-shared", *SANITIZE, *map(str, objects), "-o", str(library), "-pthread"],
             check=True,
             capture_output=True,
             text=True,
@@ -69,7 +73,9 @@ def load() -> ModuleType | None:
     """The emulated module; None where there is no C++ compiler."""
     if shutil.which("c++") is None:
         return None
-    spec = importlib.util.spec_from_file_location("emulated._C", build(ROOT / "build/emulated"))
+    spec = importlib.util.spec_from_file_location(
+        "emulated._C", build(ROOT / f"build/emulated{'-sanitized' if SANITIZE else ''}")
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

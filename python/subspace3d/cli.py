@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -89,6 +90,33 @@ def _parse(verb: str, arguments: list[str]) -> Any:
         _fail(f"subspace3d {verb}", " ".join(words))
 
 
+def _exclusive(config: Any) -> contextlib.AbstractContextManager:
+    """What the verb writes, held for this process; of processes that torchrun started together, for the first."""
+    from subspace3d.locks import exclusive
+
+    out: Path | None = getattr(config, "out", None)
+    if os.environ.get("RANK", "0") != "0" or getattr(config, "validate", None) is not None:
+        return contextlib.nullcontext()
+    if isinstance(config, configs.GenerateConfig):
+        # data sets of different names may be made in one folder at a time
+        made = config.attribute if config.task == "none" else config.task
+        return exclusive(config.out, Path(config.name or config.from_ or made).name)
+    if isinstance(config, (configs.ExportConfig, configs.ReportConfig)) and out is None:
+        return exclusive(config.run, "export" if isinstance(config, configs.ExportConfig) else "report")
+    if isinstance(config, (configs.MineConfig, configs.ExportConfig, configs.ReportConfig)) and out is not None:
+        return exclusive(out.parent, out.name)
+    return contextlib.nullcontext() if out is None else exclusive(out)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own, that of torch's CPU allocator, or that of a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; exits with 0, with 2 after a one-line error, with 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -105,7 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("subspace3d", f"verb must be one of {', '.join(VERBS)}, got {verb!r}")
     try:
         config = _parse(verb, arguments[1:])
-        importlib.import_module(VERBS[verb][1]).run(config)
+        with _exclusive(config):
+            importlib.import_module(VERBS[verb][1]).run(config)
     except KeyboardInterrupt:
         print(f"\nsubspace3d {verb}: interrupted; the same command continues it", file=sys.stderr)
         sys.exit(130)
@@ -116,6 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"subspace3d {verb}", f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _fail(f"subspace3d {verb}", str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(f"subspace3d {verb}", f"out of memory; what was finished is kept: {' '.join(str(error).split())[:200]}")
 
 
 def _fail(who: str, message: str) -> NoReturn:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +18,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_MARK = ".s3d-"  # in the name of everything temporary, so that nobody else's files are taken for it
+_LEFTOVER = re.compile(r"\..+\.s3d-\w{8}\.(tmp|old)(\.\w+)?")
+_swept: set[str] = set()  # folders this process has cleared of what killed processes left
+
+
+class DamagedError(ValueError):
+    """A file is not what was written: truncated, changed, or never of its kind."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success flush it to disk and rename it to ``path``.
 
-    On any exception the temporary file is removed and an existing ``path`` is left as it was.
+    On any exception the temporary file is removed and an existing ``path`` is left as it was. What a process that was
+    killed left beside ``path`` goes with the first write of the next one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     # the suffix is kept because image and array writers choose their format by it
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
-    os.close(handle)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
     temporary = Path(name)
     try:
+        _claim(handle)
         yield temporary
         # mkstemp makes 0600 files; a result is as readable as any other file the user writes
         umask = os.umask(0)
@@ -38,6 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
@@ -46,22 +60,72 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder of ``path``; on success rename it to ``path``, replacing what stands there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    _sweep(path.parent)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=".tmp"))
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        _claim(handle)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o777 & ~umask)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=".old"))
             os.replace(path, old / path.name)
             os.replace(temporary, path)
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
     finally:
+        os.close(handle)
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _claim(handle: int) -> None:
+    """Mark a temporary file or folder as in use; the system lets go of it when the process ends, however it ends."""
+    # where the file system has no locks nothing is ever swept
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left in ``folder`` under temporary names, once per process."""
+    key = os.path.abspath(folder)
+    if key in _swept:
+        return
+    _swept.add(key)
+    for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
+        leftover = folder / name
+        with contextlib.suppress(OSError):  # another process sweeps too, or locks do not exist here
+            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            finally:
+                os.close(handle)
+
+
+def inside(folder: Path, name: object, where: str) -> Path:
+    """The file that a record calls ``name``, which must lie in ``folder``; ``where`` names the entry in messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a path, or one that leads out of ``folder``: absolute, through ``..``, or by a link.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where} must be a path relative to {folder}, got {name!r}")
+    path = Path(folder) / name
+    try:
+        # a loop of links is a RuntimeError, a name the system cannot have an OSError or ValueError
+        stays, exists = path.resolve().is_relative_to(Path(folder).resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{where} must be a path, got {name[:80]!r}: {error}") from error
+    if not stays:
+        raise ValueError(f"{where} must stay inside {folder}, got {name!r}")
+    if not exists:
+        raise FileNotFoundError(f"{where}: no such file: {path}")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,12 +143,25 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ValueError: ``path`` is not valid JSON; names the file.
+        DamagedError: ``path`` is not valid JSON; names the file.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8, and endless digits
+        raise DamagedError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: ``path`` is not valid JSON or holds no object; names the file.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(record).__name__}")
+    return record
 
 
 def sha256(path: Path) -> str:
@@ -96,7 +173,7 @@ def sha256(path: Path) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any] | None = None) -> None:
-    """Write a safetensors file; ``header`` is kept as one JSON string under the metadata key ``header``.
+    """Write a safetensors file with a checksum; ``header`` is kept as one JSON string in its metadata.
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
@@ -107,9 +184,11 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappin
     metadata = {"format": "pt"}
     if header is not None:
         metadata["header"] = json.dumps(header, allow_nan=False)
+    stored = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    metadata["crc32"] = _checksum(stored, metadata)
     with atomic_path(path) as temporary:
         try:
-            save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, temporary, metadata)
+            save_file(stored, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from error
 
@@ -119,9 +198,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ValueError: ``path`` is truncated or not a safetensors file; names the file.
+        DamagedError: ``path`` is truncated, not a safetensors file, of a type torch does not have, or does not have the
+            checksum `save_tensors` gave it; names the file.
+        ValueError: the header is no JSON object.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -130,6 +211,34 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
         header = json.loads(metadata.get("header", "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged header may name types and shapes that torch stumbles over in its own ways
+        raise DamagedError(f"{path} is not a whole safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: header must be a JSON object, got {type(header).__name__}")
+    if "crc32" in metadata and metadata["crc32"] != _checksum(tensors, metadata):
+        raise DamagedError(f"{path} is damaged: its content does not have the checksum it was written with")
     return tensors, header
+
+
+def check_values(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError, naming file and tensor, unless it holds finite floating-point numbers of 16 bits or more."""
+    import torch
+
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"{path}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{path}: {name} has NaN or infinite values")
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """crc32 over header, names, types, shapes and values."""
+    import torch
+
+    crc = zlib.crc32(metadata.get("header", "").encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)};".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"

@@ -216,10 +216,10 @@ def _check_folder(config: DemoConfig) -> None:
     wanted.pop("out")
     path = config.out / "config.yaml"
     if path.exists():
-        import yaml
-
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = {key: stored.get(key, stored.get("provenance", {}).get(key)) for key in wanted}
+        stored = settings.read_table(path)
+        provenance = stored.get("provenance")
+        stored = {**(provenance if isinstance(provenance, dict) else {}), **stored}
+        found = {key: stored.get(key) for key in wanted}
         if found != wanted:
             raise ValueError(f"out: {config.out} holds a run with {found}, this one has {wanted}")
         return

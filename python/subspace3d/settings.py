@@ -9,6 +9,9 @@ from typing import Any
 
 from subspace3d.files import write_text
 
+_LARGEST_FILE = 1 << 20
+_MOST_VALUES = 10_000
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain YAML and JSON values: paths become strings, tuples lists."""
@@ -44,13 +47,7 @@ def flags(path: Path, config_class: type) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"config: no such file: {path}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        settings = _parse(text, path.suffix)
-    except Exception as error:
-        raise ValueError(f"config: {path} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"config: {path} must hold a table of settings, got {type(settings).__name__}")
+    settings = read_table(path)
     settings.pop("provenance", None)
     return _flags(settings, config_class, prefix="", path=path)
 
@@ -72,22 +69,47 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Raises:
         ValueError: one of the fields differs, or ``record`` does not hold settings.
     """
-    import yaml
-
     if not record.is_file():
         return
-    try:
-        old = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{record} is not valid YAML: {error}") from error
-    if not isinstance(old, dict):
-        raise ValueError(f"{record} must hold the settings of an earlier run")
+    old = read_table(record)
     now = to_dict(config)
     keys = [name.rstrip("_") for name in names]
     different = [key for key in keys if old.get(key) != now[key]]
     if different:
         listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
         raise ValueError(f"out must hold no {made} of this name made with other settings: {record} has {listed}")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a YAML or TOML file, of at most 10,000 values when all its references are followed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML or TOML, no table, or too many values; names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+        table = _parse(path.read_text(encoding="utf-8"), path.suffix)
+        _count(table)
+    except Exception as error:  # the parsers raise what they happen to run into, RecursionError among it
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} must hold a table of settings, got {type(table).__name__}")
+    return table
+
+
+def _count(value: Any, before: int = 0) -> int:
+    """Number of values so far; a few lines of references to references can stand for more than memory holds."""
+    before += 1
+    if before > _MOST_VALUES:
+        raise ValueError(f"it stands for more than {_MOST_VALUES} values")
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    for child in children:
+        before = _count(child, before)
+    return before
 
 
 def _parse(text: str, suffix: str) -> Any:
@@ -104,7 +126,7 @@ def _parse(text: str, suffix: str) -> Any:
 
 def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:
     fields = {_key(field): field for field in dataclasses.fields(config_class)}
-    unknown = sorted(set(settings) - set(fields))
+    unknown = sorted(str(key) for key in settings if key not in fields)
     if unknown:
         raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this verb'} takes {sorted(fields)}")
     result: list[str] = []
@@ -118,6 +140,8 @@ def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path
         elif isinstance(value, bool):
             result.append(flag if value else f"--{prefix}no-{key}".replace("_", "-"))
         elif isinstance(value, list):
+            if any(isinstance(item, (list, dict)) for item in value):
+                raise ValueError(f"config: {path}: {prefix}{key} must be a list of single values")
             result += [flag, *map(str, value)]
         else:
             result += [flag, str(value)]

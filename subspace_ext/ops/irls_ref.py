@@ -30,7 +30,9 @@ def _truncated(mean: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _one_layer(rb: Tensor, ra: Tensor, adapters: int, k: int, p: float, eps: float, max_iter: int, tol: float):
     rank = rb.shape[1] // adapters
     delta = torch.stack([b @ a.t() for b, a in zip(rb.split(rank, dim=1), ra.split(rank, dim=1))])
-    norms = delta.flatten(1).norm(dim=1)
+    # squares of entries beyond 1e154 or below 1e-162 are not numbers any more, squares of shares of the largest are
+    peaks = delta.abs().flatten(1).amax(dim=1)
+    norms = peaks * (delta / torch.where(peaks > 0, peaks, 1.0)[:, None, None]).flatten(1).norm(dim=1)
     weights = torch.ones(adapters, dtype=rb.dtype, device=rb.device)
     objective = torch.full((max_iter + 1,), float("nan"), dtype=rb.dtype, device=rb.device)
     # In units of the median norm, so that squares neither underflow nor overflow.

@@ -102,7 +102,7 @@ def test_no_adapter_is_an_error(tmp_path):
         ({"init_lora_weights": "corda"}, "also changes the base weights"),
         ({"use_dora": True}, "use_dora must be off, got True"),
         ({"target_parameters": ["experts.weight"]}, "target_parameters must be off"),
-        ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
+        ({"lora_alpha": None}, "lora_alpha must be a positive number, got None"),
         ({"r": 4}, "do not fit the rank 4"),
     ],
 )

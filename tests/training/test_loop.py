@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import os
 import signal
 from collections.abc import Mapping
@@ -17,7 +18,6 @@ from subspace3d.datasets.scene_format import write_scene
 from subspace3d.training import checkpoints
 from subspace3d.training.loop import set_modes, train
 from subspace3d.training.losses import LossCounts
-from subspace3d.training.stop import exclusive
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +251,10 @@ def test_full_disk_leaves_the_previous_checkpoint(
 
 
 def test_one_run_at_a_time_in_a_folder(dataset: MultiViewDataset, tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(ValueError, match="another process is training in"):
-        train(tiny_model(), dataset, CONFIG, tmp_path)
+    with open(tmp_path / ".lock", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process would: the file is opened once more
+        with pytest.raises(ValueError, match="another process is at work on"):
+            train(tiny_model(), dataset, CONFIG, tmp_path)
 
 
 def test_tensorboard_continues_without_duplicates(dataset: MultiViewDataset, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
-from subspace3d.files import load_tensors, save_tensors
+from subspace3d.files import check_values, load_tensors, save_tensors
 from subspace3d.mining import subspace_file
 from subspace3d.mining.subspace_file import find_subspaces, load_authors, load_subspace
 
@@ -144,13 +144,15 @@ def read_basis(path: Path) -> Basis:
     else:
         basis = _pairs_of(path, tensors)
     for name, pair in basis.items():
-        if not all(torch.isfinite(side).all() for side in pair):
-            raise ValueError(f"{path}: {name} has NaN or infinite values")
+        for side in pair:
+            check_values(path, name, side)
     return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
 
 
 def _pairs_of(path: Path, tensors: Mapping[str, torch.Tensor]) -> Basis:
     names = list(dict.fromkeys(key.rpartition(".")[0] for key in tensors))
+    if not names:
+        raise ValueError(f"{path}: must hold at least one module")
     for name in names:
         u, v = tensors.get(f"{name}.U"), tensors.get(f"{name}.V")
         if u is None or v is None or u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:

@@ -21,6 +21,7 @@ from subspace3d.configs import TrainConfig
 from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.datasets.crop import centred_box, crop_resize
 from subspace3d.datasets.scene_format import Scene, SceneFile, find_scenes
+from subspace3d.settings import read_table
 
 _OPEN_SCENES = 64 << 20  # bytes of scene.json kept parsed
 View = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # image, depth, intrinsic, extrinsic
@@ -269,16 +270,15 @@ def read_mixture(path: Path) -> tuple[list[Path], list[float]]:
         FileNotFoundError: no such file.
         ValueError: not a mapping of folders to numbers.
     """
-    import yaml
-
     if not path.is_file():
         raise FileNotFoundError(f"no such mixture of scenes: {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(share, int | float) and not isinstance(share, bool) for share in content.values()
+        content = read_table(path)
+    except ValueError as error:
+        raise ValueError(f"{path} must map folders of scenes to their shares: {error}") from error
+    if not all(
+        isinstance(share, int | float) and not isinstance(share, bool) and math.isfinite(share)
+        for share in content.values()
     ):
         raise ValueError(f"{path} must map folders of scenes to their shares, like 'real: 0.4'")
     return [path.parent / str(folder) for folder in content], [float(share) for share in content.values()]

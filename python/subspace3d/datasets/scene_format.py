@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from subspace3d.datasets.crop import centred_box, crop_resize
 from subspace3d.datasets.image_files import open_image, read_depth, read_rgb, save_png
-from subspace3d.files import atomic_folder, read_json, write_json
+from subspace3d.files import atomic_folder, inside, read_json, write_json
 
 FORMAT = "subspace3d-scene"
 VERSION = 1
@@ -84,7 +85,7 @@ class SceneFile:
         try:
             intrinsic = np.array(frame.get("intrinsics"), dtype=np.float64)
             extrinsic = np.array(frame.get("extrinsics_w2c"), dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{where}: intrinsics and extrinsics_w2c must be matrices of numbers: {error}") from error
         _check_camera(intrinsic, extrinsic, where)
         return intrinsic, extrinsic
@@ -92,7 +93,7 @@ class SceneFile:
     def image(self, index: int) -> np.ndarray:
         """uint8 [H, W, 3], sRGB."""
         frame, where = self._frame(index)
-        return read_rgb(_inside(self.folder, frame.get("image"), f"{where}.image"), self.size)
+        return read_rgb(inside(self.folder, frame.get("image"), f"{where}.image"), self.size)
 
     def depth(self, index: int) -> np.ndarray | None:
         """float32 [H, W] in the scene's unit, before the mask; None: this frame has no depth map."""
@@ -101,14 +102,14 @@ class SceneFile:
 
     def depth_path(self, index: int) -> Path | None:
         frame, where = self._frame(index)
-        return None if frame.get("depth") is None else _inside(self.folder, frame["depth"], f"{where}.depth")
+        return None if frame.get("depth") is None else inside(self.folder, frame["depth"], f"{where}.depth")
 
     def mask(self, index: int) -> np.ndarray | None:
         """bool [H, W], where depth counts; None: everywhere."""
         frame, where = self._frame(index)
         if frame.get("mask") is None:
             return None
-        return np.array(open_image(_inside(self.folder, frame["mask"], f"{where}.mask"), self.size).convert("L")) > 0
+        return np.array(open_image(inside(self.folder, frame["mask"], f"{where}.mask"), self.size).convert("L")) > 0
 
     def valid_depth(self, index: int) -> np.ndarray:
         """float32 [H, W]: the depth inside the mask, 0 elsewhere and in a frame without depth."""
@@ -340,8 +341,9 @@ def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> N
             f"got {intrinsic.tolist()}"
         )
     rotation = extrinsic[:, :3]
-    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
-    if error > 1e-4 or np.linalg.det(rotation) < 0:
+    with np.errstate(over="ignore", invalid="ignore"):  # of huge entries the error is infinite or NaN
+        error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if not error <= 1e-4 or np.linalg.det(rotation) < 0:
         raise ValueError(
             f"{where}: extrinsics_w2c must be [R | t] with R a rotation, "
             f"got |R R^T - I| = {error:.2g} and det R = {np.linalg.det(rotation):.3g}"
@@ -358,22 +360,13 @@ def _read_record(file: Path) -> dict[str, Any]:
         if type(record.get(key)) is not int or record[key] < 1:
             raise ValueError(f"{file}: {key} must be a positive integer, got {record.get(key)!r}")
     scale = record.get("depth_scale")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not (np.isfinite(scale) and scale > 0):
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= sys.float_info.max:
         raise ValueError(f"{file}: depth_scale must be a positive number, got {scale!r}")
     if not isinstance(record.get("translation_known", True), bool):
         raise ValueError(f"{file}: translation_known must be true or false, got {record['translation_known']!r}")
     frames = record.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise ValueError(f"{file}: frames must be a list of at least one object")
+    if not isinstance(record.get("provenance") or {}, dict):
+        raise ValueError(f"{file}: provenance must be an object, got {type(record['provenance']).__name__}")
     return record
-
-
-def _inside(folder: Path, name: object, where: str) -> Path:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where} must be a path relative to the scene's folder, got {name!r}")
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{where} must stay inside the scene's folder, got {name!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: no such file: {path}")
-    return path

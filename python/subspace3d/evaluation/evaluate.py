@@ -21,7 +21,7 @@ from subspace3d.evaluation.point_cloud import (
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
 from subspace3d.evaluation.table import METRICS, format_table, mean_over_scenes
-from subspace3d.files import read_json, sha256, write_json
+from subspace3d.files import read_record, sha256, write_json
 from subspace3d.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         key = {**shared_key, "tuned": None if folder is None else sha256(folder / "tuned" / "tuned.json")}
         file = config.out / "methods" / f"{name}.json"
         record = _kept(file, key, config.out)
+        if record is not None and any(_can_be_read(scenes[entry["scene"]], config) for entry in record["skipped"]):
+            record = None  # what was damaged then is whole now
         if record is None:
             record = {"key": key, **_measure_method(name, folder, scenes, config, backbone)}
             write_json(file, record)
@@ -180,14 +182,20 @@ def _measure_scene(
         record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, pred, result))
 
 
+def _can_be_read(path: Path, config: EvaluateConfig) -> bool:
+    try:
+        scene, _ = _load(path, config)
+        valid_mask(Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
     from subspace3d.backbones.config import named_config
-    from subspace3d.datasets.scene_format import load_scene
+    from subspace3d.datasets.scene_format import SceneFile, load_scene
 
-    available = len(read_json(path / "scene.json").get("frames", ()))
-    if available == 0:
-        raise ValueError(f"{path / 'scene.json'} must have at least one frame, got none")
-    frames = choose_frames(available, config.frames)
+    frames = choose_frames(len(SceneFile(path)), config.frames)
     return load_scene(path, image_size=named_config(config.backbone).image_size, frames=frames), frames
 
 
@@ -282,7 +290,11 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
     """The record of an earlier evaluation, if it was made from the same inputs and its pictures still stand."""
     if not file.is_file():
         return None
-    record = read_json(file)
+    try:
+        record = read_record(file)
+    except ValueError as error:
+        print(f"measuring anew: {error}")
+        return None
     if record.get("key") != key:
         return None
     named = [out / entry[kind] for entry in record["pictures"] for kind in ("image", "true", "depth", "error")]
@@ -298,7 +310,8 @@ def _scene_name(path: Path, root: Path) -> str:
 def _check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
     for name, folder in methods.items():
         if folder is not None:
-            tuned = read_json(folder / "tuned" / "tuned.json").get("backbone", {}).get("name")
+            recorded = read_record(folder / "tuned" / "tuned.json").get("backbone")
+            tuned = recorded.get("name") if isinstance(recorded, dict) else recorded
             if tuned != backbone:
                 raise ValueError(
                     f"backbone must be that of the tuned runs, got {backbone!r} and {tuned!r} for {name!r}"
@@ -309,6 +322,6 @@ def _training_record(run_folder: Path | None, backbone: BackboneRecord) -> dict[
     """Size and cost of a tuned run, from its tuned.json; the base model trains nothing."""
     if run_folder is None:
         return {"trainable_parameters": 0, "trainable": {"total": 0}, "training": None, "backbone": backbone.to_dict()}
-    tuned = read_json(run_folder / "tuned" / "tuned.json")
+    tuned = read_record(run_folder / "tuned" / "tuned.json")
     copied = {key: tuned.get(key) for key in ("method", "backbone", "rank", "K", "trainable", "training")}
     return {"trainable_parameters": (tuned.get("trainable") or {}).get("total"), **copied}

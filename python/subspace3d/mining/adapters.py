@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Variants of LoRA whose change of the layer is not the constant matrix scaling * B A.
 _VARIANT_SETTINGS = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
+
+_LONGEST_KEY = 500
+_MOST_REPETITIONS = 3
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,9 @@ def read_adapter(folder: Path) -> Adapter:
         if match is None:
             ignored.append(key)
             continue
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{weights_path}: {key} has NaN or infinite values")
+        files.check_values(weights_path, key, tensor)
+        if tensor.ndim < 2 or not tensor.numel():
+            raise ValueError(f"{weights_path}: {key} must be a matrix or a convolution, got {list(tensor.shape)}")
         pairs.setdefault(match["module"], {})[match["side"]] = tensor
     if not pairs:
         raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
@@ -117,8 +122,36 @@ def _check_config(path: Path, config: Any) -> None:
         if config.get(name):
             raise ValueError(f"{path}: {name} must be off, got {config[name]!r}: not a plain low-rank update")
     for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float):
-            raise ValueError(f"{path}: {name} must be a number, got {config.get(name)!r}")
+        if not _is_positive(config.get(name)):
+            raise ValueError(f"{path}: {name} must be a positive number, got {config.get(name)!r}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(f"{path}: {name}", config.get(name) or {})
+    if not isinstance(config.get("base_model_name_or_path") or "", str):
+        raise ValueError(f"{path}: base_model_name_or_path must be text, got {config['base_model_name_or_path']!r}")
+
+
+def _is_positive(value: object) -> bool:
+    """True of a number that is positive, finite and no more than a float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def _check_pattern(what: str, pattern: object) -> None:
+    """Values must be numbers; keys regular expressions that cannot take forever on a module's name."""
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{what} must be an object, got {type(pattern).__name__}")
+    for key, value in pattern.items():
+        if not _is_positive(value):
+            raise ValueError(f"{what} must hold positive numbers, got {value!r} for {key[:80]!r}")
+        # a repeated group with a repetition inside is what takes exponential time, many repetitions polynomial time
+        if len(key) > _LONGEST_KEY or re.search(r"\)[*+{]", key) or len(re.findall(r"[*+{]", key)) > _MOST_REPETITIONS:
+            raise ValueError(
+                f"{what}: a key must have at most {_LONGEST_KEY} characters and {_MOST_REPETITIONS} repetitions, none "
+                f"of a group, got {key[:80]!r}"
+            )
+        try:
+            re.compile(key)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{what}: {key[:80]!r} is no regular expression: {error}") from error
 
 
 def _factors(

@@ -61,7 +61,11 @@ def run(config: AnalyzeConfig) -> Path:
 def _is_done(path: Path, inputs: Mapping[str, str]) -> bool:
     if not path.is_file():
         return False
-    analysis = files.read_json(path)
+    try:
+        analysis = files.read_record(path)
+    except ValueError as error:
+        print(f"analyzing anew: {error}")
+        return False
     return analysis.get("version") == VERSION and analysis.get("inputs") == inputs
 
 

@@ -76,9 +76,10 @@ def load_subspace(path: Path) -> SubspaceFile:
         name, _, field = key.rpartition(".")
         if field not in _FIELDS or not name:
             raise ValueError(f"{path}: foreign tensor {key!r}; fields are {', '.join(_FIELDS)}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {key} has NaN or infinite values")
+        files.check_values(path, key, tensor)
         fields.setdefault(name, {})[field] = tensor
+    if not fields:
+        raise ValueError(f"{path}: must hold at least one module")
     return SubspaceFile({name: _module(path, name, fields[name]) for name in sorted(fields, key=natural_key)}, header)
 
 
@@ -91,6 +92,8 @@ def _module(path: Path, name: str, fields: Mapping[str, torch.Tensor]) -> Module
         raise ValueError(
             f"{path}: {name} must have u [out, k] and v [in, k], got {list(module.u.shape)} and {list(module.v.shape)}"
         )
+    if module.singular_values.ndim != 1 or module.weights.ndim != 1:
+        raise ValueError(f"{path}: {name} must have vectors singular_values and weights")
     return module
 
 
@@ -163,9 +166,9 @@ def load_authors(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = _AUTHORS_KEY.fullmatch(key)
-        if match is None or tensor.ndim != 2:
+        if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
             raise ValueError(
-                f"{path}: {key!r} {list(tensor.shape)} is foreign; keys are "
+                f"{path}: {key!r} {list(tensor.shape)} {tensor.dtype} is foreign; keys are "
                 "{frame_blocks|global_blocks}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
             )
         name = f"aggregator.{match['blocks']}.{match['layer']}.{match['part']}"

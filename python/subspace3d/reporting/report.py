@@ -27,7 +27,14 @@ def run(config: ReportConfig) -> Path:
     """
     content = collect(config.run)
     path = config.out or config.run / "report" / "index.html"
-    files.write_text(path, render(content))
+    try:
+        text = render(content)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"run: {config.run} has a results.json, analysis.json, tuned.json or metrics.jsonl that does not have the "
+            f"layout of this version: {error!r:.200}"
+        ) from error
+    files.write_text(path, text)
     print(f"report -> {path}", flush=True)
     return path
 

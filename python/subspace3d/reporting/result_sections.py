@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from subspace3d.datasets.image_files import open_image
+from subspace3d.files import inside
 from subspace3d.progress import format_duration
 from subspace3d.reporting.collect import RunContent
 from subspace3d.reporting.html import Html, details, element, join, picture, section, table
@@ -167,8 +169,10 @@ def _column(*tiles: Html) -> Html:
 
 
 def _tile(folder: Path, name: str, alt: str, caption: str) -> Html:
-    path = folder / name
-    if not path.is_file():
+    try:
+        path = inside(folder, name, "pictures")
+        open_image(path)  # what is embedded is an image, whole and of a bounded size
+    except (FileNotFoundError, ValueError):
         return element("p", f"{name} is missing", class_="missing")
     return picture(_shrink(path.read_bytes()), alt, caption)
 

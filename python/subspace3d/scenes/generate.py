@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,6 +33,7 @@ from subspace3d.scenes.tasks import SPLITS, draw_task
 from subspace3d.scenes.tasks.faces import find_pictures
 from subspace3d.scenes.texture_maps import find_textures
 from subspace3d.scenes.variant import choose_variant, set_threads
+from subspace3d.training.pool import end_with_parent
 
 MIN_COVERAGE = 0.03  # least share of a view's pixels with a surface
 MIN_DEPTH = 0.15  # nearest surface allowed in any view
@@ -159,7 +161,7 @@ def _render_wave(jobs: list[Job], workers: int, progress: Progress) -> None:
         for process in processes:
             process.join()
         if isinstance(error, BrokenProcessPool):
-            raise RuntimeError("a rendering process died (out of memory?); run again to continue") from error
+            raise ChildProcessError("a rendering process died (out of memory?); run again to continue") from error
         raise
     pool.shutdown()
 
@@ -171,6 +173,8 @@ def _start_worker() -> None:
     # Ctrl-C reaches the whole process group; the parent alone acts on it and terminates its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    # killed outright, the parent can end nobody
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _stop(*_: object) -> None:

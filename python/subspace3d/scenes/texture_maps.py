@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from subspace3d.datasets.image_files import open_image
+
 MAPS = {
     "basecolor": ("basecolor", "base_color", "albedo", "diffuse", "diff", "color", "col"),
     "roughness": ("roughness", "rough"),
@@ -107,10 +109,7 @@ def read_picture(path: Path, size: int, grey: bool = False) -> np.ndarray:
     """
     from PIL import Image
 
-    try:
-        image = Image.open(path).convert("L" if grey else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a whole image: {error}") from error
+    image = open_image(path).convert("L" if grey else "RGB")
     filter_ = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
     return np.asarray(image.resize((size, size), filter_), dtype=np.float64) / 255
 

@@ -22,7 +22,7 @@ from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.scene_format import find_scenes
-from subspace3d.files import atomic_folder, read_json, write_json
+from subspace3d.files import atomic_folder, read_record, write_json
 from subspace3d.progress import Progress
 from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
 from subspace3d.training.device import choose_device
@@ -98,7 +98,9 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
 def _is_done(folder: Path, wanted: dict) -> bool:
     if not (folder / RECORD).is_file():
         return False
-    before = read_json(folder / RECORD)["settings"]
+    before = read_record(folder / RECORD).get("settings")
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
     for name, value in wanted.items():
         if before.get(name) != value:
             raise ValueError(f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}")

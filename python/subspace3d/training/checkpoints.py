@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, write_json
+from subspace3d.files import DamagedError, atomic_folder, load_tensors, read_record, save_tensors, write_json
 
 KEPT = 2
 """Checkpoints that are kept: the newest ones. An older one goes only after a newer one stands under its name."""
@@ -59,10 +59,14 @@ def save(
     return path
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints below ``folder``, that of the highest step first."""
+    return [folder / f"step_{step}" for step in reversed(_steps(folder))]
+
+
 def latest(folder: Path) -> Path | None:
     """The checkpoint of the highest step below ``folder``; none if there is none."""
-    steps = _steps(folder)
-    return folder / f"step_{steps[-1]}" if steps else None
+    return next(iter(newest_first(folder)), None)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -71,9 +75,17 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(entry)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The counters and settings of a checkpoint."""
-    return read_json(path / "state.json")
+def read_state(path: Path, names: Iterable[str] = ("step",)) -> dict[str, Any]:
+    """The counters and settings of a checkpoint, ``names`` among them.
+
+    Raises:
+        DamagedError: state.json is not what `save` wrote; names it.
+    """
+    state = read_record(path / "state.json")
+    missing = sorted(set(names) - state.keys())
+    if missing:
+        raise DamagedError(f"{path / 'state.json'} must have {', '.join(missing)}")
+    return state
 
 
 def load(
@@ -97,6 +109,9 @@ def load(
         with torch.no_grad():
             parameter.copy_(weights[name])
         if f"{name}.step" in moments:
+            shapes = [tuple(moments[f"{name}.{moment}"].shape) for moment in _MOMENTS if f"{name}.{moment}" in moments]
+            if shapes != [(), tuple(parameter.shape), tuple(parameter.shape)]:
+                raise ValueError(f"{path}: optimiser state of {name} must fit shape {tuple(parameter.shape)}: {shapes}")
             # copied: what was read is a map of the file
             optimizer.state[parameter] = {
                 moment: moments[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS

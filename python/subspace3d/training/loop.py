@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
 from subspace3d.configs import TrainConfig
+from subspace3d.files import DamagedError
+from subspace3d.locks import exclusive
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
@@ -29,11 +31,13 @@ from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
-from subspace3d.training.stop import exclusive, stop_requests
+from subspace3d.training.stop import stop_requests
 from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
 Objective = Callable[[dict, dict, float, LossCounts], dict[str, torch.Tensor]]
 _MOST_SKIPPED = 10
+# what `_Run.save` keeps, and `_Run.start` finds again
+_STATE = ("step", "settings", "skipped", "skipped_in_a_row", "images", "losses", "seconds", "peak_memory_bytes")
 # these change how a run is carried out, not what it computes
 _FREE_FIELDS = ("device", "threads", "save_every", "checkpointing", "max_images", "trackers", "check_memory")
 
@@ -238,21 +242,28 @@ class _Run:
                 remove_records(self.out)
                 shutil.rmtree(folder, ignore_errors=True)
         self.processes.wait()
-        path = checkpoints.latest(folder)
-        if path is not None:
-            state = checkpoints.read_state(path)
-            self._check_settings(path, state["settings"])
-            tensors = checkpoints.load(path, self.parameters, self.optimizer)
-            self._restore(tensors)
-            self.step, self.skipped, self.skipped_in_a_row = (
-                state[key] for key in ("step", "skipped", "skipped_in_a_row")
-            )
-            self.images = self._images_before = state["images"]
-            self.losses, self.peak_memory = state["losses"], state["peak_memory_bytes"]
-            self._seconds_before = state["seconds"]
+        candidates = checkpoints.newest_first(folder)
+        for path in candidates:
+            try:
+                self._continue_from(path)
+                break
+            except (DamagedError, FileNotFoundError) as error:
+                if path == candidates[-1]:
+                    raise
+                if self.processes.is_first:
+                    print(f"{error}; going back to the checkpoint before it", file=sys.stderr)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.monotonic()
+
+    def _continue_from(self, path: Path) -> None:
+        state = checkpoints.read_state(path, _STATE)
+        self._check_settings(path, state["settings"])
+        self._restore(checkpoints.load(path, self.parameters, self.optimizer))
+        self.step, self.skipped, self.skipped_in_a_row = (state[key] for key in ("step", "skipped", "skipped_in_a_row"))
+        self.images = self._images_before = state["images"]
+        self.losses, self.peak_memory = state["losses"], state["peak_memory_bytes"]
+        self._seconds_before = state["seconds"]
 
     def _check_settings(self, path: Path, before: dict) -> None:
         for name, value in self.settings.items():

@@ -83,7 +83,7 @@ def run_jobs(
 
 
 def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # closed by the parent: no more jobs; interrupted: the parent reports it
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         name = connection.recv()
@@ -112,7 +112,8 @@ def describe(error: Exception) -> str:
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process at once when the one that started it is gone; for a thread of its own."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

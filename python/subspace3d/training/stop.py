@@ -1,13 +1,11 @@
-"""Stopping a run: signals that finish the step first, and a lock that keeps two runs out of one folder."""
+"""Stopping a run: signals that finish the step first."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 
@@ -31,22 +29,3 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process, if its file system has locks; the system lets go however the process ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out: another process is training in {folder}") from None
-        except OSError:
-            # a file system without locks, as clusters have them: nothing can be said about other processes there
-            pass
-        yield

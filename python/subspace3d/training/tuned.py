@@ -14,7 +14,7 @@ from subspace3d.adapters.lora_folder import adapter_factors, write_lora
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import CORE_METHODS
-from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, sha256, write_json
+from subspace3d.files import atomic_folder, inside, load_tensors, read_record, save_tensors, sha256, write_json
 from subspace3d.training.backbone import BackboneRecord, load_backbone
 
 FORMAT = "subspace3d-tuned"
@@ -75,12 +75,21 @@ def save_trained(folder: Path, model: nn.Module, method: str, backbone: Backbone
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the adapter of a PeftModel as PEFT does."""
+    """Write the adapter of a PeftModel as PEFT does.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason.
+    """
+    from safetensors import SafetensorError
+
     with warnings.catch_warnings():
         # AdaLoRA may leave a module no direction at all, which PEFT takes for a shard that was not gathered
         warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
         # otherwise PEFT asks the network whether the base model has an embedding layer
-        model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+        try:
+            model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+        except SafetensorError as error:
+            raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -96,15 +105,18 @@ def read_tuned(out: Path) -> dict[str, Any]:
         ValueError: another format, or a file that is not the one recorded.
     """
     folder = tuned_folder(out)
-    record = read_json(folder / "tuned.json")
+    record = read_record(folder / "tuned.json")
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f"{folder / 'tuned.json'} must have format {FORMAT!r} version {VERSION}")
+    for key in ("files", "backbone", "settings"):
+        if not isinstance(record.get(key), dict):
+            raise ValueError(f"{folder / 'tuned.json'}: {key} must be an object, got {record.get(key)!r:.80}")
+    if not isinstance(record.get("method"), str):
+        raise ValueError(f"{folder / 'tuned.json'}: method must be text, got {record.get('method')!r:.80}")
     for name, digest in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing")
-        if sha256(path) != digest:
-            raise ValueError(f"{path} must have the sha256 in tuned.json ({digest[:12]}...), it was changed")
+        path = inside(folder, name, f"{folder / 'tuned.json'}: files")
+        if not isinstance(digest, str) or sha256(path) != digest:
+            raise ValueError(f"{path} must have the sha256 in tuned.json ({str(digest)[:12]}...), it was changed")
     return record
 
 
@@ -116,7 +128,11 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
         ValueError: hashes do not fit: of the backbone's weights, of a file of the result, or of the basis.
     """
     record, folder = read_tuned(out), tuned_folder(out)
-    model: nn.Module = load_backbone(BackboneRecord(**record["backbone"]))
+    try:
+        backbone = BackboneRecord(**record["backbone"])
+    except TypeError as error:
+        raise ValueError(f"{folder / 'tuned.json'}: backbone must be that of a run: {error}") from error
+    model: nn.Module = load_backbone(backbone)
     method = record["method"]
     if method == "full":
         model = apply_method(model, "full")

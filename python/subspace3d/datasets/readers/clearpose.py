@@ -7,6 +7,8 @@ A frame's ``rotation_translation_matrix`` is camera-to-world and gets inverted; 
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from subspace3d.datasets.scene_format import Frame
 _FRAME_STEP, _TEST_FRAMES = 100, 12  # the paper keeps one frame of a hundred, and tests on so many of these
 _TEST_SCENE = {1: 5, 2: 6, 3: 8, 4: 6, 5: 6, 6: 6, 7: 6}  # the last scene of each training set
 _TEST_SETS = (8, 9)
+_LARGEST_METADATA = 1 << 28  # bytes, as stored and expanded; those of the data set have a few million
+_COMPRESSED = 15  # type of an element of a MATLAB file
 _TRAINING_QUANTILE = 98  # farther training depth, in percent of a frame's valid pixels, does not count
 
 
@@ -71,6 +75,7 @@ def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:
     from scipy.io import loadmat
 
     try:
+        _check_size(path)
         content = loadmat(path)
     except Exception as error:  # scipy raises what its parsers happen to run into
         raise ValueError(f"{path} is not a whole MATLAB file: {error}") from error
@@ -83,13 +88,33 @@ def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:
     return result
 
 
+def _check_size(path: Path) -> None:
+    """Bound what the compressed elements of a MATLAB 5 file expand to: a tag (type 15, bytes) and zlib data, each."""
+    data = path.read_bytes() if path.stat().st_size <= _LARGEST_METADATA else b""
+    if not data.startswith(b"MATLAB 5.0 MAT-file"):
+        raise ValueError(f"it must be a MATLAB 5 file of at most {_LARGEST_METADATA} bytes")
+    order = "<" if data[126:128] == b"IM" else ">"
+    offset, total = 128, 0
+    while offset + 8 <= len(data):
+        kind, count = struct.unpack_from(f"{order}II", data, offset)
+        offset += 8
+        if kind == _COMPRESSED:
+            total += len(zlib.decompressobj().decompress(data[offset : offset + count], _LARGEST_METADATA - total + 1))
+        if total > _LARGEST_METADATA:
+            raise ValueError(f"it expands to more than {_LARGEST_METADATA} bytes")
+        offset += count
+
+
 def _fields(value: Any, where: str) -> dict[str, np.ndarray]:
-    names = value.dtype.names or ()
+    names = getattr(getattr(value, "dtype", None), "names", None) or ()
     intrinsics = "camera_intrinsics" if "camera_intrinsics" in names else "intrinsic_matrix"
     wanted = {intrinsics: (3, 3), "rotation_translation_matrix": (3, 4), "factor_depth": (1, 1)}
     fields = {}
     for name, shape in wanted.items():
-        array = np.asarray(value[name].flat[0], np.float64) if name in names and value.size else np.zeros(0)
+        try:
+            array = np.asarray(value[name].flat[0], np.float64) if name in names and value.size else np.zeros(0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {name} must hold numbers: {error}") from error
         if array.size != np.prod(shape):
             raise ValueError(f"{where} must have {name} of shape {list(shape)}, got {list(array.shape)}")
         fields["intrinsics" if name == intrinsics else name] = array.reshape(shape)

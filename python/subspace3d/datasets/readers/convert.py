@@ -15,7 +15,7 @@ from subspace3d import settings
 from subspace3d.configs import GenerateConfig
 from subspace3d.datasets.readers.source import Report, SourceScene
 from subspace3d.datasets.scene_format import Frame, write_frames
-from subspace3d.files import read_json, write_json
+from subspace3d.files import read_record, write_json
 from subspace3d.progress import Progress
 
 _READERS = {
@@ -134,7 +134,10 @@ def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
 
 
 def _read_skipped(path: Path) -> dict[str, list[str]]:
-    return read_json(path) if path.is_file() else {}
+    skipped = read_record(path) if path.is_file() else {}
+    if not all(isinstance(reasons, list) for reasons in skipped.values()):
+        raise ValueError(f"{path} must hold a list of reasons per scene")
+    return skipped
 
 
 def _remove_leftovers(datasets: list[Path]) -> None:

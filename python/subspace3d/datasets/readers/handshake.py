@@ -62,7 +62,7 @@ def _reader(
             try:
                 for frame in read(bundle, chosen, report):
                     yield limit_side(frame, config.max_side)
-            except TypeError as error:  # a record may hold anything
+            except (TypeError, OverflowError) as error:  # a record may hold anything
                 raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
             finally:
                 bundle.close()
@@ -163,6 +163,8 @@ def _count(bundle: Bundle, name: str) -> int:
     value = bundle[name]
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{bundle.path}: {name} must be a number of frames, got {value!r}")
+    if value > len(bundle.names):
+        raise ValueError(f"{bundle.path}: {name} is {value}, but there are {len(bundle.names)} members in all")
     return int(value)
 
 

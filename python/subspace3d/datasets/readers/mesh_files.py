@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.image_files import read_rgb
+from subspace3d.files import inside
 
 _PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
@@ -66,11 +68,11 @@ def read_ply(path: Path) -> ColouredMesh:
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise ValueError(f"{path} must be a PLY file, has no whole header")
-    start = data.index(b"\n", end) + 1
-    kind, elements = _ply_header(data[:end].decode("ascii", "replace"), path)
     try:
+        start = data.index(b"\n", end) + 1
+        kind, elements = _ply_header(data[:end].decode("ascii", "replace"), path)
         tables = _ply_body(data[start:], kind, elements)
-    except (ValueError, IndexError) as error:
+    except Exception as error:  # a broken header makes the parser run into anything
         raise ValueError(f"{path} is not a whole PLY file: {error}") from error
     vertex, faces = tables.get("vertex", {}), tables.get("face", {}).get("triangles")
     if any(name not in vertex for name in ("x", "y", "z", "red", "green", "blue")) or faces is None or not len(faces):
@@ -108,9 +110,9 @@ def _table(lines: list[bytes], prefix: bytes, path: Path, widths: tuple[int, ...
 
 def _corners(rows: list[bytes], vertices: int, coordinates: int, path: Path) -> np.ndarray:
     """Vertex and texture-coordinate index of every triangle's corners, int64 [F, 3, 2]; -1: no coordinate."""
-    if not rows or not vertices:
-        raise ValueError(f"{path} must have vertices and faces")
     parts = [row.split() for row in rows]
+    if not vertices or min(map(len, parts), default=0) < 3:
+        raise ValueError(f"{path} must have vertices, and faces of at least 3 corners")
     if any(len(part) != 3 for part in parts):  # polygons become fans
         parts = [[part[0], part[i], part[i + 1]] for part in parts for i in range(1, len(part) - 1)]
     tokens = [token for part in parts for token in part]
@@ -118,7 +120,7 @@ def _corners(rows: list[bytes], vertices: int, coordinates: int, path: Path) -> 
     try:
         text = b" ".join(tokens).replace(b"//", b"/0/")
         numbers = np.array(text.replace(b"/", b" ").split(), np.int64).reshape(len(tokens), slashes + 1)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} must have faces that are all written in one of OBJ's forms") from error
     index = np.zeros((len(tokens), 2), np.int64)
     index[:, : min(2, slashes + 1)] = numbers[:, :2]
@@ -130,21 +132,20 @@ def _corners(rows: list[bytes], vertices: int, coordinates: int, path: Path) -> 
 
 
 def _texture(lines: list[bytes], path: Path) -> np.ndarray | None:
-    maps: set[Path] = set()
+    maps: set[str] = set()
     for line in lines:
         if not line.startswith(b"mtllib "):
             continue
-        library = path.parent / line[7:].strip().decode("utf-8", "replace")
-        if library.is_file():
-            text = library.read_text(encoding="utf-8", errors="replace")
-            maps |= {library.parent / row.split()[-1] for row in text.splitlines() if row.strip().startswith("map_Kd")}
+        try:
+            library = inside(path.parent, line[7:].strip().decode("utf-8", "replace"), f"{path}: mtllib")
+        except FileNotFoundError:
+            continue
+        text = library.read_text(encoding="utf-8", errors="replace")
+        rows = [row.split() for row in text.splitlines() if row.strip().startswith("map_Kd")]
+        maps |= {os.path.abspath(library.parent / row[-1]) for row in rows}
     if len(maps) > 1:
         raise ValueError(f"{path} must have one texture, got {len(maps)}")
-    for file in maps:
-        if not file.is_file():
-            raise FileNotFoundError(f"{path}: no such texture: {file}")
-        return read_rgb(file)
-    return None
+    return read_rgb(inside(path.parent, maps.pop(), f"{path}: map_Kd")) if maps else None
 
 
 def _ply_header(text: str, path: Path) -> tuple[str, list[tuple[str, int, list[list[str]]]]]:
@@ -156,6 +157,8 @@ def _ply_header(text: str, path: Path) -> tuple[str, list[tuple[str, int, list[l
             kind = words[1]
         elif words[:1] == ["element"]:
             elements.append((words[1], int(words[2]), []))
+            if elements[-1][1] < 0:
+                raise ValueError(f"element {words[1]} has a count of {words[2]}")
         elif words[:1] == ["property"] and elements:
             elements[-1][2].append(words[1:])
     if kind not in ("ascii", "binary_little_endian", "binary_big_endian"):
@@ -196,6 +199,8 @@ def _ascii_polygons(words: list[bytes], count: int, offset: int) -> tuple[np.nda
     triangles: list[list[int]] = []
     for _ in range(count):
         corners = int(words[offset])
+        if corners < 0:
+            raise ValueError(f"a face has {corners} corners")
         polygon = [int(word) for word in words[offset + 1 : offset + 1 + corners]]
         if len(polygon) < corners:
             raise ValueError("faces end early")
@@ -213,6 +218,8 @@ def _binary_polygons(body: bytes, count: int, offset: int, length: str, index: s
     triangles: list[list[int]] = []
     for _ in range(count):
         corners = int(np.frombuffer(body, length, 1, offset)[0])
+        if corners < 0:
+            raise ValueError(f"a face has {corners} corners")
         offset += np.dtype(length).itemsize
         polygon = np.frombuffer(body, index, corners, offset)
         offset += polygon.nbytes

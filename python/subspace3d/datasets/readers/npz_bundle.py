@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from subspace3d.datasets.image_files import check_npy
 
 # all that a dict of arrays and numbers needs; whatever else a pickle names is refused, so that it cannot run code
 _ALLOWED = {
@@ -18,6 +19,8 @@ _ALLOWED = {
     ("numpy", "dtype"),
     ("collections", "OrderedDict"),
 }
+
+_LARGEST_MEMBER = 1 << 28  # bytes once decompressed; a 12-megapixel image is a seventh of it
 
 
 class Bundle:
@@ -35,7 +38,7 @@ class Bundle:
         self.path, self.allow_pickle = path, allow_pickle
         try:
             self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a broken directory of members may do any
             raise ValueError(f"{path} is not a whole npz file: {error}") from error
         self.names = {name.removesuffix(".npy") for name in self._archive.namelist()}
 
@@ -51,29 +54,26 @@ class Bundle:
         if name not in self.names:
             raise ValueError(f"{self.path} must hold {name!r}")
         try:
+            length = self._archive.getinfo(f"{name}.npy").file_size  # reading stops there, whatever the data say
+            if length > _LARGEST_MEMBER:
+                raise ValueError(f"{length} bytes are more than {_LARGEST_MEMBER}")
             with self._archive.open(f"{name}.npy") as file:
-                pickled = self._is_pickled(file)
+                pickled = check_npy(file, length)
                 if not pickled:
                     file.seek(0)
                     array = np.lib.format.read_array(file, allow_pickle=False)
                 elif self.allow_pickle:
                     array = _PlainUnpickler(file).load()
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except (OSError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.path}: {name!r} cannot be read: {error}") from error
-        except (AttributeError, ImportError, IndexError, KeyError, TypeError) as error:  # a broken pickle may do any
-            raise ValueError(f"{self.path}: {name!r} is not a whole pickle: {error!r}") from error
+        except Exception as error:  # broken members and pickles may do any
+            raise ValueError(f"{self.path}: {name!r} is not whole: {error!r}") from error
         if pickled and not self.allow_pickle:
             raise ValueError(
                 f"{self.path}: {name!r} is a pickled object. Pickles can run code when read, so they are left alone "
                 "unless you trust the file and say so: --allow-pickle (even then only numpy arrays and plain values)"
             )
         return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
-
-    def _is_pickled(self, file: IO[bytes]) -> bool:
-        """Read the header, so that ``file`` stands at the data; true when that is a pickle."""
-        major, _ = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        return bool(header(file)[2].hasobject)
 
 
 class _PlainUnpickler(pickle.Unpickler):

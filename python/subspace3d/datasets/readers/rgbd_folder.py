@@ -169,6 +169,10 @@ def _read_list(path: Path) -> list[tuple[float, Path]]:
     rows = _rows(path)
     if any(len(row) < 2 for row in rows):
         raise ValueError(f"{path} must have lines of a timestamp and a file")
+    folder = path.parent.resolve()
+    outside = [row[1] for row in rows if not (folder / row[1]).resolve().is_relative_to(folder)]
+    if outside:
+        raise ValueError(f"{path} must name files inside its folder, got {outside[0]!r}")
     return [(_floats(row[:1], path)[0], path.parent / row[1]) for row in rows]
 
 

@@ -83,6 +83,8 @@ def depth_at(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: the aspect ratios differ by more than 1 %.
     """
+    if depth.ndim != 2 or not depth.size:
+        raise ValueError(f"depth must be [height, width], got {list(depth.shape)}")
     height, width = depth.shape
     if abs(height * size[1] / (width * size[0]) - 1) > 0.01:
         raise ValueError(f"depth of {width} x {height} pixels must have the aspect of its {size[1]} x {size[0]} image")
@@ -93,7 +95,8 @@ def depth_at(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def storable_depth(depth: np.ndarray, depth_scale: float) -> np.ndarray:
     """float32; what a 16-bit png cannot hold (not finite, negative, beyond 65535 ``depth_scale``) becomes 0."""
-    depth = np.asarray(depth, np.float32)
+    with np.errstate(over="ignore"):
+        depth = np.asarray(depth, np.float32)
     return np.where(np.isfinite(depth) & (depth > 0) & (depth <= PNG_MAX * depth_scale), depth, np.float32(0))
 
 

@@ -1,0 +1,258 @@
+"""Every reader of files: a valid input of each, the file in it that is attacked, and the call that reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import official_layouts
+from mining.synthetic_adapters import random_pair, write_adapter
+from PIL import Image
+from reporting.synthetic_run import write_run
+
+from subspace3d import settings
+from subspace3d.adapters.basis import read_basis, save_basis
+from subspace3d.configs import FinetuneConfig, GenerateConfig
+from subspace3d.datasets.multiview import read_mixture
+from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
+from subspace3d.datasets.scene_format import load_scene, write_scene
+from subspace3d.mining.adapters import read_adapter
+from subspace3d.mining.subspace_file import ModuleSubspace, load_authors, load_subspace, save_authors, save_subspace
+from subspace3d.reporting.collect import collect
+from subspace3d.training import checkpoints
+from subspace3d.training.tuned import read_tuned
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """``make(folder)`` writes a valid input, ``target`` is the file in it to damage, ``read(folder)`` reads it."""
+
+    make: Callable[[Path], object]
+    target: str
+    read: Callable[[Path], object]
+
+    @property
+    def is_record(self) -> bool:
+        return self.target.endswith(".json")
+
+
+def _adapter(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    modules = {"blocks.0.proj": random_pair(rng, 6, 5, 2), "blocks.1.proj": random_pair(rng, 6, 5, 3)}
+    shutil.rmtree(folder)
+    write_adapter(folder, modules, rank_pattern={"1.proj": 3}, alpha_pattern={"blocks.0.proj": 4})
+
+
+def _subspace(folder: Path) -> None:
+    module = ModuleSubspace(torch.ones(5, 2), torch.ones(4, 2), torch.ones(4).double(), torch.ones(3).double())
+    save_subspace(folder / "s.safetensors", {"blocks.0.proj": module}, {"k": 2, "adapters": [], "modules": {}})
+
+
+def _basis(folder: Path) -> None:
+    save_basis(folder / "b.safetensors", {"blocks.0.proj": (torch.ones(5, 2), torch.ones(4, 2))})
+
+
+def _authors(folder: Path) -> None:
+    name = "aggregator.frame_blocks.0.attn.qkv"
+    save_authors(folder / "a.safetensors", {name: (torch.ones(5, 2), torch.ones(4, 2))})
+
+
+def _without_checksum(path: Path) -> None:
+    """Write the file as other software would, so that damage reaches what is behind the checksum."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "crc32"}
+    save_file({name: tensor.clone() for name, tensor in load_file(path).items()}, path, metadata)
+
+
+def _plain(make: Callable[[Path], object], name: str) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        make(folder)
+        _without_checksum(folder / name)
+
+    return write
+
+
+def _scene(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    shutil.rmtree(folder)
+    write_scene(
+        folder,
+        rng.integers(0, 256, (2, 6, 7, 3), dtype=np.uint8),
+        rng.uniform(1, 5, (2, 6, 7)).astype(np.float32),
+        np.stack([np.array([[7.0, 0, 3.5], [0, 8.0, 3], [0, 0, 1]])] * 2),
+        np.stack([np.eye(3, 4)] * 2),
+        {"seeds": {}},
+        np.ones((2, 6, 7), bool),
+    )
+    record = json.loads((folder / "scene.json").read_text())
+    np.save(folder / "depth/0001.npy", np.full((6, 7), 2.0, np.float32))
+    record["frames"][1]["depth"] = "depth/0001.npy"
+    (folder / "scene.json").write_text(json.dumps(record))
+
+
+def _checkpoint(folder: Path) -> None:
+    model, optimizer = _model()
+    checkpoints.save(folder, 1, dict(model.named_parameters()), optimizer, {"settings": {}}, {"rng": torch.zeros(3)})
+
+
+def _model() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def _load_checkpoint(folder: Path) -> object:
+    model, optimizer = _model()
+    path = folder / "step_1"
+    checkpoints.read_state(path)
+    return checkpoints.load(path, dict(model.named_parameters()), optimizer)
+
+
+def _tuned(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x")
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    record = {"format": "subspace3d-tuned", "version": 2, "method": "full", "backbone": {"name": "vggt-nano"}}
+    record |= {"settings": {}, "files": {"model.safetensors": digest}}
+    (folder / "tuned.json").write_text(json.dumps(record))
+
+
+def _tuned_run(folder: Path) -> None:
+    (folder / "tuned/lora/tuned").mkdir(parents=True)
+    _tuned(folder / "tuned/lora/tuned")
+
+
+def _consume(kind: str, find: Callable[..., list], allow_pickle: bool = True) -> Callable[[Path], object]:
+    """Convert every frame of a data set, as `convert.run` does; it catches the two kinds of error per scene."""
+
+    def read(folder: Path) -> object:
+        config = GenerateConfig(out=folder / "out", from_=kind, root=folder, frame_step=1, allow_pickle=allow_pickle)  # type: ignore[arg-type]
+        return [list(scene.read(lambda text: None).frames) for scene in find(config, folder, lambda text: None)]
+
+    return read
+
+
+def _bundle(members: dict) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        np.savez(folder / "frame_bundle.npz", **members)
+
+    return make
+
+
+def _mesh(folder: Path) -> None:
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(folder / "t.png")
+    (folder / "m.mtl").write_text("newmtl a\nmap_Kd t.png\n")
+    (folder / "m.obj").write_text("mtllib m.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n")
+    header = "ply\nformat {}\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    header += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    (folder / "a.ply").write_text(header.format("ascii 1.0") + "0 0 0 1 2 3\n1 0 0 1 2 3\n0 1 0 1 2 3\n3 0 1 2\n")
+    vertices = np.array(
+        [(*point, 1, 2, 3) for point in ((0, 0, 0), (1, 0, 0), (0, 1, 0))], "<f4,<f4,<f4,u1,u1,u1"
+    ).tobytes()
+    faces = np.array([(3, (0, 1, 2))], "u1,(3,)<i4").tobytes()
+    (folder / "b.ply").write_bytes(header.format("binary_little_endian 1.0").encode() + vertices + faces)
+
+
+def _report(folder: Path) -> object:
+    from subspace3d.configs import ReportConfig
+    from subspace3d.reporting import report
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return report.run(ReportConfig(folder))
+
+
+def _evaluation(folder: Path) -> None:
+    """A run without curves and figures, which take long to draw."""
+    made = write_run(folder / "whole", ("texture",), layers=1, scenes=1)
+    shutil.copytree(made / "evaluation", folder / "evaluation")
+    shutil.rmtree(made)
+
+
+def _yaml(folder: Path) -> None:
+    text = "scenes: a\nout: b\nmethod: lora\nrank: 4\nsubspaces: [a, b]\ntrain:\n  lr: 1.0e-3\n  frames: [2, 4]\n"
+    (folder / "c.yaml").write_text(text)
+    (folder / "c.toml").write_text('scenes = "a"\nout = "b"\nrank = 4\nsubspaces = ["a"]\n[train]\nlr = 1e-3\n')
+    (folder / "mix.yaml").write_text("real: 0.4\nsynthetic: 0.6\n")
+
+
+def _clearpose(folder: Path) -> None:
+    official_layouts.write_clearpose_scene(folder / "set1/scene1", [0, 1])
+
+
+READERS = {
+    "adapter configuration": Reader(_adapter, "adapter_config.json", read_adapter),
+    "adapter weights": Reader(_adapter, "adapter_model.safetensors", read_adapter),
+    "subspace file": Reader(_subspace, "s.safetensors", lambda folder: load_subspace(folder / "s.safetensors")),
+    "subspace file, no checksum": Reader(
+        _plain(_subspace, "s.safetensors"), "s.safetensors", lambda folder: load_subspace(folder / "s.safetensors")
+    ),
+    "basis": Reader(_plain(_basis, "b.safetensors"), "b.safetensors", lambda f: read_basis(f / "b.safetensors")),
+    "authors' basis": Reader(
+        _plain(_authors, "a.safetensors"), "a.safetensors", lambda folder: load_authors(folder / "a.safetensors")
+    ),
+    "scene.json": Reader(_scene, "scene.json", lambda folder: load_scene(folder, image_size=3)),
+    "scene image": Reader(_scene, "images/0000.png", load_scene),
+    "scene depth png": Reader(_scene, "depth/0000.png", load_scene),
+    "scene depth npy": Reader(_scene, "depth/0001.npy", load_scene),
+    "scene mask": Reader(_scene, "mask/0000.png", load_scene),
+    "checkpoint state": Reader(_checkpoint, "step_1/state.json", _load_checkpoint),
+    "checkpoint weights": Reader(
+        _plain(_checkpoint, "step_1/model.safetensors"), "step_1/model.safetensors", _load_checkpoint
+    ),
+    "checkpoint optimiser": Reader(
+        _plain(_checkpoint, "step_1/optimizer.safetensors"), "step_1/optimizer.safetensors", _load_checkpoint
+    ),
+    "tuned.json": Reader(_tuned, "tuned.json", read_tuned),
+    "metadata.mat": Reader(_clearpose, "set1/scene1/metadata.mat", _consume("clearpose", clearpose.find)),
+    "hand-shake bundle": Reader(
+        _bundle(official_layouts.soap_bundle(2, (8, 8))[0]), "frame_bundle.npz", _consume("soap", handshake.find)
+    ),
+    "HNDR bundle": Reader(
+        _bundle(official_layouts.hndr_bundle(2, (8, 8))), "frame_bundle.npz", _consume("hndr", handshake.find)
+    ),
+    "RGB-D poses": Reader(
+        lambda folder: official_layouts.write_rgbd_folder(folder, 2), "poses.txt", _consume("rgbd", rgbd_folder.find)
+    ),
+    "RGB-D list": Reader(
+        lambda folder: official_layouts.write_tum_folder(folder, 2), "rgb.txt", _consume("rgbd", rgbd_folder.find)
+    ),
+    "OBJ": Reader(_mesh, "m.obj", lambda folder: mesh_files.read_obj(folder / "m.obj")),
+    "MTL": Reader(_mesh, "m.mtl", lambda folder: mesh_files.read_obj(folder / "m.obj")),
+    "PLY, ascii": Reader(_mesh, "a.ply", lambda folder: mesh_files.read_ply(folder / "a.ply")),
+    "PLY, binary": Reader(_mesh, "b.ply", lambda folder: mesh_files.read_ply(folder / "b.ply")),
+    "YAML settings": Reader(_yaml, "c.yaml", lambda folder: settings.flags(folder / "c.yaml", FinetuneConfig)),
+    "TOML settings": Reader(_yaml, "c.toml", lambda folder: settings.flags(folder / "c.toml", FinetuneConfig)),
+    "mixture of scenes": Reader(_yaml, "mix.yaml", lambda folder: read_mixture(folder / "mix.yaml")),
+    "results.json": Reader(_evaluation, "evaluation/results.json", _report),
+    "run folder": Reader(_tuned_run, "tuned/lora/tuned/tuned.json", collect),
+}
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    """An npz file with these raw members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def npy_of(value: object) -> bytes:
+    """A member that holds a pickle."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"shape": (), "fortran_order": False, "descr": "|O"})
+    return buffer.getvalue() + pickle.dumps(value)
