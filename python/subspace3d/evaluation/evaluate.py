@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from subspace3d.training.backbone import BackboneRecord
 
 BASE = "base"
-# image.png and true.png stand beside <method>.png
-_RESERVED_NAMES = (BASE, "image", "true")
+# true.safetensors stands beside <method>.safetensors
+_RESERVED_NAMES = (BASE, "true")
 _METRICS_VERSION = 1  # raise it when a number changes its meaning, so that kept results are measured anew
 
 
@@ -69,7 +69,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "metrics_version": _METRICS_VERSION,
         "protocol": protocol,
         "scenes": {name: sha256(path / "scene.json") for name, path in scenes.items()},
-        "pictures": config.images,
+        "pictures": [config.images, pictures.VERSION],
         "backbone": config.backbone,
         "weights": backbone.sha256 or backbone.identity,
     }
@@ -177,7 +177,7 @@ def _measure_scene(
         record["reasons"][scene_name] = result.reasons
     if len(record["pictures"]) < config.images:
         folder = config.out / "pictures" / scene_name
-        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, pred, result))
+        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, true, pred, result))
 
 
 def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
@@ -192,19 +192,13 @@ def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
 
 
 def _save_pictures(
-    folder: Path, out: Path, method: str, scene_name: str, scene: Scene, pred: Views, result: SceneResult
+    folder: Path, out: Path, method: str, scene_name: str, scene: Scene, true: Views, pred: Views, result: SceneResult
 ) -> dict[str, Any]:
-    truth = pictures.save_truth(folder, scene.images[0], scene.depths[0])
-    drawn = pictures.save_prediction(folder, method, pred.depths[0] * result.depth_scale, scene.depths[0])
-    below = folder.relative_to(out).as_posix()
-    return {
-        "scene": scene_name,
-        "image": f"{below}/{truth['image']}",
-        "true": f"{below}/{truth['true']}",
-        "depth_range": truth["depth_range"],
-        "depth": f"{below}/{drawn['depth']}",
-        "error": f"{below}/{drawn['error']}",
-    }
+    truth, prediction = folder / "true.safetensors", folder / f"{method}.safetensors"
+    pictures.save_truth(truth, scene.images, true)
+    pictures.save_prediction(prediction, pred, result)
+    paths = {"true": truth, "prediction": prediction}
+    return {"scene": scene_name, **{kind: path.relative_to(out).as_posix() for kind, path in paths.items()}}
 
 
 def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,9 +219,9 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
     for name, record in measured.items():
         for entry in record["pictures"]:
             scene = shown.setdefault(
-                entry["scene"], {key: entry[key] for key in ("scene", "image", "true", "depth_range")} | {"methods": {}}
+                entry["scene"], {"scene": entry["scene"], "true": entry["true"], "methods": {}}
             )
-            scene["methods"][name] = {"depth": entry["depth"], "error": entry["error"]}
+            scene["methods"][name] = entry["prediction"]
     return {
         "format": "subspace3d-results",
         "version": 1,
@@ -285,7 +279,7 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
     record = read_json(file)
     if record.get("key") != key:
         return None
-    named = [out / entry[kind] for entry in record["pictures"] for kind in ("image", "true", "depth", "error")]
+    named = [out / entry[kind] for entry in record["pictures"] for kind in ("true", "prediction")]
     return record if all(path.is_file() for path in named) else None
 
 
