@@ -1,9 +1,8 @@
-"""What all figures share, and the figure of the training runs; drawn by matplotlib from plain values."""
+"""What all figures share; they are drawn by matplotlib."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which people with a colour vision deficiency can tell apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#999933")
-_METHOD_COLOURS = dict(zip(("full", "lora", "subspace", "pissa", "adalora", "psv", "none"), COLOURS))
 INK = "#333333"
 
 
@@ -38,28 +36,3 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
         axis.grid(True, color="#e6e6e6", linewidth=0.7)
         axis.set_axisbelow(True)
     return figure, [list(row) for row in axes]
-
-
-def draw_training(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Loss over steps, one line per run, smoothed by a running mean over a twentieth of the run.
-
-    Args:
-        curves: name of the run -> (step, loss) in the order of the steps.
-    """
-    figure, axes = panels(1, 1, 7.4, 3.0)
-    axis = axes[0][0]
-    for index, (name, points) in enumerate(curves.items()):
-        steps, losses = zip(*points)
-        window = max(1, len(losses) // 20)
-        recent = [losses[max(0, end - window) : end] for end in range(1, len(losses) + 1)]
-        smooth = [sum(part) / len(part) for part in recent]
-        colour = _METHOD_COLOURS.get(name, COLOURS[(index + 3) % len(COLOURS)])
-        axis.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.25)
-        axis.plot(steps, smooth, color=colour, linewidth=1.8, label=name)
-    values = [loss for points in curves.values() for _, loss in points]
-    if min(values) > 0 and max(values) > 10 * min(values):
-        axis.set_yscale("log")
-    axis.set_xlabel("optimiser step", fontsize=9)
-    axis.set_ylabel("training loss", fontsize=9)
-    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper right")
-    return figure
