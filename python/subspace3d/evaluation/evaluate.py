@@ -195,8 +195,9 @@ def _save_pictures(
     folder: Path, out: Path, method: str, scene_name: str, scene: Scene, true: Views, pred: Views, result: SceneResult
 ) -> dict[str, Any]:
     truth, prediction = folder / "true.safetensors", folder / f"{method}.safetensors"
-    pictures.save_truth(truth, scene.images, true)
-    pictures.save_prediction(prediction, pred, result)
+    pictures.save(truth, pictures.shown_truth(scene.images, true))
+    shown = pictures.shown_prediction(pred, result.depth_scale, pictures.fitted_alignment(result))
+    pictures.save(prediction, shown)
     paths = {"true": truth, "prediction": prediction}
     return {"scene": scene_name, **{kind: path.relative_to(out).as_posix() for kind, path in paths.items()}}
 
@@ -218,9 +219,7 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
     shown: dict[str, dict[str, Any]] = {}
     for name, record in measured.items():
         for entry in record["pictures"]:
-            scene = shown.setdefault(
-                entry["scene"], {"scene": entry["scene"], "true": entry["true"], "methods": {}}
-            )
+            scene = shown.setdefault(entry["scene"], {"scene": entry["scene"], "true": entry["true"], "methods": {}})
             scene["methods"][name] = entry["prediction"]
     return {
         "format": "subspace3d-results",

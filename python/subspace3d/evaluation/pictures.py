@@ -1,8 +1,9 @@
-"""What an evaluation keeps of a scene so that it can be shown: small depth maps, images and cameras, true and predicted."""
+"""What an evaluation keeps of a scene so that it can be shown: small images, depth maps and cameras."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from subspace3d.files import load_tensors, save_tensors
 VERSION = 2  # of the files; raise it when one that was kept can no longer be shown
 MOST_FRAMES = 8
 LARGEST_SIDE = 224
+IDENTITY = Similarity(1.0, np.eye(3), np.zeros(3))
 _FORMAT = "subspace3d-views"
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -26,7 +28,8 @@ class ShownViews:
     """The frames of a scene that were kept, of the truth or of one method.
 
     Args:
-        views (Views): depth maps (predicted ones in the model's own unit) and cameras at the kept size.
+        views (Views): depth maps (predicted ones in the model's own unit) and cameras at the kept size; confidences as
+            `ranks`.
         frames (list[int]): which of the evaluated frames these are.
         images (NDArray[np.uint8] | None): [S, H, W, 3] sRGB, of the truth only.
         depth_scale (float): true units per predicted unit, as fitted to the depths; 1 for the truth.
@@ -41,21 +44,72 @@ class ShownViews:
     alignment: Similarity | None
 
 
-def save_truth(path: Path, images: NDArray[np.uint8], true: Views) -> None:
-    """Write the images [S, H, W, 3], true depths and cameras of a scene, see `_save`."""
-    _save(path, true, images, {"depth_scale": 1.0, "alignment": _similarity(1.0, np.eye(3), np.zeros(3))})
+def shown_truth(images: NDArray[np.uint8], true: Views) -> ShownViews:
+    """What is kept of the images [S, H, W, 3], true depths and cameras of a scene.
+
+    At most 8 evenly spaced frames, every n-th row and column so that no side is longer than 224 pixels.
+    """
+    frames = choose_frames(len(true.depths), MOST_FRAMES)
+    return ShownViews(reduce_views(true, frames), frames, reduce_images(images[frames]), 1.0, IDENTITY)
 
 
-def save_prediction(path: Path, pred: Views, result: SceneResult) -> None:
-    """Write predicted depths, confidences and cameras with the alignment that the metrics fitted, see `_save`."""
+def shown_prediction(pred: Views, depth_scale: float, alignment: Similarity | None) -> ShownViews:
+    """What is kept of a prediction: the frames and pixels of `shown_truth`."""
+    frames = choose_frames(len(pred.depths), MOST_FRAMES)
+    reduced = reduce_views(pred, frames)
+    if reduced.confidence is not None:
+        reduced = replace(reduced, confidence=ranks(reduced.confidence).astype(np.float64))
+    return ShownViews(reduced, frames, None, depth_scale, alignment)
+
+
+def ranks(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """``floor(255 (#{values <= v} - 1) / (n - 1))`` of every v: what share of all is no surer, in one byte."""
+    order = np.searchsorted(np.sort(values, axis=None), values, side="right") - 1
+    return (255 * order // max(1, values.size - 1)).astype(np.uint8)
+
+
+def fitted_alignment(result: SceneResult) -> Similarity | None:
+    """Sim(3) and ICP of the point clouds; None where they are not defined."""
     details = result.details
-    known = "rotation" in details
-    alignment = _similarity(details["scale"], details["rotation"], details["translation"]) if known else None
-    _save(path, pred, None, {"depth_scale": result.depth_scale, "alignment": alignment})
+    if "rotation" not in details:
+        return None
+    return Similarity(details["scale"], np.array(details["rotation"]), np.array(details["translation"]))
+
+
+def save(path: Path, shown: ShownViews) -> None:
+    """Write a safetensors file; docs/evaluation.md has its tensors and its header.
+
+    Depth is kept in float16: a relative step of 1/2048, far below what a picture shows.
+    """
+    import torch
+
+    views, fitted = shown.views, shown.alignment
+    tensors = {
+        "depth": torch.from_numpy(np.minimum(views.depths, _LARGEST_HALF).astype(np.float16)),
+        "intrinsics": torch.from_numpy(views.intrinsics.astype(np.float32)),
+        "extrinsics": torch.from_numpy(views.extrinsics.astype(np.float32)),
+    }
+    if views.confidence is not None:
+        tensors["confidence"] = torch.from_numpy(views.confidence.astype(np.uint8))
+    if shown.images is not None:
+        tensors["image"] = torch.from_numpy(shown.images)
+    alignment = None
+    if fitted is not None:
+        lists = {"rotation": fitted.rotation.tolist(), "translation": fitted.translation.tolist()}
+        alignment = {"scale": fitted.scale, **lists}
+    header = {
+        "format": _FORMAT,
+        "version": VERSION,
+        "frames": shown.frames,
+        "translation_known": views.translation_known,
+        "depth_scale": shown.depth_scale,
+        "alignment": alignment,
+    }
+    save_tensors(path, tensors, header)
 
 
 def load(path: Path) -> ShownViews:
-    """Read what `save_truth` or `save_prediction` wrote.
+    """Read what `save` wrote.
 
     Raises:
         FileNotFoundError: no such file.
@@ -81,37 +135,27 @@ def load(path: Path) -> ShownViews:
     return ShownViews(views, header["frames"], arrays.get("image"), header["depth_scale"], alignment)
 
 
-def _similarity(scale: float, rotation: Any, translation: Any) -> dict[str, Any]:
-    lists = {"rotation": np.asarray(rotation).tolist(), "translation": np.asarray(translation).tolist()}
-    return {"scale": float(scale), **lists}
+def load_entry(
+    folder: Path, entry: Mapping[str, Any], methods: Iterable[str]
+) -> tuple[ShownViews, dict[str, ShownViews]]:
+    """What was kept of one scene.
 
+    Args:
+        folder (Path): that of results.json.
+        entry (Mapping): one of its ``pictures``.
+        methods (Iterable): the methods wanted; those that failed on the scene are left out.
 
-def _save(path: Path, views: Views, images: NDArray[np.uint8] | None, header: dict[str, Any]) -> None:
-    """Write at most 8 evenly spaced frames, every n-th row and column so that no side is longer than 224 pixels.
+    Returns:
+        tuple: the truth, and method -> prediction, all of the same frames and size.
 
-    Depth and confidence are kept in float16: a relative step of 1/2048, far below what a picture shows.
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or from an earlier version.
     """
-    import torch
-
-    frames = choose_frames(len(views.depths), MOST_FRAMES)
-    reduced = reduce_views(views, frames)
-    tensors = {
-        "depth": _half(reduced.depths),
-        "intrinsics": torch.from_numpy(reduced.intrinsics.astype(np.float32)),
-        "extrinsics": torch.from_numpy(reduced.extrinsics.astype(np.float32)),
-    }
-    if reduced.confidence is not None:
-        tensors["confidence"] = _half(reduced.confidence)
-    if images is not None:
-        tensors["image"] = torch.from_numpy(reduce_images(images[frames]))
-    known = {"frames": frames, "translation_known": views.translation_known}
-    save_tensors(path, tensors, {"format": _FORMAT, "version": VERSION, **known, **header})
-
-
-def _half(values: NDArray[Any]) -> Any:
-    import torch
-
-    return torch.from_numpy(np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16))
+    files = {name: entry["methods"][name] for name in methods if name in entry["methods"]}
+    if not all(isinstance(file, str) for file in (*files.values(), entry["true"])) or "image" in entry:
+        raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
+    return load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
 
 
 def _stride(height: int, width: int) -> int:

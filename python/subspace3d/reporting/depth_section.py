@@ -61,9 +61,7 @@ def depth(content: RunContent) -> Html:
     strips = [_scene(folder, scene, list(content.results.value["methods"])) for scene in shown]
     rest = strips[_OPEN_SCENES:]
     more = details(f"{len(rest)} more", *rest) if rest else None
-    return section(
-        "depth", _TITLE, element("p", explanation, class_="note"), _legend(), *strips[:_OPEN_SCENES], more
-    )
+    return section("depth", _TITLE, element("p", explanation, class_="note"), _legend(), *strips[:_OPEN_SCENES], more)
 
 
 def _legend() -> Html:
@@ -92,8 +90,7 @@ def _legend() -> Html:
 def _scene(folder: Path, scene: Mapping[str, Any], methods: list[str]) -> Html:
     name = scene["scene"]
     try:
-        true = pictures.load(folder / scene["true"])
-        predicted = {key: pictures.load(folder / scene["methods"][key]) for key in methods if key in scene["methods"]}
+        true, predicted = pictures.load_entry(folder, scene, methods)
         chosen = [index for index in _shown_frames(len(true.frames)) if np.any(true.views.depths[index] > 0)]
         strips = [_strip(name, true, predicted, index) for index in chosen]
     except (FileNotFoundError, ValueError) as error:
@@ -125,7 +122,7 @@ def _strip(name: str, true: pictures.ShownViews, predicted: Mapping[str, picture
             element(
                 "div",
                 picture(_depth_bytes(frame, pred * fitted), f"depth of {where} by {method}", method),
-                picture(_error_bytes(frame, error), f"relative depth error of {where} by {method}", f"AbsRel {mean:.3f}"),
+                picture(_error_bytes(frame, error), f"relative error of {where} by {method}", f"AbsRel {mean:.3f}"),
             )
         )
     label = f"pictures of {where}"

@@ -80,12 +80,10 @@ def _points_per_scene(scenes: int, layers: int) -> int:
 def _read_scene(
     folder: Path, shown: Mapping[str, Any], methods: Sequence[str]
 ) -> tuple[str, pictures.ShownViews, list[pictures.ShownViews | None]]:
-    true = pictures.load(folder / shown["true"])
+    true, predicted = pictures.load_entry(folder, shown, methods)
     if not true.views.translation_known:
         raise ValueError("where its true cameras stand is not known")
-    files = shown["methods"]
-    predicted = [pictures.load(folder / files[name]) if name in files else None for name in methods]
-    return shown["scene"], true, predicted
+    return shown["scene"], true, [predicted.get(name) for name in methods]
 
 
 def scene_record(
@@ -102,7 +100,7 @@ def scene_record(
     Returns:
         dict: ``name``, ``size`` [H, W], ``points`` n, ``layers`` (the truth, then the methods) and ``data``, base64 of
         little-endian arrays one after the other: pixels uint32 [n], ``(frame * H + row) * W + column``; colours uint8
-        [n, 3]; then per layer the depth codes uint16 [n] and, where ``confidence`` is true, ranks uint8 [n]. Code 0 is
+        [n, 3]; then per layer the depth codes uint16 [n] and, where ``confidence`` is true, their ranks uint8 [n]. Code 0 is
         no depth, code q is ``low (high / low)^((q - 1) / 65534)``: a relative step of ``ln(high / low) / 65534``.
     """
     assert true.images is not None
@@ -119,7 +117,7 @@ def scene_record(
         blobs.append(codes.astype("<u2").tobytes())
         confidence = shown.views.confidence
         if confidence is not None:
-            blobs.append(_ranks(confidence.ravel()[pixels]).tobytes())
+            blobs.append(pictures.ranks(confidence.ravel()[pixels]).tobytes())
         known = {"low": low, "high": high, "scale": shown.depth_scale, "confidence": confidence is not None}
         layers.append({**known, "cameras": _cameras(shown), "alignment": _alignment(shown)})
     size = list(true.views.depths.shape[1:])
@@ -136,12 +134,6 @@ def encode_depths(depths: NDArray[np.float64]) -> tuple[NDArray[np.uint16], floa
     high = max(high, low * (1 + 1e-6))
     share = np.log(np.where(positive, depths, low) / low) / math.log(high / low)
     return np.where(positive, 1 + np.rint(65534 * np.clip(share, 0, 1)), 0).astype(np.uint16), low, high
-
-
-def _ranks(confidence: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """``floor(255 rank / (n - 1))``; equal values share the rank of the last."""
-    order = np.searchsorted(np.sort(confidence), confidence, side="right") - 1
-    return (255 * order // max(1, len(order) - 1)).astype(np.uint8)
 
 
 def _cameras(shown: pictures.ShownViews) -> list[dict[str, list[float]]]:
