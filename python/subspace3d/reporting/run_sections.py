@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -99,10 +98,7 @@ def provenance(content: RunContent) -> Html:
         ("Last tuned", max(_unique(item.get("finished") for item in environments), default="not recorded")),
         ("Tuned on", _listed(item.get("device") for item in environments)),
         ("Tuned with", _listed(_versions(item) for item in environments)),
-        (
-            "Page written with",
-            f"subspace3d {__version__}, PyTorch {version('torch')}, Python {platform.python_version()}",
-        ),
+        ("Page written with", f"subspace3d {__version__} and PyTorch {version('torch')}"),
         ("Training seed", _listed((record.get("settings") or {}).get("seed") for record in records)),
         ("Weights", _listed(_weights(record) for record in records)),
     ]
@@ -118,12 +114,8 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def _versions(environment: Mapping[str, Any]) -> str | None:
-    known = [
-        f"{label} {environment[key]}"
-        for key, label in (("subspace3d", "subspace3d"), ("torch", "PyTorch"))
-        if key in environment
-    ]
-    return " and ".join(known) or None
+    labels = {"subspace3d": "subspace3d", "torch": "PyTorch"}
+    return " and ".join(f"{label} {environment[key]}" for key, label in labels.items() if key in environment) or None
 
 
 def _weights(record: Mapping[str, Any]) -> str | None:
@@ -141,9 +133,8 @@ def _settings_table(content: RunContent) -> Html | None:
     if not shown:
         return None
     body = [[name, *(_setting(settings.get(key)) for key, _ in shown)] for name, settings in rows.items()]
-    return join(
-        [element("h3", "Fine-tuning runs"), table(["run", *(label for _, label in shown)], body, label="settings")]
-    )
+    header = ["run", *(label for _, label in shown)]
+    return join([element("h3", "Fine-tuning runs"), table(header, body, label="settings")])
 
 
 def _setting(value: Any) -> str:

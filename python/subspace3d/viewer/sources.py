@@ -1,4 +1,4 @@
-"""Where the live viewer takes its scenes from: what an evaluation kept, or scene folders predicted as they are opened."""
+"""Where the live viewer takes its scenes from: what an evaluation kept, or scene folders predicted when opened."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ class Predicted:
         self._config = config
         self._backbone: BackboneRecord = record_backbone(config.backbone, config.weights)
         self._device = choose_device(config.device)
-        paths = find_scenes(config.path)
+        root = config.path.resolve()
         self._paths = {
-            path.name if path == config.path else path.relative_to(config.path).as_posix(): path for path in paths
+            path.name if path == root else path.relative_to(root).as_posix(): path for path in find_scenes(root)
         }
         self._runs = method_folders(config.tuned)
         self.scenes, self.methods = list(self._paths), list(self._runs)
