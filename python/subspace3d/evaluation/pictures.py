@@ -43,6 +43,17 @@ class ShownViews:
     depth_scale: float
     alignment: Similarity | None
 
+    @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """``images``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.images is None:
+            raise ValueError("what is kept of the truth must hold images")
+        return self.images
+
 
 def shown_truth(images: NDArray[np.uint8], true: Views) -> ShownViews:
     """What is kept of the images [S, H, W, 3], true depths and cameras of a scene.
@@ -155,7 +166,12 @@ def load_entry(
     files = {name: entry["methods"][name] for name in methods if name in entry["methods"]}
     if not all(isinstance(file, str) for file in (*files.values(), entry["true"])) or "image" in entry:
         raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
-    return load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
+    true, predicted = load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
+    for name, shown in predicted.items():
+        if shown.views.depths.shape != true.views.depths.shape:
+            sizes = f"{list(shown.views.depths.shape)} and {list(true.views.depths.shape)}"
+            raise ValueError(f"{files[name]} must have the frames and size of {entry['true']}, got {sizes}")
+    return true, predicted
 
 
 def _stride(height: int, width: int) -> int:

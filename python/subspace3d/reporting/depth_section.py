@@ -104,9 +104,8 @@ def _shown_frames(available: int) -> list[int]:
 
 
 def _strip(name: str, true: pictures.ShownViews, predicted: Mapping[str, pictures.ShownViews], index: int) -> Html:
-    assert true.images is not None
     box = cut_out(true.views.depths[index] > 0)
-    frame = make_frame(true.images[index][box], true.views.depths[index][box])
+    frame = make_frame(true.rgb[index][box], true.views.depths[index][box])
     number = true.frames[index]
     where = f"{name}, frame {number}"
     shown = f"true depth, {frame.low:.2f} to {frame.high:.2f}"

@@ -100,14 +100,13 @@ def scene_record(
     Returns:
         dict: ``name``, ``size`` [H, W], ``points`` n, ``layers`` (the truth, then the methods) and ``data``, base64 of
         little-endian arrays one after the other: pixels uint32 [n], ``(frame * H + row) * W + column``; colours uint8
-        [n, 3]; then per layer the depth codes uint16 [n] and, where ``confidence`` is true, ranks uint8 [n]. Code 0 is no
-        depth, code q is ``low (high / low)^((q - 1) / 65534)``: a relative step of ``ln(high / low) / 65534``.
+        [n, 3]; then per layer the depth codes uint16 [n] and, where ``confidence`` is true, ranks uint8 [n]. Code 0
+        is no depth, code q is ``low (high / low)^((q - 1) / 65534)``: a relative step of ``ln(high / low) / 65534``.
     """
-    assert true.images is not None
     pixels = np.flatnonzero(true.views.depths > 0)
     if len(pixels) > most_points:
         pixels = pixels[np.arange(most_points) * len(pixels) // most_points]
-    blobs = [pixels.astype("<u4").tobytes(), true.images.reshape(-1, 3)[pixels].tobytes()]
+    blobs = [pixels.astype("<u4").tobytes(), true.rgb.reshape(-1, 3)[pixels].tobytes()]
     layers: list[dict[str, Any] | None] = []
     for shown in (true, *predicted):
         if shown is None:

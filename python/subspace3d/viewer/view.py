@@ -107,7 +107,7 @@ class Viewer:
         said = []
         if self.truth.value and valid.any() and truth.views.translation_known:
             points, _ = place(truth, truth, "true cameras")
-            said.append(self._add_points("truth", points[valid], _images(truth)[valid]))
+            said.append(self._add_points("truth", points[valid], truth.rgb[valid]))
         if self.cameras.value and truth.views.translation_known:
             self._add_cameras("truth", truth, truth, _TRUE_COLOUR)
         if self.predicted.value:
@@ -124,7 +124,7 @@ class Viewer:
         kept = valid.copy() if self.masked.value and valid.any() else np.ones(valid.shape, bool)
         if shown.views.confidence is not None and self.confidence.value > 0:
             kept &= shown.views.confidence >= np.percentile(shown.views.confidence[kept], self.confidence.value)
-        colours = _images(truth)[kept].astype(np.float64)
+        colours = truth.rgb[kept].astype(np.float64)
         if self.tinted.value:
             colours = 0.45 * colours + 0.55 * np.array(_PREDICTED_COLOUR)
         text = self._add_points("prediction", points[kept], np.rint(colours).astype(np.uint8), name)
@@ -156,7 +156,7 @@ class Viewer:
                 thickness=1.5,
                 thickness_units="screen",
                 color=colour,
-                image=_images(truth)[index],
+                image=truth.rgb[index],
                 wxyz=viser.transforms.SO3.from_matrix(camera_to_world).wxyz,
                 position=centres[index],
             )
@@ -181,9 +181,3 @@ class Viewer:
     def _aim(self, client: viser.ClientHandle) -> None:
         client.camera.up_direction = self._up
         client.camera.position, client.camera.look_at = self._eye, self._middle
-
-
-def _images(truth: ShownViews) -> NDArray[np.uint8]:
-    if truth.images is None:
-        raise ValueError("the file of the truth must hold images")
-    return truth.images
