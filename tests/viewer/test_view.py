@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,16 +38,23 @@ def server():
 
 
 def drawn_points(viewer: Viewer) -> dict[str, np.ndarray]:
-    handles = viewer.server.scene._handle_from_node_name
-    return {name: handle.points for name, handle in handles.items() if name.endswith("/points")}
+    return {name: handle.points for name, handle in viewer.clouds.items()}
 
 
-def test_the_page_is_served_on_localhost(run_folder, server):
-    viewer = Viewer(open_source(ViewConfig(run_folder)), server)
-    assert viewer.url.startswith("http://localhost:")
-    with urllib.request.urlopen(viewer.url) as answer:
-        assert answer.status == 200
-        assert b"<html" in answer.read()
+def test_the_command_serves_on_localhost_until_interrupted(run_folder):
+    command = [str(Path(sys.executable).with_name("subspace3d")), "view", str(run_folder), "--port", "8091"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        line = next((line for line in process.stdout if line.startswith("view ->")), "")
+        address = re.search(r"http://localhost:\d+", line)[0]
+        with urllib.request.urlopen(address) as answer:
+            assert answer.status == 200
+            assert b"<html" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_controls_choose_scene_method_and_confidence(run_folder, server):
@@ -55,14 +67,14 @@ def test_controls_choose_scene_method_and_confidence(run_folder, server):
     valid = true.views.depths > 0
     points = drawn_points(viewer)
     # float32, a few units away
-    np.testing.assert_allclose(points["/truth/points"], true.views.points(valid), atol=1e-6)
-    np.testing.assert_allclose(points["/prediction/points"], ALIGNMENT.apply(base.views.points(valid)), atol=1e-5)
-    everything = len(points["/prediction/points"])
+    np.testing.assert_allclose(points["truth"], true.views.points(valid), atol=1e-6)
+    np.testing.assert_allclose(points["prediction"], ALIGNMENT.apply(base.views.points(valid)), atol=1e-5)
+    everything = len(points["prediction"])
     viewer.confidence.value = 50
     # a row of pixels has one confidence, and there are 56 rows
-    assert len(drawn_points(viewer)["/prediction/points"]) == pytest.approx(everything / 2, abs=everything / 56)
+    assert len(drawn_points(viewer)["prediction"]) == pytest.approx(everything / 2, abs=everything / 56)
     viewer.truth.value = False
-    assert set(drawn_points(viewer)) == {"/prediction/points"}
+    assert set(drawn_points(viewer)) == {"prediction"}
     viewer.predicted.value = False
     assert drawn_points(viewer) == {}
 
@@ -85,10 +97,10 @@ def test_scene_folders_are_predicted_when_opened(tmp_path, server):
     assert (source.scenes, source.methods) == (["one", "without_depth"], ["base"])
     viewer = Viewer(source, server)
     points = drawn_points(viewer)
-    assert points["/truth/points"].shape == points["/prediction/points"].shape
+    assert points["truth"].shape == points["prediction"].shape
     assert source.prediction("one", "base") is source.prediction("one", "base")
     viewer.scene.value = "without_depth"
-    assert set(drawn_points(viewer)) == {"/prediction/points"}
+    assert set(drawn_points(viewer)) == {"prediction"}
 
 
 def test_alignment_of_a_prediction_is_found():

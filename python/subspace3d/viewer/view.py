@@ -66,6 +66,7 @@ class Viewer:
 
     def __init__(self, source: Source, server: viser.ViserServer) -> None:
         self.source, self.server = source, server
+        self.clouds: dict[str, viser.PointCloudHandle] = {}  # "truth", "prediction": those that are drawn
         self._drawing = threading.Lock()
         gui = server.gui
         self.scene = gui.add_dropdown("Scene", source.scenes)
@@ -101,6 +102,7 @@ class Viewer:
 
     def _draw(self) -> None:
         self.server.scene.reset()
+        self.clouds.clear()
         truth = self.source.truth(self.scene.value)
         valid = truth.views.depths > 0
         self._frame(truth, valid)
@@ -134,7 +136,7 @@ class Viewer:
 
     def _add_points(self, node: str, points: NDArray[Any], colours: NDArray[np.uint8], name: str = "") -> str:
         size = 0.006 * self.size.value * self._radius
-        self.server.scene.add_point_cloud(
+        self.clouds[node] = self.server.scene.add_point_cloud(
             f"/{node}/points", points.astype(np.float32), colours, point_size=size, point_shape="circle",
             precision="float32",
         )  # fmt: skip
