@@ -149,7 +149,7 @@ def test_the_keyboard_reaches_everything(page):
         return page.switch_to.active_element
 
     link = press(Keys.TAB)
-    assert link.text == "Skip to the results"
+    assert link.text == "Skip to the content"
     assert page.execute_script("return arguments[0].getBoundingClientRect().left >= 0", link)
     outline = page.execute_script("return getComputedStyle(arguments[0]).outlineStyle", link)
     assert outline == "solid"

@@ -139,7 +139,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, Html]]) -
     switch = element("button", "Dark", type="button", data_theme_switch=True, hidden=True)
     body = element(
         "body",
-        element("a", "Skip to the results", href=f"#{sections[0][0]}", class_="skip"),
+        element("a", "Skip to the content", href=f"#{sections[0][0]}", class_="skip"),
         element("header", element("div", element("h1", title), switch), element("p", subtitle, class_="subtitle")),
         element("nav", element("ul", *links), aria_label="sections"),
         element("main", *(section for _, _, section in sections)),
