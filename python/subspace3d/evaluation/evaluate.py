@@ -59,7 +59,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             f"got {config.frames}, {config.images} and {config.icp_threshold}"
         )
     methods = method_folders(config.tuned)
-    _check_backbones(methods, config.backbone)
+    check_backbones(methods, config.backbone)
     backbone = record_backbone(config.backbone, config.weights)
     scenes = {_scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
     import_open3d()  # fails before an hour of inference, not after
@@ -288,7 +288,8 @@ def _scene_name(path: Path, root: Path) -> str:
     return path.resolve().name if name == "." else name
 
 
-def _check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
+def check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
+    """Raises ValueError if a run has tuned another backbone."""
     for name, folder in methods.items():
         if folder is not None:
             tuned = read_json(folder / "tuned" / "tuned.json").get("backbone", {}).get("name")

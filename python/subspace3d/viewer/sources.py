@@ -83,7 +83,7 @@ class Predicted:
 
     def __init__(self, config: ViewConfig) -> None:
         from subspace3d.datasets.scene_format import find_scenes
-        from subspace3d.evaluation.evaluate import method_folders
+        from subspace3d.evaluation.evaluate import check_backbones, method_folders
         from subspace3d.training.backbone import record_backbone
         from subspace3d.training.device import choose_device
 
@@ -95,6 +95,7 @@ class Predicted:
             path.name if path == root else path.relative_to(root).as_posix(): path for path in find_scenes(root)
         }
         self._runs = method_folders(config.tuned)
+        check_backbones(self._runs, config.backbone)
         self.scenes, self.methods = list(self._paths), list(self._runs)
         self._models: dict[str, torch.nn.Module] = {}
         self._shown: dict[tuple[str, str], ShownViews] = {}
