@@ -155,12 +155,13 @@ def costs(content: RunContent) -> Html:
         header.append(join([name, element("small", what)]))
         if key == "parameters" and full:
             header.append(join(["share", element("small", "of full tuning")]))
+    largest = {key: max(record[key] or 0.0 for record in records.values()) for _, _, key, _ in shown}
     rows = []
     for name, record in records.items():
         row: list[str] = [name]
         for _, _, key, write in shown:
-            value, largest = record[key], max(r[key] for r in records.values() if r[key] is not None)
-            row.append("–" if value is None else join([write(value), bar(value / largest if largest else 0.0)]))
+            value = record[key]
+            row.append("–" if value is None else join([write(value), bar(value / (largest[key] or 1.0))]))
             if key == "parameters" and full:
                 row.append("–" if value is None else f"{100 * value / full:.3g} %")
         rows.append(row)

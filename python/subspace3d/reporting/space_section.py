@@ -46,11 +46,12 @@ def space(content: RunContent) -> Html:
     if not scenes:
         return _missing("None of the kept scenes can be placed in space.", problems)
     points = _points_per_scene(len(scenes), len(names))
+    records = [scene_record(*scene, points) for scene in scenes]
     data = {
         "names": names,
         "colours": [TRUTH_COLOUR, *method_colours(names[1:]).values()],
         "error": LARGEST_ERROR,
-        "scenes": [scene_record(*scene, points) for scene in scenes],
+        "scenes": records,
     }
     explanation = (
         "The pixels with true depth of every frame, where the truth and each method put them. Predicted cameras and "
@@ -62,7 +63,7 @@ def space(content: RunContent) -> Html:
         "space",
         _TITLE,
         element("p", explanation, class_="note"),
-        _viewer(names, [scene["name"] for scene in data["scenes"]]),
+        _viewer(names, [record["name"] for record in records]),
         problems,
         data_block("space-data", data),
     )
