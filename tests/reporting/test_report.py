@@ -191,6 +191,31 @@ def test_scenes_kept_by_an_earlier_version_are_named(run_folder, tmp_path):
     assert text.count("what is kept of old is from an earlier version; evaluate again") == 2
 
 
+def test_other_metrics_are_grouped_by_their_alignment(run_folder, tmp_path):
+    results = json.loads((run_folder / "evaluation" / "results.json").read_text())
+    for name, metric in results["metrics"].items():
+        metric["alignment"] = "raw" if name.endswith("raw") else "scale"
+    results["protocol"]["alignments"] = {"raw": "nothing is <fitted>", "scale": "one scale"}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"pictures": []}))
+    text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    others = text[text.index("All other metrics") : text.index("Every scene (")]
+    first, second = others.split("Alignment: one scale.")
+    assert "Acc median" in first
+    assert "raw" not in first
+    assert "Acc raw" in second
+    assert "Alignment: nothing is &lt;fitted&gt;." in second
+
+
+def test_files_outside_the_run_are_not_shown(run_folder, tmp_path):
+    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+    shutil.copytree(run_folder / "evaluation" / "pictures" / "scene_0001", tmp_path / "elsewhere")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["pictures"] = [{"scene": "x", "true": "../elsewhere/true.safetensors", "methods": {}}]
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results))
+    text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert text.count("what is kept of x must lie in") == 2
+
+
 def test_one_finetuning_run_is_a_run_folder_too(run_folder, tmp_path):
     shutil.copytree(run_folder / "tuned" / "lora", tmp_path / "lora")
     text = report.run(ReportConfig(tmp_path / "lora")).read_text(encoding="utf-8")

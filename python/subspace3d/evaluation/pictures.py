@@ -161,11 +161,14 @@ def load_entry(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or from an earlier version.
+        ValueError: a file is broken, lies outside the folder, or is from an earlier version.
     """
     files = {name: entry["methods"][name] for name in methods if name in entry["methods"]}
     if not all(isinstance(file, str) for file in (*files.values(), entry["true"])) or "image" in entry:
         raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
+    for file in (entry["true"], *files.values()):
+        if not (folder / file).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"what is kept of {entry['scene']} must lie in {folder}, got {file!r}")
     true, predicted = load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
     for name, shown in predicted.items():
         if shown.views.depths.shape != true.views.depths.shape:

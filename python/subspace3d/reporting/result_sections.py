@@ -32,10 +32,23 @@ def results(content: RunContent) -> Html:
         _improvements(measured),
         _problems(measured),
         _figures(measured),
-        details("All other metrics", _methods_table(measured, rest, "Means, as above.")),
+        details("All other metrics", *_other_tables(measured, rest)),
         details(f"Every scene ({scenes})", *(_scene_table(measured, name, main) for name in measured["methods"])),
         details("How it was measured", _protocol(measured.get("protocol", {}))),
     )
+
+
+def _other_tables(measured: Mapping[str, Any], metrics: list[str]) -> list[Html]:
+    """A table per alignment, where the metrics name theirs."""
+    words = measured.get("protocol", {}).get("alignments", {})
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        groups.setdefault(measured["metrics"][name].get("alignment", ""), []).append(name)
+    tables = []
+    for alignment, names in groups.items():
+        said = f"Alignment: {words[alignment]}." if alignment in words else "Means, as above."
+        tables.append(_methods_table(measured, names, said))
+    return tables
 
 
 def _methods_table(measured: Mapping[str, Any], metrics: list[str], caption: str) -> Html:
