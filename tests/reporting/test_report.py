@@ -199,7 +199,7 @@ def test_other_metrics_are_grouped_by_their_alignment(run_folder, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results | {"pictures": []}))
     text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
     others = text[text.index("All other metrics") : text.index("Every scene (")]
-    first, second = others.split("Alignment: one scale.")
+    first, second = others.split('<p class="note">Alignment: one scale.')
     assert "Acc median" in first
     assert "raw" not in first
     assert "Acc raw" in second
