@@ -143,7 +143,7 @@ class SceneViewer {
     this.rebuild();
   }
 
-  /** Where the view starts: behind the first true camera, around the middle of the true points, with room for cameras. */
+  /** Where the view starts: around the middle of the true points, beside and above the first true camera, so that it hides nothing. */
   frame() {
     const axis = (k) => { const v = []; for (let i = k; i < this.truth.length; i += 3) if (this.truth[i] === this.truth[i]) v.push(this.truth[i]); return v; };
     this.middle = [0, 1, 2].map((k) => median(axis(k)));
@@ -158,7 +158,8 @@ class SceneViewer {
     const first = cameras[0], back = unit(add(cameraToWorld(first, [0, 0, 0]), this.middle, -1));
     this.side = unit(cross(this.up, Math.abs(dot(this.up, back)) > 0.99 ? first.rotation.slice(0, 3) : back));
     this.front = cross(this.side, this.up);
-    this.home = { yaw: 0, pitch: clamp(Math.asin(clamp(dot(this.up, back), -1, 1)), -1.5, 1.5), distance: 1.25 * reach / Math.tan(FIELD_OF_VIEW / 2) };
+    const pitch = Math.asin(clamp(dot(this.up, back), -1, 1)) + 0.2;
+    this.home = { yaw: 0.55, pitch: clamp(pitch, -1.5, 1.5), distance: 1.25 * reach / Math.tan(FIELD_OF_VIEW / 2) };
     this.reset();
   }
 
