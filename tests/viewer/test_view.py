@@ -43,7 +43,14 @@ def drawn_points(viewer: Viewer) -> dict[str, np.ndarray]:
 
 def test_the_command_serves_on_localhost_until_interrupted(run_folder):
     command = [str(Path(sys.executable).with_name("subspace3d")), "view", str(run_folder), "--port", "8091"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # a shell starts what runs in the background with interrupts ignored, and its children inherit that
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         line = next((line for line in process.stdout if line.startswith("view ->")), "")
         address = re.search(r"http://localhost:\d+", line)[0]
