@@ -78,6 +78,18 @@ if ! compgen -G "$venv/lib/libLLVM*.so*" >/dev/null && ! grep -qE 'libLLVM[-.](s
   fi
 fi
 
+# The browser test of the report needs Chromium; without it that test says so and is skipped. Tried once.
+if ! { command -v chromium && command -v chromedriver; } >/dev/null && [ ! -e "$venv/.browser-tried" ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing chromium for the browser test of the report"
+    (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver) \
+      >/tmp/subspace3d-apt.log 2>&1 || say "chromium cannot be installed here, so the browser test is skipped"
+  else
+    say "no chromium: the browser test of the report is skipped (apt-get install chromium chromium-driver brings it)"
+  fi
+  touch "$venv/.browser-tried"
+fi
+
 # ---- the project itself ----------------------------------------------------------------------------------------------
 # Editable: Python edits count at once, the native module is rebuilt when its sources or the build files change.
 built=$( (cat pyproject.toml CMakeLists.txt; find csrc -type f | LC_ALL=C sort | xargs cat; echo "${SUBSPACE_CUDA:-AUTO}") \

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "export": (configs.ExportConfig, "subspace3d.training.export"),
     "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
     "report": (configs.ReportConfig, "subspace3d.reporting.report"),
+    "view": (configs.ViewConfig, "subspace3d.viewer.view"),
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
     "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),
@@ -37,7 +38,7 @@ VERBS: dict[str, tuple[type, str]] = {
 EXTRA_OF = {
     "mitsuba": "render", "drjit": "render", "peft": "tune", "open3d": "eval", "scipy": "eval", "matplotlib": "eval",
     "tyro": "tune", "yaml": "tune", "safetensors": "tune", "tqdm": "tune", "PIL": "tune", "huggingface_hub": "tune",
-    "tensorboard": "track", "wandb": "track",
+    "tensorboard": "track", "wandb": "track", "viser": "view",
 }  # fmt: skip
 
 

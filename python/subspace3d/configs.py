@@ -366,6 +366,32 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class ViewConfig:
+    """Show true and predicted points and cameras in a browser, live."""
+
+    path: Path
+    """Run folder with an evaluation, or a folder of scenes, which are predicted as they are opened."""
+    tuned: tuple[Path, ...] = ()
+    """Run folders of finetune, shown beside the base model; for a folder of scenes only."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b; for a folder of scenes only."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    frames: int = 8
+    """Frames shown per scene, evenly spaced, at most 8."""
+    device: str = "auto"
+    """auto: cuda when there is one, else cpu."""
+    host: str = "localhost"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port to listen on; the next free one when it is taken."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.frames <= 8, "frames", "1 to 8", self.frames)
+        _require(0 < self.port < 65536, "port", "1 to 65535", self.port)
+
+
+@dataclass(frozen=True)
 class ParamsConfig:
     """Count trainable parameters of a method, without loading weights."""
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "render": ("mitsuba", "pillow"),
     "tune": ("tyro", "pyyaml", "safetensors", "tqdm", "peft", "pillow"),
     "eval": ("open3d", "scipy", "matplotlib", "pillow"),
+    "view": ("viser", "pillow"),
 }
 
 

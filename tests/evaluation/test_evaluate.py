@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
-from PIL import Image
 
 from subspace3d.backbones.pose import encode_pose
 from subspace3d.configs import EvaluateConfig, FinetuneConfig
-from subspace3d.datasets.scene_format import write_scene
-from subspace3d.evaluation import evaluate
+from subspace3d.datasets.scene_format import load_scene, write_scene
+from subspace3d.evaluation import evaluate, pictures
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import measure
 from subspace3d.evaluation.table import METRICS
@@ -123,24 +122,32 @@ def test_a_scene_without_depth_is_skipped_with_its_reason(evaluation):
     assert "at least 3 pixels must have true depth, got 0" in skipped["reason"]
 
 
-def test_pictures_are_written(evaluation):
+def test_what_a_report_shows_is_kept(evaluation, scenes):
     out, results = evaluation
     (entry,) = results["pictures"]
     assert entry["scene"] == "test_00/0000"
     assert set(entry["methods"]) == {"base", "untouched"}
-    files = [entry["image"], entry["true"], *(name for shown in entry["methods"].values() for name in shown.values())]
-    assert len(files) == 6
-    for name in files:
-        assert Image.open(out / name).size == (112, 112)
-    low, high = entry["depth_range"]
-    assert 1 < low < high < 4
-    # the corner without depth is grey in the true map and in the error map, but not in the prediction
-    for name, grey in (
-        (entry["true"], True),
-        (entry["methods"]["base"]["error"], True),
-        (entry["methods"]["base"]["depth"], False),
-    ):
-        assert (np.array(Image.open(out / name))[2, 2].tolist() == [128, 128, 128]) == grey
+    true, base = pictures.load(out / entry["true"]), pictures.load(out / entry["methods"]["base"])
+    scene = load_scene(scenes / "test_00" / "0000", image_size=112, frames=[0, 1, 2])
+    assert np.array_equal(true.images, scene.images)
+    # float16 has 11 significant bits
+    np.testing.assert_allclose(true.views.depths, scene.depths, rtol=2**-11)
+    details = results["methods"]["base"]["details"]["test_00/0000"]
+    assert base.depth_scale == details["depth_scale"]
+    assert base.alignment.translation.tolist() == details["translation"]
+    assert base.views.confidence.shape == true.views.depths.shape
+    assert base.views.confidence.max() == 255
+
+
+def test_reduced_views_show_the_same_points():
+    images, true = ball_and_wall(views=2, size=600)
+    reduced = pictures.reduce_views(true, [1])
+    assert reduced.depths.shape == (1, 200, 200)
+    mask = np.ones(true.depths.shape, bool)
+    full = true.points(mask).reshape(2, 600, 600, 3)[1]
+    points = reduced.points(np.ones(reduced.depths.shape, bool)).reshape(200, 200, 3)
+    np.testing.assert_allclose(points, full[1::3, 1::3], atol=1e-12)
+    assert pictures.reduce_images(images).shape == (2, 200, 200, 3)
 
 
 def test_table_is_printed(scenes, evaluation, capsys):
@@ -163,7 +170,7 @@ def test_what_was_measured_is_kept_until_its_inputs_change(scenes, tuned, tmp_pa
     evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned / "tuned",)))
     assert measured == ["base", "untouched"]
     assert evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))["methods"] == first["methods"]
-    (tmp_path / "pictures" / "0000" / "base.png").unlink()
+    (tmp_path / "pictures" / "0000" / "base.safetensors").unlink()
     evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))
     assert measured == ["base", "untouched", "base"]
     evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, icp_threshold=0.2))

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluation.analytic_scene import ball_and_wall
 from mining.synthetic_adapters import orthonormal, write_adapter
 
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig, MineConfig
-from subspace3d.evaluation.pictures import save_prediction, save_truth
+from subspace3d.evaluation import pictures
+from subspace3d.evaluation.alignment import Similarity
+from subspace3d.evaluation.scene_metrics import Views
 from subspace3d.evaluation.table import METRICS, mean_over_scenes
 from subspace3d.files import write_json
 from subspace3d.mining import analyze, mine
@@ -20,6 +23,12 @@ WIDTH = 48
 RANK = 4
 KINDS = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
 METHODS = {"base": 1.0, "full": 0.55, "lora": 0.6, "subspace": 0.5}
+VIEWS = 4
+# from the world in which the made-up predictions live to the true one
+ALIGNMENT = Similarity(2.5, np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.array([0.5, -1.0, 2.0]))
+
+
+TRAINABLE = {"full": 9_812_345, "lora": 254_912, "subspace": 61_440}
 
 
 def write_adapters(root: Path, attributes: tuple[str, ...], layers: int, datasets: int = 4) -> None:
@@ -45,33 +54,43 @@ def write_adapters(root: Path, attributes: tuple[str, ...], layers: int, dataset
             write_adapter(root / attribute / f"{attribute}_{dataset:02d}", modules, base_model_name_or_path="vggt-nano")
 
 
+def predicted_views(true: Views, factor: float) -> Views:
+    """The true views seen from the world before `ALIGNMENT`, with waves of relative size ``factor`` in their depths."""
+    count, height, width = true.depths.shape
+    rows, columns = np.mgrid[0:height, 0:width] / height
+    depths = true.depths * (1 + factor * np.sin(9 * rows + 5 * columns)) / ALIGNMENT.scale
+    rotations = true.extrinsics[:, :, :3] @ ALIGNMENT.rotation
+    moved = true.extrinsics[:, :, :3] @ ALIGNMENT.translation + true.extrinsics[:, :, 3]
+    extrinsics = np.concatenate([rotations, moved[:, :, None] / ALIGNMENT.scale], axis=2)
+    confidence = np.tile(1 + rows, (count, 1, 1))  # surer further down
+    return Views(depths, true.intrinsics, extrinsics, confidence=confidence)
+
+
 def write_results(out: Path, scenes: list[str]) -> None:
-    """results.json and pictures as the evaluation writes them; errors scale with `METHODS`."""
+    """results.json and what the evaluation keeps of its scenes; errors scale with `METHODS`."""
     rng = np.random.default_rng(3)
-    rows, columns = np.mgrid[0:112, 0:112] / 111
     methods: dict[str, dict] = {name: {"per_scene": {}, "failed": {}, "details": {}} for name in METHODS}
     shown = []
-    for scene in scenes:
+    for index, scene in enumerate(scenes):
         hardness = rng.uniform(0.7, 1.3)
-        true = 2 + rows + 0.6 * np.exp(-8 * ((rows - 0.5) ** 2 + (columns - 0.5) ** 2))
-        true[(rows - 0.2) ** 2 + (columns - 0.8) ** 2 < 0.01] = 0
-        folder = out / "pictures" / scene
-        image = np.stack([255 * rows, 255 * columns, 255 * np.abs(np.sin(12 * rows * columns))], -1).astype(np.uint8)
-        entry = {"scene": scene, "image": f"pictures/{scene}/image.png", "true": f"pictures/{scene}/true.png"}
-        entry |= {"depth_range": save_truth(folder, image, true)["depth_range"], "methods": {}}
+        images, true = ball_and_wall(VIEWS, shift=0.1 * index)
+        folder = f"pictures/{scene}"
+        pictures.save(out / folder / "true.safetensors", pictures.shown_truth(images, true))
+        entry: dict = {"scene": scene, "true": f"{folder}/true.safetensors", "methods": {}}
         for name, factor in METHODS.items():
-            pred = true * (1 + 0.3 * factor * np.sin(9 * rows + 5 * columns * hardness))
-            drawn = save_prediction(folder, name, pred, true)
-            entry["methods"][name] = {key: f"pictures/{scene}/{file}" for key, file in drawn.items()}
+            kept = pictures.shown_prediction(predicted_views(true, 0.2 * factor), ALIGNMENT.scale, ALIGNMENT)
+            entry["methods"][name] = f"{folder}/{name}.safetensors"
+            pictures.save(out / entry["methods"][name], kept)
             error = 0.2 * factor * hardness * rng.uniform(0.9, 1.1)
             methods[name]["per_scene"][scene] = {
                 metric: error * (20 if spec.unit == "deg" else 1) if spec.lower_is_better else 1 - error
                 for metric, spec in METRICS.items()
             }
+            methods[name]["details"][scene] = {"inference_seconds": 0.25}
         shown.append(entry)
     for name, method in methods.items():
         method["mean"] = mean_over_scenes(method["per_scene"])
-        method["trainable_parameters"] = 0 if name == "base" else None
+        method["trainable_parameters"] = {"base": 0, **TRAINABLE}[name]
     methods["lora"]["failed"]["scene<9>"] = "the prediction must be finite"
     metrics = {
         name: {"label": m.label, "lower_is_better": m.lower_is_better, "unit": m.unit, "main": m.main}
@@ -105,7 +124,9 @@ def write_training(out: Path, method: str, trainable: int) -> None:
         "backbone": {"name": "vggt-nano", "seed": 0},
         "trainable": {"aggregator": trainable, "total": trainable},
         "training": {"steps": 120, "seconds": 71.4, "peak_memory_bytes": 1_610_612_736},
-        "settings": {"seed": 0},
+        "settings": {"method": method, "lr": 1e-3, "frames": [2, 4], "seed": 0},
+        "environment": {"subspace3d": "0.1.0", "torch": "2.13.0", "device": "a <small> machine"},
+        "files": {"model.safetensors": "0123456789abcdef"},
     }
     write_json(out / "tuned" / "tuned.json", record)
 
@@ -118,7 +139,7 @@ def write_run(run: Path, attributes: tuple[str, ...] = ATTRIBUTES, layers: int =
     analyze.run(AnalyzeConfig((run / "subspaces",), run / "analysis"))
     # a scene name with markup in it, which the page must show and not obey
     write_results(run / "evaluation", ["scene<b>&0", *(f"scene_{index:04d}" for index in range(1, scenes))])
-    for method, trainable in (("full", 9_812_345), ("lora", 254_912), ("subspace", 61_440)):
+    for method, trainable in TRAINABLE.items():
         write_training(run / "tuned" / method, method, trainable)
     (run / "config.yaml").write_text("smoke: false\nseed: 0\nprovenance:\n  command: subspace3d demo\n")
     return run

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from reporting.synthetic_run import METHODS, write_run
+from PIL import Image
+from reporting.synthetic_run import METHODS
 
 from subspace3d.configs import ReportConfig
-from subspace3d.reporting import report
-from subspace3d.reporting.html import Html, element, table
+from subspace3d.evaluation import pictures
+from subspace3d.reporting import depth_section, report, space_section
+from subspace3d.reporting.html import Html, data_block, element, table
 
 
 class _Page(HTMLParser):
@@ -32,7 +37,7 @@ class _Page(HTMLParser):
             self.images.append(attributes)
         if tag == "tr":
             self.rows.append([])
-        if tag not in ("img", "meta", "link", "br"):
+        if tag not in ("img", "input", "meta", "link", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -44,11 +49,6 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("runs") / "a <run> & more", ("texture", "camera"), layers=2, scenes=3)
-
-
-@pytest.fixture(scope="module")
 def text(run_folder):
     return report.run(ReportConfig(run_folder)).read_text(encoding="utf-8")
 
@@ -57,8 +57,11 @@ def test_the_page_is_whole_and_needs_nothing_else(run_folder, text):
     page = _Page(text)
     assert (run_folder / "report" / "index.html").is_file()
     assert all(url.startswith(("data:", "#")) for url in page.urls)
-    assert "script" not in page.tags
-    assert "http" not in re.sub(r'src="data:[^"]*"', "", text)
+    # what is said in words or data may hold an address, what the page itself is made of may not
+    assert not re.search(r"https?:|//\w+\.|@import|url\(", re.sub(r'src="data:[^"]*"', "", text))
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1]
+    assert policy.startswith("default-src &#x27;none&#x27;; img-src data:;")
+    assert "unsafe" not in policy
     anchors = set(re.findall(r'<section id="([^"]+)"', text))
     assert {url[1:] for url in page.urls if url.startswith("#")} == anchors
 
@@ -70,15 +73,76 @@ def test_table_has_all_methods_best_values_and_costs(text):
     assert main.count("<strong>") == 8
     best = main[main.index('<th scope="row">subspace</th>') :]
     assert best[: best.index("</tr>")].count("<strong>") == 8
-    for shown in ("61,440", "1:11", "1.50 GiB", "↓", "↑", "subspace in 3 of 3 scenes", "lora failed on scene&lt;9&gt;"):
+    for shown in ("61,440", "↓", "↑", "subspace in 3 of 3 scenes", "lora failed on scene&lt;9&gt;"):
         assert shown in main
+    costs = text[text.index('id="costs"') : text.index('id="space"')]
+    for shown in ("61,440", "0.626 %", "1:11", f"{71.4 / 120:.2f}", "1.50 GiB", "0.25"):
+        assert shown in costs
 
 
 def test_pictures_and_figures_are_inside_with_alt_texts(text):
     images = _Page(text).images
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
-    # 4 figures of the analysis, the training curves, and per scene image, truth, and depth and error of each method
-    assert len(images) == 5 + 3 * (2 + 2 * len(METHODS))
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    # 4 figures of the analysis, 3 of the results, the training curves; of 2 frames of 3 scenes image, truth, and depth
+    # and error of each method; 4 samples of colour, whose meaning is said beside them
+    assert sum(bool(image["alt"]) for image in images) == 8 + 2 * 3 * (2 + 2 * len(METHODS))
+    assert sum(not image["alt"] for image in images) == 4
+
+
+def test_points_in_space_are_those_of_the_files(run_folder, text):
+    data = json.loads(re.search(r'<script type="application/json" id="space-data">(.*?)</script>', text)[1])
+    assert data["names"] == ["truth", *METHODS]
+    assert [scene["name"] for scene in data["scenes"]] == ["scene<b>&0", "scene_0001", "scene_0002"]
+    scene = data["scenes"][1]
+    true = pictures.load(run_folder / "evaluation" / "pictures" / "scene_0001" / "true.safetensors")
+    valid = true.views.depths > 0
+    # 5 layers, of which 4 have confidences, stay below the bound, so every pixel with depth is there
+    assert scene["points"] == valid.sum()
+    blob = base64.b64decode(scene["data"])
+    assert len(blob) == scene["points"] * (4 + 3 + 5 * 2 + 4)
+    pixels = np.frombuffer(blob, "<u4", scene["points"])
+    assert np.array_equal(pixels, np.flatnonzero(valid))
+    codes = np.frombuffer(blob, "<u2", scene["points"], offset=7 * scene["points"]).astype(np.float64)
+    layer = scene["layers"][0]
+    depths = layer["low"] * (layer["high"] / layer["low"]) ** ((codes - 1) / 65534)
+    step = np.log(layer["high"] / layer["low"]) / 65534
+    np.testing.assert_allclose(depths, true.views.depths[valid], rtol=0.51 * step)
+
+
+def test_the_bytes_of_all_points_are_bounded():
+    for scenes, layers in ((1, 2), (4, 5), (40, 12)):
+        points = space_section._points_per_scene(scenes, layers)
+        assert 0 < points <= space_section.MOST_POINTS
+        assert scenes * points * (7 + 3 * layers) <= space_section.MOST_BYTES
+
+
+def test_colours_of_depth_tell_nearer_farther_and_nothing_apart():
+    values = np.array([[0.0, 1.0, 1.5, 2.0, 3.0, 1.5]])
+    valid = np.array([[True, True, True, True, True, False]])
+    drawn = Image.open(io.BytesIO(depth_section.paint(values, 1.0, 2.0, "turbo_r", valid))).convert("RGBA")
+    pixels = np.array(drawn)[0]
+    assert pixels[:, 3].tolist() == [255, 255, 255, 255, 255, 0]
+    assert tuple(pixels[0, :3]) == depth_section.NEARER
+    assert tuple(pixels[4, :3]) == depth_section.FARTHER
+    near, middle, far = pixels[1:4, :3].astype(int)
+    assert near[0] > near[2]  # red
+    assert far[2] > far[0]  # blue
+    assert middle[1] > 200  # green
+
+
+def test_the_cut_out_is_a_square_around_what_has_depth():
+    valid = np.zeros((40, 60), bool)
+    valid[2:7, 50:58] = True
+    rows, columns = depth_section.cut_out(valid)
+    assert rows.stop - rows.start == columns.stop - columns.start == 20
+    assert valid[rows, columns].sum() == valid.sum()
+    assert depth_section.cut_out(np.ones((40, 60), bool)) == (slice(0, 40), slice(0, 60))
+
+
+def test_a_frame_that_is_off_as_a_whole_keeps_its_shape():
+    true = np.linspace(2.0, 3.0, 12).reshape(3, 4)
+    assert depth_section.fit_scale(true / 7, true) == pytest.approx(7)
+    np.testing.assert_allclose(depth_section.relative_error(1.5 * true, true), 0.5)
 
 
 def test_strings_of_the_run_are_escaped(text):
@@ -89,8 +153,11 @@ def test_strings_of_the_run_are_escaped(text):
 
 def test_settings_and_seeds_are_named(text):
     assert "command: subspace3d demo" in text
-    section = text[text.index('id="run"') :]
-    for shown in ("vggt-nano", "<dt>Training seed</dt><dd>0</dd>", "<dt>PyTorch</dt>"):
+    summary = text[text.index('id="run"') : text.index('id="results"')]
+    for shown in ("vggt-nano", "base, full, lora, subspace", "Least AbsRel", "3 runs, 3:34 in all"):
+        assert shown in summary
+    section = text[text.index('id="provenance"') :]
+    for shown in ("<dt>Training seed</dt><dd>0</dd>", "a &lt;small&gt; machine", "2 to 4", "0123456789abcdef"):
         assert shown in section
 
 
@@ -110,7 +177,43 @@ def test_missing_parts_are_named(run_folder, tmp_path):
     shutil.rmtree(results_only / "pictures" / "scene_0001")
     text = report.run(ReportConfig(tmp_path / "nested")).read_text(encoding="utf-8")
     assert "There is no analysis.json" in text
-    assert "pictures/scene_0001/image.png is missing" in text
+    assert "no such file" in text
+    assert "pictures/scene_0001/true.safetensors" in text
+
+
+def test_scenes_kept_by_an_earlier_version_are_named(run_folder, tmp_path):
+    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    old = {"depth": "pictures/old/base.png", "error": "pictures/old/error_base.png"}
+    results["pictures"] = [{"scene": "old", "image": "i.png", "true": "t.png", "methods": {"base": old}}]
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results))
+    text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert text.count("what is kept of old is from an earlier version; evaluate again") == 2
+
+
+def test_other_metrics_are_grouped_by_their_alignment(run_folder, tmp_path):
+    results = json.loads((run_folder / "evaluation" / "results.json").read_text())
+    for name, metric in results["metrics"].items():
+        metric["alignment"] = "raw" if name.endswith("raw") else "scale"
+    results["protocol"]["alignments"] = {"raw": "nothing is <fitted>", "scale": "one scale"}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"pictures": []}))
+    text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    others = text[text.index("All other metrics") : text.index("Every scene (")]
+    first, second = others.split('<p class="note">Alignment: one scale.')
+    assert "Acc median" in first
+    assert "raw" not in first
+    assert "Acc raw" in second
+    assert "Alignment: nothing is &lt;fitted&gt;." in second
+
+
+def test_files_outside_the_run_are_not_shown(run_folder, tmp_path):
+    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+    shutil.copytree(run_folder / "evaluation" / "pictures" / "scene_0001", tmp_path / "elsewhere")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    results["pictures"] = [{"scene": "x", "true": "../elsewhere/true.safetensors", "methods": {}}]
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results))
+    text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert text.count("what is kept of x must lie in") == 2
 
 
 def test_one_finetuning_run_is_a_run_folder_too(run_folder, tmp_path):
@@ -146,3 +249,9 @@ def test_elements_escape_text_and_attributes():
     paragraph = element("p", "a < b", Html("<i>"), None, title='"', hidden=True)
     assert paragraph == '<p title="&quot;" hidden>a &lt; b<i></p>'
     assert "&lt;x&gt;" in table(["<x>"], [["row", "cell"]])
+
+
+def test_data_cannot_end_its_block():
+    block = data_block("x", {"name": "</script><!--&"})
+    assert block.count("<") == 2
+    assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == {"name": "</script><!--&"}

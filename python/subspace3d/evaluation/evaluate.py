@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from subspace3d.training.backbone import BackboneRecord
 
 BASE = "base"
-# image.png and true.png stand beside <method>.png
-_RESERVED_NAMES = (BASE, "image", "true")
+# true.safetensors stands beside <method>.safetensors
+_RESERVED_NAMES = (BASE, "true")
 _METRICS_VERSION = 1  # raise it when a number changes its meaning, so that kept results are measured anew
 
 
@@ -59,7 +59,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             f"got {config.frames}, {config.images} and {config.icp_threshold}"
         )
     methods = method_folders(config.tuned)
-    _check_backbones(methods, config.backbone)
+    check_backbones(methods, config.backbone)
     backbone = record_backbone(config.backbone, config.weights)
     scenes = {_scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
     import_open3d()  # fails before an hour of inference, not after
@@ -69,7 +69,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "metrics_version": _METRICS_VERSION,
         "protocol": protocol,
         "scenes": {name: sha256(path / "scene.json") for name, path in scenes.items()},
-        "pictures": config.images,
+        "pictures": [config.images, pictures.VERSION],
         "backbone": config.backbone,
         "weights": backbone.sha256 or backbone.identity,
     }
@@ -179,7 +179,7 @@ def _measure_scene(
         record["reasons"][scene_name] = result.reasons
     if len(record["pictures"]) < config.images:
         folder = config.out / "pictures" / scene_name
-        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, pred, result))
+        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, true, pred, result))
 
 
 def _can_be_read(path: Path, config: EvaluateConfig) -> bool:
@@ -200,19 +200,14 @@ def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
 
 
 def _save_pictures(
-    folder: Path, out: Path, method: str, scene_name: str, scene: Scene, pred: Views, result: SceneResult
+    folder: Path, out: Path, method: str, scene_name: str, scene: Scene, true: Views, pred: Views, result: SceneResult
 ) -> dict[str, Any]:
-    truth = pictures.save_truth(folder, scene.images[0], scene.depths[0])
-    drawn = pictures.save_prediction(folder, method, pred.depths[0] * result.depth_scale, scene.depths[0])
-    below = folder.relative_to(out).as_posix()
-    return {
-        "scene": scene_name,
-        "image": f"{below}/{truth['image']}",
-        "true": f"{below}/{truth['true']}",
-        "depth_range": truth["depth_range"],
-        "depth": f"{below}/{drawn['depth']}",
-        "error": f"{below}/{drawn['error']}",
-    }
+    truth, prediction = folder / "true.safetensors", folder / f"{method}.safetensors"
+    pictures.save(truth, pictures.shown_truth(scene.images, true))
+    shown = pictures.shown_prediction(pred, result.depth_scale, pictures.fitted_alignment(result))
+    pictures.save(prediction, shown)
+    paths = {"true": truth, "prediction": prediction}
+    return {"scene": scene_name, **{kind: path.relative_to(out).as_posix() for kind, path in paths.items()}}
 
 
 def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,10 +227,8 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
     shown: dict[str, dict[str, Any]] = {}
     for name, record in measured.items():
         for entry in record["pictures"]:
-            scene = shown.setdefault(
-                entry["scene"], {key: entry[key] for key in ("scene", "image", "true", "depth_range")} | {"methods": {}}
-            )
-            scene["methods"][name] = {"depth": entry["depth"], "error": entry["error"]}
+            scene = shown.setdefault(entry["scene"], {"scene": entry["scene"], "true": entry["true"], "methods": {}})
+            scene["methods"][name] = entry["prediction"]
     return {
         "format": "subspace3d-results",
         "version": 1,
@@ -297,7 +290,7 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
         return None
     if record.get("key") != key:
         return None
-    named = [out / entry[kind] for entry in record["pictures"] for kind in ("image", "true", "depth", "error")]
+    named = [out / entry[kind] for entry in record["pictures"] for kind in ("true", "prediction")]
     return record if all(path.is_file() for path in named) else None
 
 
@@ -307,7 +300,8 @@ def _scene_name(path: Path, root: Path) -> str:
     return path.resolve().name if name == "." else name
 
 
-def _check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
+def check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
+    """Raises ValueError if a run has tuned another backbone."""
     for name, folder in methods.items():
         if folder is not None:
             recorded = read_record(folder / "tuned" / "tuned.json").get("backbone")

@@ -1,91 +1,208 @@
-"""Pictures of the first frame of a scene: image, true depth, and a method's depth and error."""
+"""What an evaluation keeps of a scene so that it can be shown: small images, depth maps and cameras."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subspace3d.evaluation.alignment import Array
-from subspace3d.files import atomic_path
+from subspace3d.evaluation.alignment import Similarity
+from subspace3d.evaluation.predict import choose_frames
+from subspace3d.evaluation.scene_metrics import SceneResult, Views
+from subspace3d.files import load_tensors, save_tensors
 
-DEPTH_COLOURS = "viridis"
-ERROR_COLOURS = "magma"
-LARGEST_ERROR = 0.5
-_NO_DEPTH = (128, 128, 128)  # a grey that neither colour map contains
-
-
-def colour(values: Array, low: float, high: float, colours: str, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """``colour map((values - low) / (high - low))``, clipped; grey where not ``valid``.
-
-    Args:
-        values (Array): [H, W].
-        low (float): value of the first colour.
-        high (float): value of the last colour; may equal ``low``.
-        colours (str): name of a matplotlib colour map.
-        valid (NDArray[np.bool_]): [H, W].
-
-    Returns:
-        NDArray[np.uint8]: [H, W, 3] sRGB.
-    """
-    import matplotlib
-
-    share = np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0.0, 1.0)
-    picture = matplotlib.colormaps[colours](np.where(valid, share, 0.0), bytes=True)[..., :3].copy()
-    picture[~valid] = _NO_DEPTH
-    return picture
+VERSION = 2  # of the files; raise it when one that was kept can no longer be shown
+MOST_FRAMES = 8
+LARGEST_SIDE = 224
+IDENTITY = Similarity(1.0, np.eye(3), np.zeros(3))
+_FORMAT = "subspace3d-views"
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-def depth_range(true: Array) -> tuple[float, float]:
-    """The 2nd and 98th percentile of the valid depths of a true map [H, W]; (0, 1) when it has none."""
-    valid = true[true > 0]
-    if valid.size == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(valid, (2, 98))
-    return float(low), float(high)
-
-
-def save_truth(folder: Path, image: NDArray[np.uint8], true: Array) -> dict[str, Any]:
-    """Write image.png and true.png.
+@dataclass(frozen=True)
+class ShownViews:
+    """The frames of a scene that were kept, of the truth or of one method.
 
     Args:
-        folder (Path): pictures of the scene.
-        image (NDArray[np.uint8]): [H, W, 3] sRGB.
-        true (Array): [H, W] z-depth, 0 = invalid.
-
-    Returns:
-        dict: file names and the depth range of the colours, in scene units.
+        views (Views): depth maps (predicted ones in the model's own unit) and cameras at the kept size; confidences as
+            `ranks`.
+        frames (list[int]): which of the evaluated frames these are.
+        images (NDArray[np.uint8] | None): [S, H, W, 3] sRGB, of the truth only.
+        depth_scale (float): true units per predicted unit, as fitted to the depths; 1 for the truth.
+        alignment (Similarity | None): predicted to true world, the Sim(3) and ICP of the point clouds; the identity
+            for the truth, None where it was not defined.
     """
-    low, high = depth_range(true)
-    _save(folder / "image.png", image)
-    _save(folder / "true.png", colour(true, low, high, DEPTH_COLOURS, true > 0))
-    return {"image": "image.png", "true": "true.png", "depth_range": [low, high]}
+
+    views: Views
+    frames: list[int]
+    images: NDArray[np.uint8] | None
+    depth_scale: float
+    alignment: Similarity | None
+
+    @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """``images``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.images is None:
+            raise ValueError("what is kept of the truth must hold images")
+        return self.images
 
 
-def save_prediction(folder: Path, method: str, pred: Array, true: Array) -> dict[str, str]:
-    """Write <method>.png, coloured over the range of the true depth, and error_<method>.png, Abs Rel from 0 to 0.5.
+def shown_truth(images: NDArray[np.uint8], true: Views) -> ShownViews:
+    """What is kept of the images [S, H, W, 3], true depths and cameras of a scene.
+
+    At most 8 evenly spaced frames, every n-th row and column so that no side is longer than 224 pixels.
+    """
+    frames = choose_frames(len(true.depths), MOST_FRAMES)
+    return ShownViews(reduce_views(true, frames), frames, reduce_images(images[frames]), 1.0, IDENTITY)
+
+
+def shown_prediction(pred: Views, depth_scale: float, alignment: Similarity | None) -> ShownViews:
+    """What is kept of a prediction: the frames and pixels of `shown_truth`."""
+    frames = choose_frames(len(pred.depths), MOST_FRAMES)
+    reduced = reduce_views(pred, frames)
+    if reduced.confidence is not None:
+        reduced = replace(reduced, confidence=ranks(reduced.confidence).astype(np.float64))
+    return ShownViews(reduced, frames, None, depth_scale, alignment)
+
+
+def ranks(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """``floor(255 (#{values <= v} - 1) / (n - 1))`` of every v: what share of all is no surer, in one byte."""
+    order = np.searchsorted(np.sort(values, axis=None), values, side="right") - 1
+    return (255 * order // max(1, values.size - 1)).astype(np.uint8)
+
+
+def fitted_alignment(result: SceneResult) -> Similarity | None:
+    """Sim(3) and ICP of the point clouds; None where they are not defined."""
+    details = result.details
+    if "rotation" not in details:
+        return None
+    return Similarity(details["scale"], np.array(details["rotation"]), np.array(details["translation"]))
+
+
+def save(path: Path, shown: ShownViews) -> None:
+    """Write a safetensors file; docs/evaluation.md has its tensors and its header.
+
+    Depth is kept in float16: a relative step of 1/2048, far below what a picture shows.
+    """
+    import torch
+
+    views, fitted = shown.views, shown.alignment
+    tensors = {
+        "depth": torch.from_numpy(np.minimum(views.depths, _LARGEST_HALF).astype(np.float16)),
+        "intrinsics": torch.from_numpy(views.intrinsics.astype(np.float32)),
+        "extrinsics": torch.from_numpy(views.extrinsics.astype(np.float32)),
+    }
+    if views.confidence is not None:
+        tensors["confidence"] = torch.from_numpy(views.confidence.astype(np.uint8))
+    if shown.images is not None:
+        tensors["image"] = torch.from_numpy(shown.images)
+    alignment = None
+    if fitted is not None:
+        lists = {"rotation": fitted.rotation.tolist(), "translation": fitted.translation.tolist()}
+        alignment = {"scale": fitted.scale, **lists}
+    header = {
+        "format": _FORMAT,
+        "version": VERSION,
+        "frames": shown.frames,
+        "translation_known": views.translation_known,
+        "depth_scale": shown.depth_scale,
+        "alignment": alignment,
+    }
+    save_tensors(path, tensors, header)
+
+
+def load(path: Path) -> ShownViews:
+    """Read what `save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a whole file of this format; names it.
+    """
+    tensors, header = load_tensors(path)
+    if header.get("format") != _FORMAT or header.get("version") != VERSION:
+        raise ValueError(f"{path}: format and version must be {_FORMAT!r} and {VERSION}, got {header}")
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    confidence = arrays.get("confidence")
+    views = Views(
+        arrays["depth"].astype(np.float64),
+        arrays["intrinsics"].astype(np.float64),
+        arrays["extrinsics"].astype(np.float64),
+        header["translation_known"],
+        None if confidence is None else confidence.astype(np.float64),
+    )
+    stored = header["alignment"]
+    alignment = None
+    if stored is not None:
+        rotation, translation = np.array(stored["rotation"]), np.array(stored["translation"])
+        alignment = Similarity(stored["scale"], rotation, translation)
+    return ShownViews(views, header["frames"], arrays.get("image"), header["depth_scale"], alignment)
+
+
+def load_entry(
+    folder: Path, entry: Mapping[str, Any], methods: Iterable[str]
+) -> tuple[ShownViews, dict[str, ShownViews]]:
+    """What was kept of one scene.
 
     Args:
-        folder (Path): pictures of the scene.
-        method (str): name of the method.
-        pred (Array): [H, W] z-depth in the unit of ``true``, after alignment.
-        true (Array): [H, W] z-depth, 0 = invalid.
+        folder (Path): that of results.json.
+        entry (Mapping): one of its ``pictures``.
+        methods (Iterable): the methods wanted; those that failed on the scene are left out.
 
     Returns:
-        dict: file names.
+        tuple: the truth, and method -> prediction, all of the same frames and size.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, lies outside the folder, or is from an earlier version.
     """
-    low, high = depth_range(true)
-    valid = true > 0
-    error = np.abs(pred - true) / np.where(valid, true, 1.0)
-    _save(folder / f"{method}.png", colour(pred, low, high, DEPTH_COLOURS, np.isfinite(pred)))
-    _save(folder / f"error_{method}.png", colour(error, 0.0, LARGEST_ERROR, ERROR_COLOURS, valid))
-    return {"depth": f"{method}.png", "error": f"error_{method}.png"}
+    files = {name: entry["methods"][name] for name in methods if name in entry["methods"]}
+    if not all(isinstance(file, str) for file in (*files.values(), entry["true"])) or "image" in entry:
+        raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
+    for file in (entry["true"], *files.values()):
+        if not (folder / file).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"what is kept of {entry['scene']} must lie in {folder}, got {file!r}")
+    true, predicted = load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
+    for name, shown in predicted.items():
+        if shown.views.depths.shape != true.views.depths.shape:
+            sizes = f"{list(shown.views.depths.shape)} and {list(true.views.depths.shape)}"
+            raise ValueError(f"{files[name]} must have the frames and size of {entry['true']}, got {sizes}")
+    return true, predicted
 
 
-def _save(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image
+def _stride(height: int, width: int) -> int:
+    return -(-max(height, width) // LARGEST_SIDE)
 
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", optimize=True)
+
+def reduce_views(views: Views, frames: list[int]) -> Views:
+    """Some frames of ``views``, every n-th row and column, with intrinsics that see the kept pixels where they were.
+
+    Pixel i of a reduced row is pixel ``n i + n // 2`` of the full one, so ``u' + 1/2 = (u + 1/2 - n // 2 - 1/2) / n +
+    1/2`` with centres at half pixels.
+    """
+    height, width = views.depths.shape[1:]
+    step = _stride(height, width)
+    start = step // 2
+    rows, columns = slice(start, height // step * step, step), slice(start, width // step * step, step)
+    intrinsics = views.intrinsics[frames].astype(np.float64)
+    intrinsics[:, :2] /= step
+    intrinsics[:, :2, 2] += 0.5 - (start + 0.5) / step
+    confidence = None if views.confidence is None else views.confidence[frames][:, rows, columns]
+    depths, extrinsics = views.depths[frames][:, rows, columns], views.extrinsics[frames]
+    return Views(depths, intrinsics, extrinsics, views.translation_known, confidence)
+
+
+def reduce_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean over blocks of n x n pixels, n as in `reduce_views`: [S, H, W, 3] -> [S, H // n, W // n, 3]."""
+    count, height, width, _ = images.shape
+    step = _stride(height, width)
+    whole = images[:, : height // step * step, : width // step * step]
+    blocks = whole.reshape(count, height // step, step, width // step, step, 3)
+    return np.rint(blocks.mean((2, 4))).astype(np.uint8)

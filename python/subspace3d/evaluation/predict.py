@@ -31,8 +31,8 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
     """Depth maps and cameras of all views in one forward pass, in float32 and evaluation mode.
 
     Args:
-        model (torch.nn.Module): maps images [1, S, 3, H, W] in 0..1 to ``pose_enc`` [1, S, 9] and ``depth``
-            [1, S, H, W, 1]; on ``device``.
+        model (torch.nn.Module): maps images [1, S, 3, H, W] in 0..1 to ``pose_enc`` [1, S, 9], ``depth``
+            [1, S, H, W, 1] and, where it has one, ``depth_conf`` [1, S, H, W]; on ``device``.
         images (NDArray[np.uint8]): [S, H, W, 3] sRGB.
         device (torch.device): where to run.
 
@@ -50,4 +50,5 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
     depths = output["depth"][0, ..., 0].double().cpu().numpy()
     # decoded in float64: a float32 quaternion gives rotations that are off by 1e-7
     extrinsics, intrinsics = decode_pose(output["pose_enc"][0].double().cpu(), images.shape[1:3])
-    return Views(depths, intrinsics.numpy(), extrinsics.numpy())
+    confidence = output["depth_conf"][0].double().cpu().numpy() if "depth_conf" in output else None
+    return Views(depths, intrinsics.numpy(), extrinsics.numpy(), confidence=confidence)

@@ -31,12 +31,14 @@ class Views:
         intrinsics (Array): float64 [S, 3, 3], pixels.
         extrinsics (Array): float64 [S, 3, 4], camera-from-world, OpenCV, translation in the unit of the depths.
         translation_known (bool): false when only the rotations of the true cameras are known, and translations are 0.
+        confidence (Array | None): [S, H, W], higher is surer, of a prediction; no metric uses it.
     """
 
     depths: Array
     intrinsics: Array
     extrinsics: Array
     translation_known: bool = True
+    confidence: Array | None = None
 
     def points(self, mask: NDArray[np.bool_]) -> Array:
         """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""

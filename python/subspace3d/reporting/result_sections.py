@@ -1,22 +1,19 @@
-"""The sections of the report about fine-tuning: table, scenes, pictures, curves."""
+"""The sections of the report about fine-tuning: results, costs, training curves."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subspace3d.datasets.image_files import open_image
-from subspace3d.files import inside
 from subspace3d.progress import format_duration
+from subspace3d.reporting import result_figures
 from subspace3d.reporting.collect import RunContent
-from subspace3d.reporting.html import Html, details, element, join, picture, section, table
+from subspace3d.reporting.figures import to_png
+from subspace3d.reporting.html import Html, bar, details, element, join, plot, section, table
 
-_WIDEST_PICTURE = 320
 _UNITS = {"scene": "scene units", "deg": "degrees"}
-_COSTS = (("trained", "parameters"), ("time", "of training"), ("memory", "peak"))
-_OPEN_SCENES = 2
+# of every scene a point is drawn for the first two of these that were measured
+_DRAWN = ("abs_rel", "accuracy", "completeness", "rotation_error_deg")
 
 
 def results(content: RunContent) -> Html:
@@ -31,26 +28,40 @@ def results(content: RunContent) -> Html:
     return section(
         "results",
         title,
-        _methods_table(measured, content.tuned, main, f"Mean over {scenes} scenes; best value of a column marked."),
+        _methods_table(measured, main, f"Mean over {scenes} scenes; best value of a column marked."),
         _improvements(measured),
         _problems(measured),
-        details("All other metrics", _methods_table(measured, content.tuned, rest, "Means, as above.")),
+        _figures(measured),
+        details("All other metrics", *_other_tables(measured, rest)),
         details(f"Every scene ({scenes})", *(_scene_table(measured, name, main) for name in measured["methods"])),
         details("How it was measured", _protocol(measured.get("protocol", {}))),
     )
 
 
-def _methods_table(measured: Mapping[str, Any], tuned: Mapping[str, Any], metrics: list[str], caption: str) -> Html:
+def _other_tables(measured: Mapping[str, Any], metrics: list[str]) -> list[Html]:
+    """A table per alignment, where the metrics name theirs."""
+    words = measured.get("protocol", {}).get("alignments", {})
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        groups.setdefault(measured["metrics"][name].get("alignment", ""), []).append(name)
+    tables = []
+    for alignment, names in groups.items():
+        said = f"Alignment: {words[alignment]}." if alignment in words else "Means, as above."
+        tables.append(_methods_table(measured, names, said))
+    return tables
+
+
+def _methods_table(measured: Mapping[str, Any], metrics: list[str], caption: str) -> Html:
     methods: Mapping[str, Any] = measured["methods"]
-    cells = {name: {m: _number(method["mean"].get(m)) for m in metrics} for name, method in methods.items()}
     best = {m: _best(measured, m) if len(methods) > 1 else None for m in metrics}
-    header = ["method", *(_metric_head(measured["metrics"][m]) for m in metrics)]
-    header += [join([name, element("small", what)]) for name, what in _COSTS]
+    header = ["method", element("span", "trained", element("small", "parameters"))]
+    header += [_metric_head(measured["metrics"][m]) for m in metrics]
     rows = []
     for name, method in methods.items():
+        cells = {m: number(method["mean"].get(m)) for m in metrics}
         # what is equal in print is equally good
-        row = [element("strong", cell) if cell == best[m] else cell for m, cell in cells[name].items()]
-        rows.append([name, *row, *_costs(method, tuned.get(name, {}))])
+        row = [element("strong", cell) if cell == best[m] else cell for m, cell in cells.items()]
+        rows.append([name, _count(method.get("trainable_parameters")), *row])
     return table(header, rows, caption)
 
 
@@ -65,25 +76,15 @@ def _best(measured: Mapping[str, Any], metric: str) -> str | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return _number(min(known) if measured["metrics"][metric]["lower_is_better"] else max(known))
+    return number(min(known) if measured["metrics"][metric]["lower_is_better"] else max(known))
 
 
-def _costs(method: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
-    record = tuned or method.get("training") or {}
-    count = method.get("trainable_parameters")
-    if count is None:
-        count = (record.get("trainable") or {}).get("total")
-    training = record.get("training") or {}
-    seconds, memory = training.get("seconds"), training.get("peak_memory_bytes")
-    return [
-        "–" if count is None else f"{count:,}",
-        "–" if seconds is None else format_duration(seconds),
-        "–" if memory is None else f"{memory / 2**30:.2f} GiB",
-    ]
-
-
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "–" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
 
 
 def _improvements(measured: Mapping[str, Any]) -> Html | None:
@@ -110,13 +111,31 @@ def _problems(measured: Mapping[str, Any]) -> Html | None:
     return element("ul", *(element("li", text) for text in texts)) if texts else None
 
 
+def _figures(measured: Mapping[str, Any]) -> Html:
+    drawn = [metric for metric in _DRAWN if metric in measured["metrics"]][:2]
+    labels = {metric: measured["metrics"][metric]["label"] for metric in drawn}
+    plots = [
+        plot(
+            to_png(result_figures.draw_scenes(measured, metric)),
+            f"{label} of every scene, a column of points per method.",
+            "A point per scene, joined by a thin line through the methods; the bar is the mean.",
+        )
+        for metric, label in labels.items()
+    ]
+    cost = result_figures.draw_cost(measured, drawn[0])
+    if cost is not None:
+        alt = f"Mean {labels[drawn[0]]} over the number of trained parameters."
+        plots.append(plot(to_png(cost), alt, "Error over size. The dashed line is the untuned model."))
+    return element("div", *plots, class_="plots")
+
+
 def _scene_table(measured: Mapping[str, Any], method: str, metrics: list[str]) -> Html:
     header = ["scene", *(_metric_head(measured["metrics"][name]) for name in metrics)]
     rows = [
-        [scene, *(_number(values.get(name)) for name in metrics)]
+        [scene, *(number(values.get(name)) for name in metrics)]
         for scene, values in measured["methods"][method]["per_scene"].items()
     ]
-    return join([element("h3", method), table(header, rows)])
+    return join([element("h3", method), table(header, rows, label=f"every scene, {method}")])
 
 
 def _protocol(protocol: Mapping[str, Any]) -> Html:
@@ -127,84 +146,72 @@ def _protocol(protocol: Mapping[str, Any]) -> Html:
     return element("ul", *rows)
 
 
-def pictures(content: RunContent) -> Html:
-    title = "Depth of the test scenes"
-    if content.results is None or not content.results.value.get("pictures"):
-        return section("pictures", title, element("p", "No pictures were kept in this run.", class_="missing"))
-    folder, shown = content.results.path.parent, content.results.value["pictures"]
-    explanation = (
-        "First frame of each scene. Left: image and true depth. Then each method: its depth after one scale per scene, "
-        "in the colours of the true depth, and below it the relative error from 0 (dark) to 0.5 (bright). "
-        "Grey: no true depth."
-    )
-    strips = [_scene_strip(folder, scene) for scene in shown]
-    rest = strips[_OPEN_SCENES:]
-    more = details(f"{len(rest)} more", *rest) if rest else None
-    return section("pictures", title, element("p", explanation, class_="note"), *strips[:_OPEN_SCENES], more)
-
-
-def _scene_strip(folder: Path, scene: Mapping[str, Any]) -> Html:
-    name = scene["scene"]
+def costs(content: RunContent) -> Html:
+    """Parameters, time and memory per method."""
+    title = "What each method costs"
+    measured = {} if content.results is None else content.results.value["methods"]
+    names = list(dict.fromkeys([*measured, *content.tuned]))
+    if not names:
+        return section("costs", title, element("p", "No tuned model is recorded in this run.", class_="missing"))
+    records = {name: _cost(measured.get(name, {}), content.tuned.get(name, {})) for name in names}
+    full = (records.get("full") or {}).get("parameters")
     columns = [
-        _column(
-            _tile(folder, scene["image"], f"first image of {name}", "image"),
-            _tile(folder, scene["true"], f"true depth of {name}", "true depth"),
-        )
+        ("trained", "parameters", "parameters", _count),
+        ("time", "of training", "seconds", format_duration),
+        ("per step", "seconds", "step", lambda value: f"{value:.2f}"),
+        ("memory", "peak of training", "memory", lambda value: f"{value / 2**30:.2f} GiB"),
+        ("prediction", "seconds per scene", "inference", lambda value: f"{value:.2f}"),
     ]
-    for method, drawn in scene["methods"].items():
-        columns.append(
-            _column(
-                _tile(folder, drawn["depth"], f"depth of {name} by {method}", method),
-                _tile(folder, drawn["error"], f"relative depth error of {name} by {method}", f"{method}, error"),
-            )
-        )
-    low, high = scene["depth_range"]
-    heading = element("h3", f"{name} ", element("small", f"depth {low:.2f} to {high:.2f}", class_="note"))
-    strip = element("div", *columns, class_="strip", tabindex="0", role="region", aria_label=f"pictures of {name}")
-    return join([heading, strip])
+    shown = [column for column in columns if any(record[column[2]] is not None for record in records.values())]
+    header: list[str] = ["method"]
+    for name, what, key, _ in shown:
+        header.append(join([name, element("small", what)]))
+        if key == "parameters" and full:
+            header.append(join(["share", element("small", "of full tuning")]))
+    largest = {key: max(record[key] or 0.0 for record in records.values()) for _, _, key, _ in shown}
+    rows = []
+    for name, record in records.items():
+        row: list[str] = [name]
+        for _, _, key, write in shown:
+            value = record[key]
+            row.append("–" if value is None else join([write(value), bar(value / (largest[key] or 1.0))]))
+            if key == "parameters" and full:
+                row.append("–" if value is None else f"{100 * value / full:.3g} %")
+        rows.append(row)
+    return section("costs", title, table(header, rows, "Bars compare the methods within a column."))
 
 
-def _column(*tiles: Html) -> Html:
-    return element("div", *tiles)
-
-
-def _tile(folder: Path, name: str, alt: str, caption: str) -> Html:
-    try:
-        path = inside(folder, name, "pictures")
-        open_image(path)  # what is embedded is an image, whole and of a bounded size
-    except (FileNotFoundError, ValueError):
-        return element("p", f"{name} is missing", class_="missing")
-    return picture(_shrink(path.read_bytes()), alt, caption)
-
-
-def _shrink(data: bytes) -> bytes:
-    """Pictures wider than a tile can show are reduced, so that the page stays light."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width <= _WIDEST_PICTURE:
-            return data
-        size = (_WIDEST_PICTURE, round(image.height * _WIDEST_PICTURE / image.width))
-        buffer = io.BytesIO()
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+def _cost(method: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, float | None]:
+    record = tuned or method
+    training = record.get("training") or {}
+    parameters = method.get("trainable_parameters")
+    if parameters is None:
+        parameters = (record.get("trainable") or {}).get("total")
+    seconds, steps = training.get("seconds"), training.get("steps")
+    inference = [entry.get("inference_seconds") for entry in method.get("details", {}).values()]
+    known = [value for value in inference if value is not None]
+    return {
+        "parameters": parameters,
+        "seconds": seconds,
+        "step": seconds / steps if seconds is not None and steps else None,
+        "memory": training.get("peak_memory_bytes"),
+        "inference": sum(known) / len(known) if known else None,
+    }
 
 
 def training(content: RunContent) -> Html:
-    from subspace3d.reporting import figures
-
     title = "Training"
-    curves = {
-        name: [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-        for name, lines in content.curves.items()
-    }
-    curves = {name: points for name, points in curves.items() if points}
+    curves: dict[str, Sequence[tuple[float, float]]] = {}
+    for name, lines in content.curves.items():
+        points = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+        if points:
+            curves[name] = points
     if not curves:
         return section("training", title, element("p", "There are no training curves in this run.", class_="missing"))
     last = "; ".join(f"{name} {points[-1][1]:.3g} after {points[-1][0]} steps" for name, points in curves.items())
-    image = picture(
-        figures.to_png(figures.draw_training(curves)),
+    image = plot(
+        to_png(result_figures.draw_training(curves)),
         f"Training loss over optimiser steps. Last values: {last}.",
         "Loss per step (thin) and its running mean over a twentieth of the run (thick).",
     )
-    return section("training", title, element("div", image, class_="wide", tabindex="0"))
+    return section("training", title, image)

@@ -1,0 +1,174 @@
+"""The sections of the report about the run itself: what was run, and where every number comes from."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from subspace3d import __version__
+from subspace3d.progress import format_duration
+from subspace3d.reporting.collect import RunContent
+from subspace3d.reporting.html import Html, definitions, details, element, join, section, table
+from subspace3d.reporting.result_sections import number
+
+_SETTINGS = (
+    ("method", "method"), ("rank", "rank r"), ("K", "K"), ("lr", "learning rate"), ("steps", "steps"),
+    ("images_per_step", "images per step"), ("frames", "frames"), ("precision", "precision"), ("seed", "seed"),
+)  # fmt: skip
+_FINGERPRINT = 12  # hex digits shown of a sha256
+
+
+def summary(content: RunContent) -> Html:
+    """What was run, in a few lines."""
+    items: list[tuple[str, str]] = []
+    if content.tuned or content.results is not None:
+        items.append(("Backbone", ", ".join(backbones(content)) or "not recorded"))
+    if content.results is not None:
+        measured = content.results.value
+        protocol, scenes = measured.get("protocol", {}), len(measured["scenes"])
+        size = f", {protocol['image_size']} px" if "image_size" in protocol else ""
+        items.append(("Methods", ", ".join(measured["methods"])))
+        items.append(("Test scenes", f"{scenes}, up to {protocol.get('frames', '?')} frames each{size}"))
+        items += _least_error(measured)
+    if content.analysis is not None:
+        attributes, modules = content.analysis.value["attributes"], len(content.analysis.value["modules"])
+        items.append(("Subspaces", f"{', '.join(attributes)}, in {modules} modules"))
+    seconds = sum((record.get("training") or {}).get("seconds", 0) for record in content.tuned.values())
+    if seconds:
+        items.append(("Fine-tuning", f"{len(content.tuned)} runs, {format_duration(seconds)} in all"))
+    machines = _unique(_environment(record).get("device") for record in content.tuned.values())
+    if machines:
+        items.append(("Tuned on", ", ".join(machines)))
+    notes = []
+    if any("nano" in name for name in backbones(content)):
+        notes.append(
+            "This run used vggt-nano, a VGGT small enough for a laptop. Its numbers compare methods under equal "
+            "conditions at that scale; they are not the paper's, and they do not say which method wins on VGGT-1B."
+        )
+    return section("run", "What was run", definitions(items), *(element("p", note, class_="note") for note in notes))
+
+
+def _least_error(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The method with the least depth error, beside the base."""
+    errors = {name: method["mean"].get("abs_rel") for name, method in measured["methods"].items()}
+    known = {name: value for name, value in errors.items() if value is not None}
+    if not known:
+        return []
+    best = min(known, key=lambda name: known[name])
+    text = f"{best}, {number(known[best])}"
+    if best != "base" and "base" in known:
+        text += f" (base {number(known['base'])})"
+    return [("Least AbsRel", text)]
+
+
+def backbones(content: RunContent) -> list[str]:
+    records = list(content.tuned.values())
+    if content.results is not None:
+        records += content.results.value["methods"].values()
+    return _unique(_backbone(record).get("name") for record in records)
+
+
+def _backbone(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    backbone = record.get("backbone") or {}
+    return backbone if isinstance(backbone, dict) else {"name": str(backbone)}
+
+
+def _environment(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record.get("environment") or {}
+
+
+def _unique(values: Iterable[Any]) -> list[str]:
+    return sorted({str(value) for value in values if value is not None})
+
+
+def provenance(content: RunContent) -> Html:
+    """Versions, machines, seeds, settings and hashes."""
+    newest = max(
+        (item.path.stat().st_mtime for item in (content.results, content.analysis) if item is not None),
+        default=None,
+    )
+    date = "not recorded" if newest is None else f"{datetime.datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
+    records = list(content.tuned.values())
+    environments = [_environment(record) for record in records]
+    items = [
+        ("Run folder", str(content.run)),
+        ("Results from", date),
+        ("Last tuned", max(_unique(item.get("finished") for item in environments), default="not recorded")),
+        ("Tuned on", _listed(item.get("device") for item in environments)),
+        ("Tuned with", _listed(_versions(item) for item in environments)),
+        ("Page written with", f"subspace3d {__version__} and PyTorch {version('torch')}"),
+        ("Training seed", _listed((record.get("settings") or {}).get("seed") for record in records)),
+        ("Weights", _listed(_weights(record) for record in records)),
+    ]
+    if content.settings is None:
+        settings = element("p", "The run folder has no config.yaml, so its settings are not known.", class_="missing")
+    else:
+        settings = details("Settings (config.yaml)", element("pre", content.settings, tabindex="0"))
+    return section("provenance", "Provenance", definitions(items), _settings_table(content), settings, _hashes(content))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(_unique(values)) or "not recorded"
+
+
+def _versions(environment: Mapping[str, Any]) -> str | None:
+    labels = {"subspace3d": "subspace3d", "torch": "PyTorch"}
+    return " and ".join(f"{label} {environment[key]}" for key, label in labels.items() if key in environment) or None
+
+
+def _weights(record: Mapping[str, Any]) -> str | None:
+    backbone = _backbone(record)
+    if "name" not in backbone:
+        return None
+    digest = f", sha256 {backbone['sha256'][:_FINGERPRINT]}…" if backbone.get("sha256") else ""
+    return f"{backbone['name']} {backbone.get('weights') or ''}".strip() + digest
+
+
+def _settings_table(content: RunContent) -> Html | None:
+    """The settings in which the runs may differ, one row per run."""
+    rows = {name: record.get("settings") or {} for name, record in content.tuned.items()}
+    shown = [(key, label) for key, label in _SETTINGS if any(key in settings for settings in rows.values())]
+    if not shown:
+        return None
+    body = [[name, *(_setting(settings.get(key)) for key, _ in shown)] for name, settings in rows.items()]
+    header = ["run", *(label for _, label in shown)]
+    return join([element("h3", "Fine-tuning runs"), table(header, body, label="settings")])
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return " to ".join(map(str, value)) if len(value) == 2 else ", ".join(map(str, value))
+    return str(value)
+
+
+def _hashes(content: RunContent) -> Html | None:
+    rows = []
+    if content.analysis is not None:
+        rows += [[f"subspace {name}", digest] for name, digest in content.analysis.value.get("inputs", {}).items()]
+    for name, record in content.tuned.items():
+        rows += [[f"{name}: {file}", digest] for file, digest in (record.get("files") or {}).items()]
+    if not rows:
+        return None
+    cells = [[name, element("code", str(digest))] for name, digest in rows]
+    return details("Files this page rests on (sha256)", table(["file", "sha256"], cells, label="hashes"))
+
+
+def reading() -> Html:
+    """What the numbers mean and what they do not."""
+    texts = (
+        "Acc is the mean distance from predicted to true points and Comp the mean distance back, in scene units, after "
+        "a similarity alignment and ICP; NC is the mean agreement of normals, 1 at best. AbsRel is the mean relative "
+        "depth error after one scale per scene; raw columns are without any alignment. Rotation and translation errors "
+        "are angles between relative camera poses.",
+        "A mean over few scenes moves by chance. Before believing a difference, look at the scenes one by one, and at "
+        "how many of them improved.",
+        "An eigenvalue of 1 says that two attributes change a module in orthogonal directions, 0 that they share one. "
+        "In few dimensions random subspaces are not orthogonal either, so the random level beside it is the measure.",
+    )
+    return section("reading", "How to read this", *(element("p", text) for text in texts))

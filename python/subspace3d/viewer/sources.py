@@ -1,0 +1,149 @@
+"""Where the live viewer takes its scenes from: what an evaluation kept, or scene folders predicted when opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from subspace3d.configs import ViewConfig
+from subspace3d.evaluation import pictures
+from subspace3d.evaluation.alignment import scale_alignment, umeyama
+from subspace3d.evaluation.pictures import ShownViews
+from subspace3d.evaluation.scene_metrics import Views
+from subspace3d.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from subspace3d.training.backbone import BackboneRecord
+
+
+class Source(Protocol):
+    """Scenes that can be shown.
+
+    Attributes:
+        scenes: names.
+        methods: names; not every scene need have all of them.
+    """
+
+    scenes: list[str]
+    methods: list[str]
+
+    def truth(self, scene: str) -> ShownViews:
+        """The images, and the true depths (0 everywhere when they are not known) and cameras."""
+
+    def prediction(self, scene: str, method: str) -> ShownViews | None:
+        """None when the method failed on the scene."""
+
+
+def open_source(config: ViewConfig) -> Source:
+    """The evaluation of a run folder where there is one, else the scenes below the folder.
+
+    Raises:
+        FileNotFoundError: the folder, a tuned run or weights are not there.
+        ValueError: there is nothing to show; or ``tuned`` is given with a run that has been evaluated.
+    """
+    for results in (config.path / "evaluation" / "results.json", config.path / "results.json"):
+        if results.is_file():
+            if config.tuned:
+                raise ValueError(f"tuned must not be given with an evaluated run, got {config.tuned[0]}; see {results}")
+            return Evaluated(results)
+    return Predicted(config)
+
+
+class Evaluated:
+    """What an evaluation kept of its first scenes.
+
+    Raises:
+        ValueError: ``results`` is no results file, or kept no scene.
+    """
+
+    def __init__(self, results: Path) -> None:
+        record = read_json(results)
+        if not isinstance(record, dict) or record.get("format") != "subspace3d-results":
+            raise ValueError(f"{results}: format must be 'subspace3d-results'")
+        self.folder = results.parent
+        self._entries: dict[str, Mapping[str, Any]] = {entry["scene"]: entry for entry in record["pictures"]}
+        if not self._entries:
+            raise ValueError(f"{results} must keep at least one scene; evaluate with --images 1 or more")
+        self.scenes, self.methods = list(self._entries), list(record["methods"])
+
+    def truth(self, scene: str) -> ShownViews:
+        return pictures.load_entry(self.folder, self._entries[scene], ())[0]
+
+    def prediction(self, scene: str, method: str) -> ShownViews | None:
+        return pictures.load_entry(self.folder, self._entries[scene], (method,))[1].get(method)
+
+
+class Predicted:
+    """Scene folders; a model is loaded and a scene predicted when it is first asked for."""
+
+    def __init__(self, config: ViewConfig) -> None:
+        from subspace3d.datasets.scene_format import find_scenes
+        from subspace3d.evaluation.evaluate import check_backbones, method_folders
+        from subspace3d.training.backbone import record_backbone
+        from subspace3d.training.device import choose_device
+
+        self._config = config
+        self._backbone: BackboneRecord = record_backbone(config.backbone, config.weights)
+        self._device = choose_device(config.device)
+        root = config.path.resolve()
+        self._paths = {
+            path.name if path == root else path.relative_to(root).as_posix(): path for path in find_scenes(root)
+        }
+        self._runs = method_folders(config.tuned)
+        check_backbones(self._runs, config.backbone)
+        self.scenes, self.methods = list(self._paths), list(self._runs)
+        self._models: dict[str, torch.nn.Module] = {}
+        self._shown: dict[tuple[str, str], ShownViews] = {}
+
+    def truth(self, scene: str) -> ShownViews:
+        return pictures.shown_truth(*self._load(scene))
+
+    def prediction(self, scene: str, method: str) -> ShownViews:
+        if (scene, method) not in self._shown:
+            from subspace3d.evaluation.predict import predict
+
+            images, true = self._load(scene)
+            self._shown[scene, method] = align(predict(self._model(method), images, self._device), true)
+        return self._shown[scene, method]
+
+    def _load(self, scene: str) -> tuple[Any, Views]:
+        from subspace3d.backbones.config import named_config
+        from subspace3d.datasets.scene_format import SceneFile, load_scene
+        from subspace3d.evaluation.predict import choose_frames
+
+        path = self._paths[scene]
+        frames = choose_frames(len(SceneFile(path)), self._config.frames)
+        loaded = load_scene(path, image_size=named_config(self._backbone.name).image_size, frames=frames)
+        return loaded.images, Views(loaded.depths, loaded.intrinsics, loaded.extrinsics, loaded.translation_known)
+
+    def _model(self, method: str) -> torch.nn.Module:
+        from subspace3d.training.backbone import load_backbone
+        from subspace3d.training.tuned import load_tuned
+
+        if method not in self._models:
+            run = self._runs[method]
+            loaded = load_backbone(self._backbone).to(self._device) if run is None else load_tuned(run, self._device)
+            self._models[method] = loaded
+        return self._models[method]
+
+
+def align(pred: Views, true: Views) -> ShownViews:
+    """A prediction with the scale of its depths and the Sim(3) of its points, as the metrics fit them, without ICP.
+
+    Where there is no true depth, the prediction stays in its own frame and unit.
+    """
+    mask = np.isfinite(true.depths) & (true.depths > 0)
+    if not mask.any():
+        return pictures.shown_prediction(pred, 1.0, pictures.IDENTITY)
+    scale, alignment = scale_alignment(pred.depths, true.depths, mask), None
+    if true.translation_known:
+        try:
+            alignment = umeyama(pred.points(mask), true.points(mask))
+        except ValueError:
+            alignment = None  # too few points, or all on one line
+    return pictures.shown_prediction(pred, scale, alignment)
