@@ -9,7 +9,7 @@ import pytest
 from subspace3d.backbones.config import named_config
 from subspace3d.configs import EXPERIMENTS
 from subspace3d.experiments.plan import all_rows, budget, mined_sets, rate_runs, table_rows, table_runs
-from subspace3d.experiments.scale import NANO, SCALES, SMOKE
+from subspace3d.experiments.scale import NANO, SCALES
 from subspace3d.experiments.tables import budget_table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -77,7 +77,3 @@ def test_a_part_needs_less():
 
 def test_the_documented_plan_is_the_plan():
     assert budget_table(budget(NANO, EXPERIMENTS, 3)) in (DOCS / "experiments.md").read_text(encoding="utf-8")
-
-
-def test_all_methods_take_equal_steps():
-    assert NANO.tune.steps == 100 and SMOKE.tune.steps == 2

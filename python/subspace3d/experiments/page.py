@@ -190,22 +190,23 @@ def _counted(claim: Claim) -> str:
 
 def _table_sections(results: Results, scale: Scale) -> list[str]:
     numbers = {"faces": 1, "bodies": 2, "glass": 3}
-    sections = []
+    sections = [
+        "## Tables",
+        "Mean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on generic scenes "
+        "after tuning: what it is above the base model's has been forgotten. `rate` is the learning rate; `seconds` of "
+        "training, on the CPU on one thread beside other jobs; `MiB` is the peak resident memory of the process (on a "
+        "GPU the most that tensors took), most of it libraries and the same for all.",
+    ]
     for name, task in results.items():
-        sections += [f"## Table {numbers[name]}: {TASK_NAMES[name]}", tables.task_table(task, scale, "tasks")]
+        sections += [f"### Table {numbers[name]}: {TASK_NAMES[name]}", tables.task_table(task, scale, "tasks")]
     ablated = results[scale.ablated]
     for experiment in EXPERIMENTS[1:]:
         sections += [
-            f"## {TITLES[experiment]}",
+            f"### {TITLES[experiment]}",
             f"On the task {TASK_NAMES[scale.ablated]}.",
             tables.task_table(ablated, scale, experiment),
         ]
-    return [
-        *sections,
-        "Mean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on generic scenes "
-        "after tuning: what it is above the base model's has been forgotten. `rate` is the learning rate; `seconds` of "
-        "training on one thread beside another job; `MiB` is the peak resident memory of the process.",
-    ]
+    return sections
 
 
 def _rate_sections(results: Results, scale: Scale) -> list[str]:

@@ -118,11 +118,11 @@ SMOKE = Scale(
         check_memory=False,
     ),
     tune=TrainConfig(
-        steps=2,
+        steps=3,  # the least that AdaLoRA's schedule takes
         frames=(2, 2),
         images_per_step=2,
         image_size=28,
-        save_every=2,
+        save_every=3,
         checkpointing=False,
         check_memory=False,
     ),
