@@ -18,6 +18,8 @@ from subspace3d.experiments.scale import Scale, Task
 Results = Mapping[Task, TaskResults]
 TESTS = ("test", "cross")
 SPLIT_NAMES = {"test": "in-domain", "cross": "cross-domain", "generic": "generic scenes"}
+TABLES: dict[Task, int] = {"faces": 1, "bodies": 2, "glass": 3}
+"""The paper's table of each task."""
 TASK_NAMES = {"faces": "printed faces", "bodies": "clothed bodies", "glass": "transparent objects"}
 
 
@@ -71,7 +73,8 @@ class Claim:
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(part.verdict for part in (*self.comparisons, *self.checks))
+        verdicts = [comparison.verdict for comparison in self.comparisons]
+        return Counter([*verdicts, *(check.verdict for check in self.checks)])
 
     @property
     def verdict(self) -> str:
@@ -93,10 +96,7 @@ def paper_claims(results: Results, scale: Scale, analysis: Mapping[str, Any] | N
     Args:
         analysis (Mapping | None): analysis.json of the subspaces of the ablated task.
     """
-    claims = []
-    for task, table in (("faces", 1), ("bodies", 2), ("glass", 3)):
-        if task in results:
-            claims += _task_claims(results[task], scale, f"Table {table}")
+    claims = [claim for name, task in results.items() for claim in _task_claims(task, scale, f"Table {TABLES[name]}")]
     ablated = results[scale.ablated]
     return [*claims, *_size_claims(ablated, scale), *_source_claims(ablated, scale), _disentangled(analysis)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from subspace3d.configs import EXPERIMENTS
 from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.experiments import tables
-from subspace3d.experiments.claims import TASK_NAMES, Claim, Results, further_claims, paper_claims
+from subspace3d.experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claims, paper_claims
 from subspace3d.experiments.figures import draw_parameters, draw_rows
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import budget
@@ -189,7 +189,6 @@ def _counted(claim: Claim) -> str:
 
 
 def _table_sections(results: Results, scale: Scale) -> list[str]:
-    numbers = {"faces": 1, "bodies": 2, "glass": 3}
     sections = [
         "## Tables",
         "Mean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on generic scenes "
@@ -198,7 +197,7 @@ def _table_sections(results: Results, scale: Scale) -> list[str]:
         "GPU the most that tensors took), most of it libraries and the same for all.",
     ]
     for name, task in results.items():
-        sections += [f"### Table {numbers[name]}: {TASK_NAMES[name]}", tables.task_table(task, scale, "tasks")]
+        sections += [f"### Table {TABLES[name]}: {TASK_NAMES[name]}", tables.task_table(task, scale, "tasks")]
     ablated = results[scale.ablated]
     for experiment in EXPERIMENTS[1:]:
         sections += [

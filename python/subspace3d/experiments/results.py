@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from subspace3d.configs import EXPERIMENTS
+from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.experiments.jobs import BASE, RECORD
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import SPLITS, Row, all_rows
@@ -21,7 +22,6 @@ METRICS = ("accuracy", "completeness", "normal_consistency", "abs_rel")
 """Those the paper reports for its tasks, which decide about its claims."""
 MAIN = CRITERION
 """The one number of a row in the figures and the short table, by which the best row of a family is picked."""
-HIGHER_IS_BETTER = frozenset({"normal_consistency", "delta_1_25"})
 
 Means = Mapping[str, float | None]
 
@@ -158,7 +158,7 @@ def compare(first: RowResult, second: RowResult, split: str, metric: str) -> Out
     if stats[0] is None or stats[1] is None:
         return Outcome("unknown")
     difference = stats[1].mean - stats[0].mean
-    if metric in HIGHER_IS_BETTER:
+    if not SHOWN[metric].lower_is_better:
         difference = -difference
     spreads = [0.0 if row.row is None else stat.spread for row, stat in zip((first, second), stats) if stat]
     if any(spread is None for spread in spreads):

@@ -9,7 +9,7 @@ from subspace3d.configs import Experiment
 from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.experiments.claims import TASK_NAMES, Claim, Comparison, Results
 from subspace3d.experiments.plan import Cost, table_rows
-from subspace3d.experiments.results import HIGHER_IS_BETTER, MAIN, METRICS, Outcome, RowResult, Stat, TaskResults
+from subspace3d.experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults
 from subspace3d.experiments.scale import Scale
 
 
@@ -111,12 +111,12 @@ def number(stat: Stat | None) -> str:
 
 
 def arrow(metric: str) -> str:
-    return "↑" if metric in HIGHER_IS_BETTER else "↓"
+    return "↓" if SHOWN[metric].lower_is_better else "↑"
 
 
 def _best(stats: Sequence[Stat | None], metric: str) -> float | None:
     known = [stat.mean for stat in stats if stat is not None]
-    return None if not known else max(known) if metric in HIGHER_IS_BETTER else min(known)
+    return None if not known else min(known) if SHOWN[metric].lower_is_better else max(known)
 
 
 def _bold(text: str, bold: bool) -> str:
