@@ -48,4 +48,4 @@ def _record(value: float, trainable: int) -> dict:
     """Every metric follows from one error: twice and once of it, and one minus it where more is better."""
     values = (value, value, value, 1 - value, 2 * value)
     training = {"steps": 100, "seconds": 40.0, "peak_memory_bytes": 2**30} if trainable else None
-    return {"mean": dict(zip(METRICS, values)), "trainable_parameters": trainable, "training": training}
+    return {"mean": dict(zip(METRICS, values)), "failed": {}, "trainable_parameters": trainable, "training": training}

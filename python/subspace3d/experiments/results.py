@@ -45,6 +45,7 @@ class RowResult:
         means: seed -> split -> metric -> mean over the split's scenes.
         costs: seed -> trainable parameters, seconds and bytes.
         diverged: seeds whose training ended without a result.
+        failed: scenes on which predictions were not finite, over all seeds and splits; they are in no mean.
     """
 
     row: Row | None
@@ -52,6 +53,7 @@ class RowResult:
     means: dict[int, dict[str, Means]] = field(default_factory=dict)
     costs: dict[int, dict[str, float]] = field(default_factory=dict)
     diverged: list[int] = field(default_factory=list)
+    failed: int = 0
 
     @property
     def label(self) -> str:
@@ -126,6 +128,7 @@ def _read_means(result: RowResult, seed: int, layout: Layout, task: Task, method
             record = read_json(path)
             result.means.setdefault(seed, {})[split] = record["mean"]
             result.costs[seed] = _costs(record)
+            result.failed += len(record["failed"])
 
 
 def _costs(record: Mapping[str, Any]) -> dict[str, float]:

@@ -133,8 +133,9 @@ def _costs(row: RowResult) -> list[str]:
         return ["", "", "", ""]
     seconds, size = row.cost("seconds"), row.cost("bytes")
     diverged = f", {len(row.diverged)} diverged" if row.diverged else ""
+    failed = f", {row.failed} scenes failed" if row.failed else ""
     return [
-        f"{row.seeds}{diverged}",
+        f"{row.seeds}{diverged}{failed}",
         f"{row.rate:g}" if row.rate else "–",
         f"{seconds.mean:.0f}" if seconds else "–",
         f"{size.mean / 2**20:.0f}" if size else "–",
