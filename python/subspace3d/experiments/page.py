@@ -148,8 +148,8 @@ def _method_of_judgement() -> str:
     return (
         f"Rows are compared in {metrics}, in-domain and cross-domain. A difference of two means counts where it is "
         "larger than the spread, the root of the sum of both variances over seeds, a low bar with few seeds; the base "
-        "model has no spread. A comparison holds where a metric is better and none worse, is contradicted the other way "
-        "round, mixed with both, open where all differences are within the spread. A claim holds where some of its "
+        "model has no spread. A comparison holds where a metric is better and none worse, is contradicted the other "
+        "way round, mixed with both, open where all differences are within the spread. A claim holds where some of its "
         "comparisons hold and none is contradicted or mixed; it is not shown where all are open. Of a family of sizes "
         f"the one of least {SHOWN[MAIN].label} on the in-domain test takes part, for all families alike."
     )
