@@ -136,20 +136,16 @@ def _task_claims(task: TaskResults, scale: Scale, table: str) -> list[Claim]:
     others = [_best(task, scale, family) for family in ("full", "lora", "pissa", "adalora")]
     beats = [part for split in TESTS for other in others for part in _against(ours, other, split)]
     better_than_base = [part for split in TESTS for part in _against(ours, task.base, split)]
-    smallest = _family(task, scale, "lora")[0]
-    sizes = {row.label: cost.mean for row in _family(task, scale, "subspace") if (cost := row.cost("trainable"))}
-    claims = [
+    smallest, equal = _family(task, scale, "lora")[0], None
+    if (size := smallest.cost("trainable")) is not None:
+        known = [(cost.mean, row) for row in _family(task, scale, "subspace") if (cost := row.cost("trainable"))]
+        equal = min(known, key=lambda pair: abs(pair[0] - size.mean))[1] if known else None
+    same_size = [part for split in TESTS for part in _against(equal, smallest, split)]
+    return [
         Claim(f"{name}: subspace tuning is better than full tuning, LoRA, PiSSA and AdaLoRA", table, beats),
         Claim(f"{name}: subspace tuning is better than the base model", table, better_than_base),
+        Claim(f"{name}: with about as many parameters, subspace tuning is better than LoRA", table, same_size),
     ]
-    lora_size = smallest.cost("trainable")
-    if lora_size and sizes:
-        nearest = min(sizes, key=lambda label: abs(sizes[label] - lora_size.mean))
-        equal = next(row for row in _family(task, scale, "subspace") if row.label == nearest)
-        parts = [part for split in TESTS for part in _against(equal, smallest, split)]
-        text = f"{name}: with about as many parameters, subspace tuning is better than LoRA"
-        claims.append(Claim(text, table, parts))
-    return claims
 
 
 def _size_claims(task: TaskResults, scale: Scale) -> list[Claim]:

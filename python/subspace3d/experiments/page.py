@@ -189,34 +189,35 @@ def _counted(claim: Claim) -> str:
 
 
 def _table_sections(results: Results, scale: Scale) -> list[str]:
-    sections = [
-        "## Tables",
-        "Mean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on generic scenes "
-        "after tuning: what it is above the base model's has been forgotten. `rate` is the learning rate; `seconds` of "
-        "training, on the CPU on one thread beside other jobs; `MiB` is the peak resident memory of the process (on a "
-        "GPU the most that tensors took), most of it libraries and the same for all.",
-    ]
-    for name, task in results.items():
-        sections += [f"### Table {TABLES[name]}: {TASK_NAMES[name]}", tables.task_table(task, scale, "tasks")]
+    """The tables of which anything has been run."""
+    titles = [(f"Table {TABLES[name]}: {TASK_NAMES[name]}", task, EXPERIMENTS[0]) for name, task in results.items()]
     ablated = results[scale.ablated]
-    for experiment in EXPERIMENTS[1:]:
-        sections += [
-            f"### {TITLES[experiment]}",
-            f"On the task {TASK_NAMES[scale.ablated]}.",
-            tables.task_table(ablated, scale, experiment),
-        ]
-    return sections
+    titles += [(f"{TITLES[name]} ({TASK_NAMES[scale.ablated]})", ablated, name) for name in EXPERIMENTS[1:]]
+    sections = [
+        f"### {title}\n\n{tables.task_table(task, scale, experiment)}"
+        for title, task, experiment in titles
+        if any(row.seeds for row in tables.shown_rows(task, scale, experiment)[1:])
+    ]
+    explained = (
+        "## Tables\n\nMean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on "
+        "generic scenes after tuning: what it is above the base model's has been forgotten. `rate` is the learning "
+        "rate; `seconds` of training, on the CPU on one thread beside other jobs; `MiB` is the peak resident memory of the "
+        "process (on a GPU the most that tensors took), most of it libraries and the same for all."
+    )
+    return [explained, *sections] if sections else []
 
 
 def _rate_sections(results: Results, scale: Scale) -> list[str]:
     sections = [
-        "## Learning rates",
-        f"{SHOWN[MAIN].label} on the validation scenes of each task, first seed; one size of each family is tuned at "
-        "every rate, and the family takes the best.",
+        f"**{TASK_NAMES[name]}**\n\n{tables.rates_table(task, scale)}"
+        for name, task in results.items()
+        if any(choice.errors for choice in task.choices.values())
     ]
-    for name, task in results.items():
-        sections += [f"**{TASK_NAMES[name]}**", tables.rates_table(task, scale)]
-    return sections
+    explained = (
+        f"## Learning rates\n\n{SHOWN[MAIN].label} on the validation scenes of each task, first seed; one size of each "
+        "family is tuned at every rate, and the family takes the best."
+    )
+    return [explained, *sections] if sections else []
 
 
 def _budget(scale: Scale, results: Results) -> str:
