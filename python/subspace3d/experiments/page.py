@@ -158,15 +158,9 @@ def _method_of_judgement() -> str:
 def summary(claims: Sequence[Claim]) -> str:
     """One sentence: how many claims have which verdict."""
     verdicts = [claim.verdict for claim in claims]
-    phrases = {
-        "holds": "hold",
-        "holds in part": "hold in part",
-        "does not hold": "do not hold",
-        "not shown": "are not shown, all differences being within the spread",
-        "not run": "were not tested",
-    }
-    listed = [f"{count} {phrase}" for verdict, phrase in phrases.items() if (count := verdicts.count(verdict))]
-    return f"Of {len(claims)} claims of the paper {', '.join(listed)}."
+    words = ("holds", "holds in part", "does not hold", "not shown", "not run")
+    listed = [f"{count} × {word}" for word in words if (count := verdicts.count(word))]
+    return f"The paper's {len(claims)} claims at this scale: {', '.join(listed)}."
 
 
 def _claims(claims: Sequence[Claim]) -> str:
@@ -201,8 +195,8 @@ def _table_sections(results: Results, scale: Scale) -> list[str]:
     explained = (
         "## Tables\n\nMean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on "
         "generic scenes after tuning: what it is above the base model's has been forgotten. `rate` is the learning "
-        "rate; `seconds` of training, on the CPU on one thread beside other jobs; `MiB` is the peak resident memory of the "
-        "process (on a GPU the most that tensors took), most of it libraries and the same for all."
+        "rate; `seconds` of training, on the CPU on one thread beside other jobs; `MiB` is the peak resident memory of "
+        "the process (on a GPU the most that tensors took), most of it libraries and the same for all."
     )
     return [explained, *sections] if sections else []
 
