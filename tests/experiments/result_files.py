@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from subspace3d.configs import EXPERIMENTS, Experiment
 from subspace3d.experiments.jobs import BASE, RECORD
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import SPLITS, VALIDATION, Run, rate_runs, table_runs
 from subspace3d.experiments.scale import Scale
-from subspace3d.files import write_json
 
 METRICS = ("accuracy", "completeness", "chamfer", "normal_consistency", "abs_rel")
 CHOSEN = 1e-3
@@ -27,21 +28,21 @@ def write_results(
     """The files of a finished run in which every family's best rate is `CHOSEN`."""
     for task in scale.tasks:
         for split in (VALIDATION, *SPLITS):
-            write_json(layout.record(task, split, BASE), _record(base, 0))
+            _write(layout.record(task, split, BASE), _record(base, 0))
     for run in rate_runs(scale, experiments):
-        write_json(layout.record(run.task, VALIDATION, run.name), _record(0.1 + abs(run.rate - CHOSEN), 1))
+        _write(layout.record(run.task, VALIDATION, run.name), _record(0.1 + abs(run.rate - CHOSEN), 1))
         _finish(layout, run)
     chosen = {
         task: dict.fromkeys(("full", "lora", "pissa", "adalora", "psv", "subspace"), CHOSEN) for task in scale.tasks
     }
     for run in table_runs(scale, experiments, seeds, chosen):
         for split in SPLITS:
-            write_json(layout.record(run.task, split, run.name), _record(error(run, split), 1000))
+            _write(layout.record(run.task, split, run.name), _record(error(run, split), 1000))
         _finish(layout, run)
 
 
 def _finish(layout: Layout, run: Run) -> None:
-    write_json(layout.run(run) / RECORD, {"splits": list(SPLITS), "diverged": None, "settings": None})
+    _write(layout.run(run) / RECORD, {"splits": list(SPLITS), "diverged": None, "settings": None})
 
 
 def _record(value: float, trainable: int) -> dict:
@@ -49,3 +50,9 @@ def _record(value: float, trainable: int) -> dict:
     values = (value, value, value, 1 - value, 2 * value)
     training = {"steps": 100, "seconds": 40.0, "peak_memory_bytes": 2**30} if trainable else None
     return {"mean": dict(zip(METRICS, values)), "failed": {}, "trainable_parameters": trainable, "training": training}
+
+
+def _write(path: Path, value: dict) -> None:
+    # hundreds of files: without the flush to disk that files.write_json waits for
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
