@@ -186,7 +186,7 @@ def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], de
             out=context.layout.measured(job.task, split),
             tuned=tuned,
             weights=context.weights,
-            frames=context.scale.views,
+            frames=context.scale.views["generic" if split == "generic" else job.task],
             images=0,
             device=device,
         )

@@ -17,9 +17,9 @@ VALIDATION = "validation"
 RATE_SEED = 0
 
 # Seconds on one thread of a process that has a core of its own, measured at nano scale (docs/experiments.md).
-SECONDS_PER_STEP = 0.48
-SECONDS_PER_SCENE_MEASURED = 0.75
+SECONDS_PER_STEP = {"adapters": 0.56, "tune": 0.48}
 SECONDS_PER_IMAGE = {"attributes": 0.16, "faces": 0.33, "bodies": 0.12, "glass": 0.37, "generic": 0.16}
+SECONDS_PER_SCENE_MEASURED = {"faces": 1.5, "bodies": 0.75, "glass": 1.5, "generic": 1.4}
 
 
 @dataclass(frozen=True)
@@ -145,41 +145,57 @@ class Cost:
 def budget(scale: Scale, experiments: Sequence[Experiment], seeds: int) -> list[Cost]:
     """What the runs will cost, by the measured seconds above; divide by the processes that run at a time."""
     sets = mined_sets(scale, experiments)
-    adapters = {(mined.bank, mined.rank) for mined in sets}
-    attributes = {bank.name: len(bank.attributes) for bank in scale.banks}
-    planted = sum(attributes[bank] for bank in {mined.bank for mined in sets if mined.planted})
     grid = rate_runs(scale, experiments)
     chosen = {task: dict.fromkeys({run.row.family for run in grid if run.task == task}, 0.0) for task in scale.tasks}
     tables = table_runs(scale, experiments, seeds, chosen)
     # the grid's run at the chosen rate is the first seed's run of its row
     again = len({(run.task, run.row.name) for run in grid} & {(run.task, run.row.name) for run in tables})
-    tests = 2 * max(1, scale.train_scenes // 5) + scale.generic_scenes
-    per_task = (
-        scale.train_scenes
-        + scale.validation_scenes
-        + 2 * max(1, scale.train_scenes // 5)
-        + 2 * max(1, scale.validation_scenes // 5)
-    )
-    datasets = scale.datasets * sum(attributes[bank] for bank in {bank for bank, _ in adapters})
-    attribute_image = SECONDS_PER_IMAGE["attributes"]
-    render = [
-        Cost("render attribute data sets", datasets, "images", scale.attribute_scenes * scale.views, attribute_image),
-        *(
-            Cost(f"render the task {task}", 1, "images", per_task * scale.views, SECONDS_PER_IMAGE[task])
-            for task in scale.tasks
-        ),
-        Cost("render generic scenes", 1, "images", scale.generic_scenes * scale.views, SECONDS_PER_IMAGE["generic"]),
+    steps, seconds = scale.tune.steps, SECONDS_PER_STEP["tune"]
+    costs = [
+        *_render_costs(scale, sets),
+        Cost("tune adapters", _count_adapters(scale, sets), "steps", scale.adapt.steps, SECONDS_PER_STEP["adapters"]),
+        Cost("learning rates: tune", len(grid), "steps", steps, seconds),
+        *_measure_costs(scale, "learning rates", grid, (VALIDATION,)),
+        Cost("tables: tune", len(tables) - again, "steps", steps, seconds),
+        *_measure_costs(scale, "tables", tables, SPLITS),
     ]
-    count = sum(scale.datasets * attributes[bank] for bank, _ in adapters) + planted
-    tune = scale.tune.steps
+    return [cost for cost in costs if cost.count]
+
+
+def _render_costs(scale: Scale, sets: Sequence[Mined]) -> list[Cost]:
+    banks = [bank for bank in scale.banks if bank.name in {mined.bank for mined in sets}]
+    datasets = scale.datasets * sum(len(bank.attributes) for bank in banks)
+    # each call of the generator renders two test splits beside the scenes it is asked for
+    scenes = sum(asked + 2 * max(1, asked // 5) for asked in (scale.train_scenes, scale.validation_scenes))
+    kinds: dict[str, tuple[int, int]] = {
+        "attributes": (datasets, scale.attribute_scenes),
+        **dict.fromkeys(scale.tasks, (1, scenes)),
+        "generic": (1, scale.generic_scenes),
+    }
     return [
-        *(cost for cost in render if cost.count),
-        Cost("tune adapters", count, "steps", scale.adapt.steps, SECONDS_PER_STEP),
-        Cost("learning rates: tune", len(grid), "steps", tune, SECONDS_PER_STEP),
-        Cost("learning rates: measure", len(grid), "scenes", scale.validation_scenes, SECONDS_PER_SCENE_MEASURED),
-        Cost("tables: tune", len(tables) - again, "steps", tune, SECONDS_PER_STEP),
-        Cost("tables: measure", len(tables), "scenes", tests, SECONDS_PER_SCENE_MEASURED),
+        Cost(f"render {kind}", count, "images", number * scale.views[kind], SECONDS_PER_IMAGE[kind])
+        for kind, (count, number) in kinds.items()
     ]
+
+
+def _count_adapters(scale: Scale, sets: Sequence[Mined]) -> int:
+    attributes = {bank.name: len(bank.attributes) for bank in scale.banks}
+    good = sum(scale.datasets * attributes[bank] for bank, _ in {(mined.bank, mined.rank) for mined in sets})
+    return good + sum(attributes[bank] for bank in {mined.bank for mined in sets if mined.planted})
+
+
+def _measure_costs(scale: Scale, what: str, runs: Sequence[Run], splits: Sequence[str]) -> list[Cost]:
+    costs = []
+    for task in scale.tasks:
+        sizes = {split: scale.test_scenes(split) for split in splits}
+        total = sum(
+            count * SECONDS_PER_SCENE_MEASURED["generic" if split == "generic" else task]
+            for split, count in sizes.items()
+        )
+        scenes = sum(sizes.values())
+        count = sum(run.task == task for run in runs)
+        costs.append(Cost(f"{what}: measure {task}", count, "scenes", scenes, round(total / scenes, 2)))
+    return costs
 
 
 def _task_rows(scale: Scale, task: Task) -> list[Row]:

@@ -20,9 +20,7 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
     """Render the tasks, their validation scenes, the generic scenes, and the attribute data sets that ``sets`` need."""
     from subspace3d.scenes import generate
 
-    common = GenerateConfig(
-        out=layout.task_scenes, views=scale.views, resolution=scale.resolution, spp=scale.spp, workers=workers
-    )
+    common = GenerateConfig(out=layout.task_scenes, resolution=scale.resolution, spp=scale.spp, workers=workers)
     for bank in _banks(scale, sets):
         for attribute in bank.attributes:
             generate.run(
@@ -30,6 +28,7 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
                     common,
                     out=layout.attribute_scenes(bank) / attribute,
                     attribute=attribute,
+                    views=scale.views["attributes"],
                     trajectory=bank.trajectory,
                     datasets=scale.datasets,
                     scenes=scale.attribute_scenes,
@@ -37,9 +36,10 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
                 )
             )
     for task in scale.tasks:
-        generate.run(replace(common, task=task, scenes=scale.train_scenes, seed=_TASK_SEED))
-        validation = replace(common, task=task, name=f"{task}-{VALIDATION}", scenes=scale.validation_scenes)
-        generate.run(replace(validation, seed=_VALIDATION_SEED))
+        wanted = replace(common, task=task, views=scale.views[task], scenes=scale.train_scenes, seed=_TASK_SEED)
+        generate.run(wanted)
+        name = f"{task}-{VALIDATION}"
+        generate.run(replace(wanted, name=name, scenes=scale.validation_scenes, seed=_VALIDATION_SEED))
     generic = layout.scenes("", "generic").parent
     generate.run(
         replace(
@@ -48,6 +48,7 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
             attribute="all",
             preset="generic",
             name="generic",
+            views=scale.views["generic"],
             scenes=scale.generic_scenes,
             seed=_GENERIC_SEED,
         )

@@ -140,7 +140,7 @@ def _assemble(context: Context, runs: Sequence[Job]) -> None:
                 out=folder,
                 tuned=tuple(tuned),
                 weights=context.weights,
-                frames=context.scale.views,
+                frames=context.scale.views["generic" if split == "generic" else task],
                 images=0,
             )
             with contextlib.redirect_stdout(io.StringIO()):

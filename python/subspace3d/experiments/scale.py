@@ -32,7 +32,7 @@ class Scale:
     train_scenes: int  # per task; each of its two tests has a fifth of it
     validation_scenes: int
     generic_scenes: int
-    views: int  # of every scene, rendered and evaluated
+    views: dict[str, int]  # of every scene of a task, of the attribute data sets and of the generic scenes
     resolution: int
     spp: int
     adapter_rank: int  # of the adapters that are mined, and of the LoRA beside cores on the heads
@@ -47,6 +47,11 @@ class Scale:
     def bank_of(self, task: Task) -> Bank:
         return next(bank for bank in self.banks if bank.name == self.tasks[task])
 
+    def test_scenes(self, split: str) -> int:
+        """Scenes of a split that is measured: a test split of a task has a fifth of the training scenes."""
+        sizes = {"validation": self.validation_scenes, "generic": self.generic_scenes}
+        return sizes.get(split, max(1, self.train_scenes // 5))
+
 
 OBJECT = Bank("object", "wide", ATTRIBUTES)
 MICRO = Bank("micro", "walk", ("texture", "geometry"))
@@ -58,10 +63,10 @@ NANO = Scale(
     ablated="bodies",
     datasets=5,
     attribute_scenes=12,
-    train_scenes=40,
-    validation_scenes=6,
-    generic_scenes=8,
-    views=6,
+    train_scenes=30,
+    validation_scenes=5,
+    generic_scenes=5,
+    views={"attributes": 6, "faces": 4, "bodies": 6, "glass": 4, "generic": 4},
     resolution=112,
     spp=16,
     adapter_rank=4,
@@ -71,19 +76,19 @@ NANO = Scale(
     ks=(4, 8, 16),
     rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     adapt=TrainConfig(
-        steps=100,
+        steps=90,
         lr=1e-3,
         frames=(2, 4),
         images_per_step=8,
-        save_every=50,
+        save_every=45,
         checkpointing=False,
         check_memory=False,
     ),
     tune=TrainConfig(
-        steps=100,
+        steps=90,
         frames=(2, 4),
         images_per_step=8,
-        save_every=50,
+        save_every=45,
         checkpointing=False,
         check_memory=False,
     ),
@@ -98,7 +103,7 @@ SMOKE = Scale(
     train_scenes=1,
     validation_scenes=1,
     generic_scenes=1,
-    views=2,
+    views={"attributes": 2, "bodies": 2, "generic": 2},
     resolution=56,
     spp=1,
     adapter_rank=2,
