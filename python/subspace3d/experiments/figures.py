@@ -25,6 +25,7 @@ _STYLES = {
     "subspace": ("#D55E00", "s", "subspace"),
 }
 _INK = "#333333"
+_ROOM = 0.6  # the share of its length by which an axis may grow for the base model
 
 
 def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | None:
@@ -34,7 +35,6 @@ def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure
         return None
     figure, panels = _panels(len(known), 3.6, 3.2)
     for axis, (task, rows) in zip(panels, known.items()):
-        _draw_base(axis, results[task], vertical=False)
         for family, (colour, marker, label) in _STYLES.items():
             members = [row for row in rows if row.row and row.row.family == family]
             points = [(row.cost("trainable"), row.stat("test", MAIN)) for row in members]
@@ -45,10 +45,10 @@ def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure
                     x, y, spread, color=colour, marker=marker, markersize=6, linewidth=1.2, capsize=3, label=label
                 )
         axis.set_xscale("log")
-        axis.set_title(TASK_NAMES[task], fontsize=10, color=_INK)
+        _draw_title(axis, results[task], vertical=False)
         axis.set_xlabel("trainable parameters", fontsize=9, color=_INK)
     panels[0].set_ylabel(f"{SHOWN[MAIN].label} error, in-domain test", fontsize=9, color=_INK)
-    _add_legend(figure, panels[0])
+    _add_legend(figure, panels)
     return figure
 
 
@@ -60,7 +60,6 @@ def draw_rows(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | Non
     figure, panels = _panels(len(known), 3.9, 0.9 + 0.27 * max(map(len, known.values())))
     for axis, (task, rows) in zip(panels, known.items()):
         places = list(range(len(rows)))[::-1]
-        _draw_base(axis, results[task], vertical=True)
         for split, filled, offset in (("test", True, 0.12), ("cross", False, -0.12)):
             for place, row in zip(places, rows):
                 stat = row.stat(split, MAIN)
@@ -73,9 +72,9 @@ def draw_rows(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | Non
             axis.plot([], [], "o", color=_INK, markerfacecolor=_INK if filled else "white", label=SPLIT_NAMES[split])
         axis.set_yticks(places, [row.label for row in rows], fontsize=8)
         axis.set_ylim(-0.7, len(rows) - 0.3)
-        axis.set_title(TASK_NAMES[task], fontsize=10, color=_INK)
+        _draw_title(axis, results[task], vertical=True)
         axis.set_xlabel(f"{SHOWN[MAIN].label} error", fontsize=9, color=_INK)
-    _add_legend(figure, panels[0])
+    _add_legend(figure, panels)
     return figure
 
 
@@ -89,13 +88,22 @@ def _known(results: Mapping[Task, TaskResults], scale: Scale) -> dict[Task, list
     return known
 
 
-def _draw_base(axis: Axes, task: TaskResults, vertical: bool) -> None:
-    draw = axis.axvline if vertical else axis.axhline
+def _draw_title(axis: Axes, task: TaskResults, vertical: bool) -> None:
+    """The panel's title, and the base model: a line, or part of the title where it would press all rows together."""
+    low, high = axis.get_xlim() if vertical else axis.get_ylim()
+    notes = []
     for split, style in (("test", "--"), *([("cross", ":")] if vertical else [])):
         stat = task.base.stat(split, MAIN)
-        if stat is not None:
-            name = f"base, {SPLIT_NAMES[split]}" if vertical else "base"
+        if stat is None:
+            continue
+        name = f"base, {SPLIT_NAMES[split]}" if vertical else "base"
+        if low - _ROOM * (high - low) <= stat.mean <= high + _ROOM * (high - low):
+            draw = axis.axvline if vertical else axis.axhline
             draw(stat.mean, color="#999999", linestyle=style, linewidth=1.2, label=name, zorder=1)
+        else:
+            notes.append(f"{name}: {stat.mean:.3g}")
+    outside = f"\n({'; '.join(notes)}; outside)" if notes else ""
+    axis.set_title(f"{TASK_NAMES[task.task]}{outside}", fontsize=9, color=_INK)
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -114,6 +122,9 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def _add_legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), fontsize=8, frameon=False)
+def _add_legend(figure: Figure, panels: list[Axes]) -> None:
+    """One legend of what is in any of the panels."""
+    named = {label: handle for axis in panels for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), 7), fontsize=8, frameon=False
+    )
