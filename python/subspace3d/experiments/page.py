@@ -45,7 +45,7 @@ def write(layout: Layout, scale: Scale, failures: Mapping[str, str], publish: Pa
         figure = draw(results, scale)
         if figure is not None:
             images[name] = to_png(figure)
-    context = _read(layout.out)
+    context = _read(layout.out, scale)
     paper = paper_claims(results, scale, context["analysis"])
     text = render(results, scale, paper, context, failures, tuple(images))
     path = layout.out / "results.md"
@@ -72,9 +72,10 @@ def _write_page(path: Path, text: str, images: Mapping[str, bytes]) -> None:
             target.unlink(missing_ok=True)
 
 
-def _read(out: Path) -> dict[str, Any]:
+def _read(out: Path, scale: Scale) -> dict[str, Any]:
     """What stands beside the results: starts, mining, analysis of the ablated task's subspaces."""
-    names = {"run": "experiments.json", "mining": "mining.json", "analysis": "analysis/object/analysis.json"}
+    analysis = f"analysis/{scale.tasks[scale.ablated]}/analysis.json"
+    names = {"run": "experiments.json", "mining": "mining.json", "analysis": analysis}
     return {key: read_json(out / name) if (out / name).is_file() else None for key, name in names.items()}
 
 
