@@ -131,7 +131,10 @@ def test_the_rate_of_least_validation_error_is_chosen_once_the_grid_is_complete(
 def test_a_part_is_named_as_a_part(tmp_path):
     layout = Layout(tmp_path / "run")
     write_results(layout, NANO, subspaces_win, ["psv"], seeds=1)
-    text = page.write(layout, NANO, {"bodies/full_lr0.001_s0": "disk full"}, None).read_text(encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("\n".join(page._README))
+    text = page.write(layout, NANO, {"bodies/full_lr0.001_s0": "disk full"}, tmp_path).read_text(encoding="utf-8")
+    assert "have not been run" in (tmp_path / "README.md").read_text()
     assert "- printed faces: nothing" in text
     assert "more than one seed" in text
     assert "- bodies/full_lr0.001_s0: disk full" in text

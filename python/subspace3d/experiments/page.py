@@ -93,7 +93,7 @@ def render(
         "Written by `make experiments` from the result files; everything but the notes is replaced when it runs again. "
         "[How the experiments are set up](experiments.md).",
         _what_was_run(context["run"], scale),
-        _missing(results, scale),
+        _missing(results),
         "## Which of the paper's claims hold at this scale",
         _method_of_judgement(),
         summary(paper),
@@ -115,17 +115,20 @@ def _what_was_run(run: Mapping[str, Any] | None, scale: Scale) -> str:
     starts = run["starts"] if run else []
     if not starts:
         return "**The experiments have not been run yet.** The plan is at the end of this page."
+    first = {}
+    for start in starts:
+        first.setdefault((start["command"], start["commit"], start["device"]), start)
     listed = [
         f"- `{start['command']}`, commit {start['commit']}, {start['time']}, {start['device']}, torch {start['torch']}"
-        for start in (starts[0], *(starts[-1:] if len(starts) > 1 else []))
+        for start in first.values()
     ]
-    more = f" ({len(starts)} starts, first and last:)" if len(starts) > 1 else ""
+    more = f" {len(starts)} starts, of each kind the first:" if len(starts) > len(listed) else ""
     warning = "\n\n**Smoke scale: the numbers mean nothing.**" if scale.name == "smoke" else ""
     weights = f"vggt-nano, sha256 of the weights {run['weights'][:12]}" if run else ""
     return f"{weights}; {scale.name} scale.{more}\n\n" + "\n".join(listed) + warning
 
 
-def _missing(results: Results, scale: Scale) -> str:
+def _missing(results: Results) -> str:
     """Which rows have no or fewer runs than others; nothing is said about them below."""
     most = max((row.seeds for task in results.values() for row in task.rows.values()), default=0)
     lines = []
@@ -244,7 +247,8 @@ def readme_block(results: Results, scale: Scale, paper: Sequence[Claim], images:
         [
             f"`make experiments` on vggt-nano: {SHOWN[MAIN].label} (half the sum of accuracy and completeness) on the "
             f"in-domain test of each task, mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}. "
-            f"{summary(paper)} [All results](docs/results.md).",
+            f"{summary(paper)}{' Some rows have not been run.' if _missing(results) else ''} "
+            "[All results](docs/results.md).",
             tables.short_table(results, scale),
             *(f"![{FIGURES[name][1]}](docs/images/{name}.png)" for name in images),
         ]
