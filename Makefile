@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup lint test fuzz faults sanitize demo pretrain-nano check-wheel clean
+.PHONY: help setup lint test fuzz faults sanitize demo experiments pretrain-nano check-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ sanitize: setup  ## the tests of the native code under AddressSanitizer and UBSa
 
 demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo
+
+experiments: setup  ## the paper's tables at nano scale (about 2.5 hours on two cores; resumes), writes docs/results.md
+	$(BIN)/subspace3d experiments --out runs/experiments --publish .
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
 	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --products bf16

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
     "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),
+    "experiments": (configs.ExperimentsConfig, "subspace3d.experiments.run"),
 }
 
 # import name -> extra that brings it, for the advice given when an import fails
@@ -46,11 +47,11 @@ def usage() -> str:
     lines = ["usage: subspace3d VERB [--config FILE] [flags]", "       subspace3d VERB --help", ""]
     for verb, (config_class, _) in VERBS.items():
         summary = (config_class.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {verb:<9} {summary}")
+        lines.append(f"  {verb:<11} {summary}")
     lines += [
         "",
-        "  --version  print the version",
-        "  --config   YAML or TOML file of the verb's settings; flags override",
+        "  --version    print the version",
+        "  --config     YAML or TOML file of the verb's settings; flags override",
     ]
     return "\n".join(lines)
 

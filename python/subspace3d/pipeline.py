@@ -97,7 +97,7 @@ SMOKE = Scale(
     ),
     minutes=1,
 )
-# Usual for each method, not tuned here: scripts/choose_learning_rates.py measures a third and three times of each.
+# Usual for each method, not tuned here; the verb experiments chooses them on validation scenes.
 LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}
 
 

@@ -1,0 +1,203 @@
+"""The jobs of the tables: tune and measure one run, or measure the base model. Each has a folder of its own.
+
+A job that is done has a record, and is not started again; one that was cut off continues at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspace3d import settings
+from subspace3d.configs import EvaluateConfig, FinetuneConfig
+from subspace3d.experiments.layout import Layout
+from subspace3d.experiments.plan import Run
+from subspace3d.experiments.scale import Scale, Task
+from subspace3d.files import read_json, write_json
+from subspace3d.progress import Progress
+from subspace3d.training.pool import run_jobs
+
+BASE = "base"
+RECORD = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tune ``run`` and measure it on ``splits``; without a run measure the base model."""
+
+    task: Task
+    splits: tuple[str, ...]
+    run: Run | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.run.name if self.run else BASE}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all jobs of one call share."""
+
+    layout: Layout
+    scale: Scale
+    weights: Path | None
+    tokens: Path
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Shared:
+    context: Context
+    jobs: dict[str, Job]
+
+
+def run_all(context: Context, jobs: Sequence[Job], label: str) -> dict[str, str]:
+    """Do what is not done; returns what went wrong, by name of the job."""
+    todo = {job.name: job for job in jobs if not is_done(context, job)}
+    if not todo:
+        print(f"{label}: all {len(jobs)} done before", flush=True)
+        return {}
+    with Progress(label, len(jobs), "run", initial=len(jobs) - len(todo)) as progress, _one_thread_each():
+        workers = min(context.workers, len(todo))
+        shared = _Shared(context, todo)
+        return run_jobs(list(todo), _set_up, shared, workers, lambda name: progress.advance(note=name))
+
+
+def is_done(context: Context, job: Job) -> bool:
+    """Whether the job's record names all of its splits.
+
+    Raises:
+        ValueError: it was done with other settings.
+    """
+    path = _folder(context, job) / RECORD
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    if record["settings"] != _settings(context, job):
+        raise ValueError(f"out: {path.parent} was made with other settings; choose another folder, or delete this one")
+    return record["diverged"] is not None or set(job.splits) <= set(record["splits"])
+
+
+def _settings(context: Context, job: Job) -> dict[str, Any] | None:
+    """What the job's result depends on, besides the run folder's own settings."""
+    if job.run is None:
+        return None
+    row = asdict(job.run.row)
+    for name in ("label", "finds_rate"):
+        row.pop(name)
+    row["attributes"] = list(row["attributes"])
+    return {"row": row, "rate": job.run.rate, "seed": job.run.seed, "train": settings.to_dict(context.scale.tune)}
+
+
+def _folder(context: Context, job: Job) -> Path:
+    return context.layout.run(job.run) if job.run else context.layout.out / "runs" / job.task / BASE
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started within it use one thread each: they fill the cores better than teams of threads do."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
+    import peft  # noqa: F401
+
+    from subspace3d.evaluation.point_cloud import import_open3d
+
+    torch.set_num_threads(1)
+    import_open3d()  # both before the first job, so that every job's peak memory holds the same libraries
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = f"cuda:{worker % gpus}" if gpus else "cpu"
+
+    def work(name: str) -> None:
+        job = shared.jobs[name]
+        folder = _folder(shared.context, job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            open(folder / "log.txt", "a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            _do(shared.context, job, folder, device)
+
+    return work
+
+
+def _do(context: Context, job: Job, folder: Path, device: str) -> None:
+    diverged = None
+    if job.run is not None:
+        _start_peak_memory()
+        try:
+            _tune(context, job.run, folder, device)
+        except FloatingPointError as error:
+            # an outcome of this learning rate, not a fault: nothing is gained by trying again
+            diverged = str(error)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if diverged is None:
+        for split in job.splits:
+            _measure(context, job, split, (folder,) if job.run else (), device)
+    record = folder / RECORD
+    before = read_json(record)["splits"] if record.is_file() else []
+    splits = list(dict.fromkeys([*before, *job.splits]))
+    write_json(record, {"splits": splits, "diverged": diverged, "settings": _settings(context, job)})
+
+
+def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
+    from subspace3d.training import finetune
+
+    row = run.row
+    finetune.run(
+        FinetuneConfig(
+            scenes=context.layout.scenes(run.task, "train"),
+            out=folder,
+            method=row.method,
+            weights=context.weights,
+            subspaces=(context.layout.subspaces(row.mined),) if row.mined else (),
+            attributes=row.attributes,
+            K=row.K,
+            rank=row.rank,
+            cache_tokens=context.tokens,
+            train=replace(context.scale.tune, lr=run.rate, seed=run.seed, device=device),
+        )
+    )
+
+
+def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], device: str) -> None:
+    from subspace3d.evaluation import evaluate
+
+    # results of all runs of a task gather in one folder; each call writes those of its own run
+    evaluate.run(
+        EvaluateConfig(
+            scenes=context.layout.scenes(job.task, split),
+            out=context.layout.measured(job.task, split),
+            tuned=tuned,
+            weights=context.weights,
+            frames=context.scale.views["generic" if split == "generic" else job.task],
+            images=0,
+            device=device,
+        )
+    )
+
+
+def _start_peak_memory() -> None:
+    """Let the process's peak memory start anew, where the system can: the worker has done other jobs before."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -1,0 +1,63 @@
+"""Where everything lies below the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from subspace3d.experiments.plan import VALIDATION, Mined, Run
+from subspace3d.experiments.scale import Bank
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below ``out``."""
+
+    out: Path
+
+    def attribute_scenes(self, bank: Bank) -> Path:
+        """Holds ``<attribute>/<attribute>_<data set>``."""
+        return self.out / "scenes" / "attributes" / bank.name
+
+    @property
+    def task_scenes(self) -> Path:
+        return self.out / "scenes" / "tasks"
+
+    def scenes(self, task: str, split: str) -> Path:
+        """The data set of a split: train, validation, test, cross or generic, which belongs to no task."""
+        if split == "generic":
+            return self.out / "scenes" / "generic" / "generic_00"
+        if split == VALIDATION:
+            return self.task_scenes / f"{task}-{VALIDATION}_train"
+        return self.task_scenes / f"{task}_{split}"
+
+    @property
+    def wrong_scenes(self) -> Path:
+        """Holds ``<attribute>/wrong``, see `planted.write_wrong_scenes`."""
+        return self.out / "scenes" / "wrong"
+
+    def adapters(self, bank: str, rank: int) -> Path:
+        """Holds ``<attribute>/<data set>``."""
+        return self.out / "adapters" / f"{bank}-r{rank}"
+
+    def wrong_adapters(self, bank: str, rank: int) -> Path:
+        return self.out / "adapters" / f"{bank}-r{rank}-wrong"
+
+    def planted_adapters(self, bank: str, rank: int) -> Path:
+        """The adapters of `adapters` and the bad ones beside them."""
+        return self.out / "adapters" / f"{bank}-r{rank}-planted"
+
+    def subspaces(self, mined: Mined) -> Path:
+        """Holds ``<attribute>.safetensors``."""
+        return self.out / "subspaces" / mined.folder
+
+    def run(self, run: Run) -> Path:
+        return self.out / "runs" / run.task / run.name
+
+    def measured(self, task: str, split: str) -> Path:
+        """The evaluation of all runs of a task on one split."""
+        return self.out / "evaluation" / task / split
+
+    def record(self, task: str, split: str, method: str) -> Path:
+        """The result of one run (or of ``base``) there."""
+        return self.measured(task, split) / "methods" / f"{method}.json"

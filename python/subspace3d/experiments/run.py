@@ -1,0 +1,147 @@
+"""The verb experiments: prepare, choose learning rates, run the tables, write the page. Every stage resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspace3d import __version__
+from subspace3d.bench.harness import provenance
+from subspace3d.configs import EXPERIMENTS, EvaluateConfig, Experiment, ExperimentsConfig
+from subspace3d.experiments import jobs, page, prepare
+from subspace3d.experiments.jobs import Context, Job
+from subspace3d.experiments.layout import Layout
+from subspace3d.experiments.plan import SPLITS, VALIDATION, budget, mined_sets, rate_runs, table_runs
+from subspace3d.experiments.rates import chosen_rates, read_choices
+from subspace3d.experiments.scale import SCALES, Scale
+from subspace3d.files import read_json, write_json
+from subspace3d.progress import format_duration
+from subspace3d.training.backbone import record_backbone
+from subspace3d.training.device import choose_device
+
+RUN_RECORD = "experiments.json"
+
+
+def run(config: ExperimentsConfig) -> Path:
+    """Run what is missing and write the page of results; with ``collect`` only write the page.
+
+    A job that fails does not keep the others from running; all failures are listed at the end, and the same command
+    tries them again. A learning rate at which training diverges is an outcome, not a failure.
+
+    Returns:
+        OUT/results.md.
+
+    Raises:
+        ValueError: OUT holds a run of another scale, other weights or another version.
+        FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
+        SystemExit: with 1 if some jobs failed; the page is written all the same.
+    """
+    scale = SCALES[config.scale]
+    if config.publish is not None and not (config.publish / "docs").is_dir():
+        raise FileNotFoundError(f"publish: no docs folder in {config.publish}")
+    layout = Layout(config.out)
+    experiments: tuple[Experiment, ...] = config.only or EXPERIMENTS
+    failures: dict[str, str] = {}
+    _check_folder(config)
+    if not config.collect:
+        failures = _run_all(config, layout, scale, experiments)
+    path = page.write(layout, scale, failures, config.publish)
+    print(f"results -> {path}", flush=True)
+    if failures:
+        print(f"experiments: {len(failures)} jobs failed, the same command tries them again:", file=sys.stderr)
+        for name, message in failures.items():
+            print(f"  {name}: {message}", file=sys.stderr)
+        raise SystemExit(1)
+    return path
+
+
+def _check_folder(config: ExperimentsConfig) -> None:
+    """A run folder belongs to one scale, one set of weights and one version; every start is noted in it."""
+    path = config.out / RUN_RECORD
+    backbone = record_backbone("vggt-nano", config.weights)
+    wanted = {"scale": config.scale, "weights": backbone.sha256, "version": __version__}
+    record: dict[str, Any] = {**wanted, "starts": []}
+    if path.is_file():
+        record = read_json(path)
+        for name, value in wanted.items():
+            if record[name] != value:
+                raise ValueError(f"out: {config.out} holds a run with {name} {record[name]!r}, this one has {value!r}")
+    elif config.collect:
+        raise FileNotFoundError(f"out: no experiments in {config.out}, so there is nothing to collect")
+    if not config.collect:
+        now = {**provenance(choose_device("auto")), "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_json(path, {**record, "starts": [*record["starts"], now]})
+
+
+def _run_all(
+    config: ExperimentsConfig, layout: Layout, scale: Scale, experiments: Sequence[Experiment]
+) -> dict[str, str]:
+    workers = config.workers or max(1, torch.cuda.device_count() or os.cpu_count() or 1)
+    context = Context(layout, scale, config.weights, layout.out / "tokens", workers)
+    sets = mined_sets(scale, experiments)
+    planned = sum(cost.seconds for cost in budget(scale, experiments, config.seeds))
+    print(
+        f"experiments {' '.join(experiments)} at {scale.name} scale in {config.out}, {config.seeds} seeds, {workers} "
+        "jobs at a time; interrupt at will, the same command continues"
+        + (f"; about {format_duration(planned / workers)} in all" if scale.name == "nano" else ""),
+        flush=True,
+    )
+    failures: dict[str, str] = {}
+
+    def measure_base() -> None:
+        splits = (VALIDATION, *SPLITS)
+        failures.update(jobs.run_all(context, [Job(task, splits) for task in scale.tasks], "base model"))
+
+    def find_rates() -> None:
+        grid = [Job(run.task, (VALIDATION,), run) for run in rate_runs(scale, experiments)]
+        failures.update(jobs.run_all(context, grid, "learning rates"))
+
+    def run_tables() -> None:
+        chosen = chosen_rates(read_choices(layout, scale, experiments))
+        runs = [Job(run.task, SPLITS, run) for run in table_runs(scale, experiments, config.seeds, chosen)]
+        failures.update(jobs.run_all(context, runs, "tables"))
+        _assemble(context, runs)
+
+    tokens, weights = context.tokens, config.weights
+    stages: list[tuple[str, Callable[[], None]]] = [
+        ("render scenes", lambda: prepare.render(layout, scale, sets, config.workers)),
+        ("tune adapters", lambda: prepare.tune_adapters(layout, scale, sets, weights, workers, tokens)),
+        ("mine subspaces", lambda: prepare.mine_subspaces(layout, scale, sets)),
+        ("measure the base model", measure_base),
+        ("choose learning rates", find_rates),
+        ("tune and measure the rows of the tables", run_tables),
+    ]
+    start = time.monotonic()
+    for number, (title, work) in enumerate(stages, 1):
+        print(f"[{number}/{len(stages)}] {title}  ({format_duration(time.monotonic() - start)} so far)", flush=True)
+        work()
+    return failures
+
+
+def _assemble(context: Context, runs: Sequence[Job]) -> None:
+    """Write results.json of every task and split over all runs, which were measured one by one."""
+    from subspace3d.evaluation import evaluate
+
+    for task in context.scale.tasks:
+        for split in SPLITS:
+            folder = context.layout.measured(task, split)
+            done = [job.run for job in runs if job.run and job.task == task]
+            tuned = [context.layout.run(run) for run in done if context.layout.record(task, split, run.name).is_file()]
+            config = EvaluateConfig(
+                scenes=context.layout.scenes(task, split),
+                out=folder,
+                tuned=tuple(tuned),
+                weights=context.weights,
+                frames=context.scale.views["generic" if split == "generic" else task],
+                images=0,
+            )
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluate.run(config)

@@ -1,0 +1,200 @@
+"""The page says what the numbers say."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+from experiments.result_files import CHOSEN, write_results
+
+from subspace3d.experiments import page, tables
+from subspace3d.experiments.claims import Check, Claim, Comparison, paper_claims
+from subspace3d.experiments.jobs import RECORD
+from subspace3d.experiments.layout import Layout
+from subspace3d.experiments.plan import Run, rate_runs
+from subspace3d.experiments.rates import read_choices
+from subspace3d.experiments.results import Outcome, RowResult, Stat, compare, load
+from subspace3d.experiments.scale import NANO
+from subspace3d.files import read_json, write_json
+
+NOISE = (-0.001, 0.0, 0.001)  # of the seeds: standard deviation 0.001
+
+
+def subspaces_win(run: Run, split: str) -> float:
+    """Subspaces are better than all others, more so with growing k; all others are equal."""
+    gain = 0.0 if run.row.mined is None else 0.01 + 0.001 * run.row.mined.k
+    return 0.08 - gain + NOISE[run.seed] + (0.05 if split == "cross" else 0)
+
+
+def nothing_differs(run: Run, split: str) -> float:
+    return 0.08 + NOISE[run.seed]
+
+
+def subspaces_lose(run: Run, split: str) -> float:
+    return 0.16 - subspaces_win(run, split) + (0.1 if split == "cross" else 0)
+
+
+def verdicts(claims: list[Claim]) -> dict[str, str]:
+    return {f"{claim.source} {claim.text}": claim.verdict for claim in claims}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(subspaces_win, "holds"), (nothing_differs, "not shown"), (subspaces_lose, "does not hold")],
+)
+def test_verdicts_follow_from_the_numbers(tmp_path, error, expected):
+    layout = Layout(tmp_path)
+    write_results(layout, NANO, error)
+    found = verdicts(paper_claims(load(layout, NANO), NANO, None))
+    for claim in (
+        "Table 1 printed faces: subspace tuning is better than full tuning, LoRA, PiSSA and AdaLoRA",
+        "Table 3 transparent objects: with about as many parameters, subspace tuning is better than LoRA",
+        "Table 4 clothed bodies: mined subspaces are better than singular vectors of the weights, same K",
+        "Tables 2, 4 clothed bodies: a larger k is better than a small one",
+    ):
+        assert found[claim] == expected, claim
+    # the rows of both ranks have equal numbers, and LoRA does not depend on its rank
+    assert (
+        found["Table 5 clothed bodies: adapters of rank 16 instead of 4 give subspaces that are about as good"]
+        == "holds"
+    )
+    assert found["Table 2 clothed bodies: PiSSA degrades as its rank grows"] == "not shown"
+    (angles,) = (verdict for claim, verdict in found.items() if claim.startswith("Figure 6"))
+    assert angles == "not run"
+
+
+def row(values: list[float], metric: str = "accuracy", is_base: bool = False) -> RowResult:
+    some_row = None if is_base else rate_runs(NANO, ["tasks"])[0].row
+    return RowResult(some_row, 1e-3, {seed: {"test": {metric: value}} for seed, value in enumerate(values)})
+
+
+def test_a_difference_counts_where_it_is_larger_than_the_spread():
+    first, second = [0.10, 0.12, 0.14], [0.16, 0.17, 0.18]
+    spread = (statistics.variance(first) + statistics.variance(second)) ** 0.5
+    outcome = compare(row(first), row(second), "test", "accuracy")
+    assert (outcome.word, outcome.difference, outcome.spread) == ("better", pytest.approx(0.05), pytest.approx(spread))
+    assert compare(row(second), row(first), "test", "accuracy").word == "worse"
+    assert compare(row(first), row([0.12, 0.14, 0.16]), "test", "accuracy").word == "level"
+    higher = (row(values, "normal_consistency") for values in (first, second))
+    assert compare(*higher, "test", "normal_consistency").word == "worse"
+
+
+def test_one_seed_decides_nothing_and_the_base_has_no_spread():
+    assert compare(row([0.1]), row([0.2]), "test", "accuracy").word == "unknown"
+    assert compare(row([0.1, 0.12]), row([0.2], is_base=True), "test", "accuracy").word == "better"
+    assert compare(row([0.1, 0.12]), row([]), "test", "accuracy").word == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "verdict"),
+    [
+        (["better", "level"], "better", "holds"),
+        (["worse", "level"], "better", "contradicted"),
+        (["better", "worse"], "better", "mixed"),
+        (["level", "level"], "better", "open"),
+        (["level", "unknown"], "level", "holds"),
+        (["level", "better"], "level", "contradicted"),
+        (["unknown", "unknown"], "better", "unknown"),
+    ],
+)
+def test_verdict_of_a_comparison(words, expected, verdict):
+    assert Comparison("", {str(i): Outcome(word) for i, word in enumerate(words)}, expected).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("holds", "verdict"),
+    [([True, True], "holds"), ([True, False], "holds in part"), ([False], "does not hold"), ([], "not run")],
+)
+def test_verdict_of_a_claim(holds, verdict):
+    assert Claim("", "", checks=[Check("", value) for value in holds]).verdict == verdict
+
+
+def test_the_rate_of_least_validation_error_is_chosen_once_the_grid_is_complete(tmp_path):
+    layout = Layout(tmp_path)
+    write_results(layout, NANO, nothing_differs, ["psv"], seeds=1)
+    (choices,) = read_choices(layout, NANO, ["psv"]).values()
+    assert {name: choice.rate for name, choice in choices.items()} == {"psv": CHOSEN, "subspace": CHOSEN}
+    assert not choices["psv"].at_edge
+    best, *others = sorted(
+        (run for run in rate_runs(NANO, ["psv"]) if run.row.family == "psv"), key=lambda run: run.rate != CHOSEN
+    )
+    record = layout.run(best) / RECORD
+    write_json(record, read_json(record) | {"diverged": "loss was not finite"})
+    (choices,) = read_choices(layout, NANO, ["psv"]).values()
+    assert choices["psv"].errors[CHOSEN] is None and choices["psv"].rate == 3e-4
+    layout.record("bodies", "validation", others[0].name).unlink()
+    (choices,) = read_choices(layout, NANO, ["psv"]).values()
+    assert choices["psv"].rate is None
+
+
+def test_a_part_is_named_as_a_part(tmp_path):
+    layout = Layout(tmp_path / "run")
+    write_results(layout, NANO, subspaces_win, ["psv"], seeds=1)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("\n".join(page._README))
+    text = page.write(layout, NANO, {"bodies/full_lr0.001_s0": "disk full"}, tmp_path).read_text(encoding="utf-8")
+    assert "have not been run" in (tmp_path / "README.md").read_text()
+    assert "- printed faces: nothing" in text
+    assert "more than one seed" in text
+    assert "- bodies/full_lr0.001_s0: disk full" in text
+    assert "**holds**" not in text and "**does not hold**" not in text
+
+
+def test_pages_are_written_into_a_checkout_and_notes_survive(tmp_path):
+    layout, checkout = Layout(tmp_path / "run"), tmp_path / "checkout"
+    (checkout / "docs").mkdir(parents=True)
+    readme = "# Head\n\n<!-- results: written by make experiments -->\nold\n<!-- /results -->\ntail\n"
+    (checkout / "README.md").write_text(readme)
+    page.write(layout, NANO, {}, checkout)
+    results, images = checkout / "docs" / "results.md", checkout / "docs" / "images"
+    assert "have not been run" in (checkout / "README.md").read_text()
+    assert not list(images.glob("*"))
+
+    marker = "<!-- notes: kept when this page is written again -->\n"
+    results.write_text(results.read_text().replace(marker, f"{marker}We looked at k.\n"))
+    write_results(layout, NANO, subspaces_win)
+    write_json(
+        layout.out / "experiments.json",
+        {
+            "weights": "0123456789abcdef",
+            "starts": [{"command": "make", "commit": "c0ffee", "time": "now", "device": "CPU", "torch": "2"}],
+        },
+    )
+    page.write(layout, NANO, {}, checkout)
+    text, front = results.read_text(), (checkout / "README.md").read_text()
+    assert f"{marker}We looked at k.\n<!-- /notes -->" in text
+    assert "c0ffee" in text and "Not run" not in text
+    assert front.startswith("# Head\n") and front.endswith("<!-- /results -->\ntail\n") and "\nold\n" not in front
+    # subspace k = 16: 0.08 - 0.026
+    assert "**0.0540 ± 0.0010**" in front
+    for name in page.FIGURES:
+        assert (images / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"docs/images/{name}.png" in front and f"(images/{name}.png)" in text
+
+
+def test_a_readme_without_its_place_is_an_error():
+    with pytest.raises(ValueError, match="results: written by"):
+        page.replace_block("# Head\n", page._README, "text")
+
+
+@pytest.mark.parametrize(
+    ("stat", "text"),
+    [
+        (Stat(0.04123, 0.00072, 3), "0.0412 ± 0.0007"),
+        (Stat(12.345, 0.5, 3), "12.3 ± 0.5"),
+        (Stat(0.5, None, 1), "0.500"),
+        (Stat(0.0, 0.0, 2), "0.00 ± 0.00"),
+        (None, "–"),
+    ],
+)
+def test_numbers_have_three_digits(stat, text):
+    assert tables.number(stat) == text
+
+
+def test_subspaces_that_are_not_disentangled_are_said_to_be_so(tmp_path):
+    layout = Layout(tmp_path)
+    pair = {"attributes": ["texture", "camera"], "mean_smallest": 0.4, "mean_smallest_random": 0.7}
+    analysis = json.loads(json.dumps({"disentanglement": {"output": [pair], "random": {}}}))
+    found = verdicts(paper_claims(load(layout, NANO), NANO, analysis))
+    assert [verdict for claim, verdict in found.items() if claim.startswith("Figure 6")] == ["does not hold"]

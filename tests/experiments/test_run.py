@@ -1,0 +1,92 @@
+"""The verb end to end at smoke scale, through the installed console script."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from subspace3d.configs import ExperimentsConfig
+from subspace3d.experiments.jobs import RECORD
+from subspace3d.files import read_json, write_json
+
+SCRIPT = Path(sys.executable).with_name("subspace3d")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), "experiments", "--scale", "smoke", "--workers", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def records(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob(f"runs/*/*/{RECORD}")}
+
+
+def test_a_part_killed_and_started_again_ends_in_a_page(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--out", str(out), "--only", "psv", "--seeds", "1"]
+    first = subprocess.Popen(
+        [str(SCRIPT), "experiments", "--scale", "smoke", "--workers", "1", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and len(records(out)) < 3:
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = records(out)
+    assert len(before) >= 3
+
+    second = call(*arguments)
+    assert second.returncode == 0, second.stderr
+    finished = {path: time_ns for path, time_ns in records(out).items() if path in before}
+    # the base model and the runs of the grid; those at the chosen rates were measured on the tests as well
+    again = {path for path in before if finished[path] != before[path]}
+    assert all(read_json(path)["splits"][0] == "validation" and len(read_json(path)["splits"]) == 4 for path in again)
+    page = (out / "results.md").read_text(encoding="utf-8")
+    assert "Smoke scale: the numbers mean nothing" in page
+    assert "**Not run:**" in page and "LoRA r = 2" in page and "more than one seed" in page
+    # both starts had one command and one commit
+    assert page.count("subspace3d experiments --scale smoke") == 1 and " 2 starts" in page
+    runs = {path.parent.name for path in records(out)}
+    assert runs >= {"base"} | {f"{row}_lr{rate}_s0" for row in ("psv-4", "subspace-2") for rate in ("0.0001", "0.001")}
+    assert len(runs) == 1 + 4 + 2
+    assert not list(out.rglob("*.tmp*")) and not list(out.glob("runs/*/*/checkpoints"))
+
+    record = read_json(out / "experiments.json")
+    write_json(out / "experiments.json", record | {"weights": "0" * 64})
+    other = call(*arguments, "--collect")
+    assert other.returncode == 2
+    assert "weights" in other.stderr and "000000" in other.stderr
+
+
+@pytest.mark.slow  # two minutes: every experiment, every kind of adapter and mining
+def test_everything_at_smoke_scale(tmp_path):
+    out = tmp_path / "run"
+    done = call("--out", str(out), "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    page = (out / "results.md").read_text(encoding="utf-8")
+    assert "Not run" not in page and "**not run**" not in page and "Failed" not in page
+    mining = read_json(out / "mining.json")
+    for row in (*mining["irls"].values(), *mining["mean"].values()):
+        assert 0 <= row["kept"] <= 1
+        assert set(row["weights"]) == {*(name for name in row["weights"] if name[-3:-2] == "_"), "noise", "wrong"}
+
+
+def test_smoke_results_are_not_published(tmp_path):
+    with pytest.raises(ValueError, match="scale"):
+        ExperimentsConfig(scale="smoke", publish=tmp_path)
+
+
+def test_nothing_is_collected_where_nothing_is(tmp_path):
+    missing = call("--out", str(tmp_path / "typo"), "--collect")
+    assert missing.returncode == 2
+    assert "typo" in missing.stderr
+    assert not (tmp_path / "typo").exists()
