@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup lint test demo pretrain-nano check-wheel clean
+.PHONY: help setup lint test demo pretrain-nano wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,7 +24,8 @@ demo: setup  ## run the whole method at nano scale and write a report
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
 	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain
 
-check-wheel: setup  ## build the wheel and try it in fresh environments
+wheel: setup  ## sdist and wheel into dist/, tried in fresh environments (docs/wheels.md)
+	bash scripts/build_wheel.sh
 	bash scripts/check_wheel.sh
 
 clean:  ## remove everything that was built
