@@ -33,19 +33,23 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
+class FolderInUse(ValueError):
+    """Another process holds the run folder."""
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for this process, if its file system has locks; the system lets go however the process ends.
 
     Raises:
-        ValueError: another process holds it.
+        FolderInUse: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"out: another process is training in {folder}") from None
+            raise FolderInUse(f"out: another process is training in {folder}") from None
         except OSError:
             # a file system without locks, as clusters have them: nothing can be said about other processes there
             pass
