@@ -25,10 +25,10 @@ def note_process(folder: Path, worker: int) -> Callable[[str], object]:
 
 
 def wait_for_go(folder: Path, worker: int) -> Callable[[str], object]:
-    """Jobs note the process that starts them and that process's parent, wait for the file go, and note their end."""
+    """Jobs note their process and its parent, wait for the file go, and note their end."""
 
     def work(name: str) -> None:
-        _append(folder / "started", f"{name} {os.getppid()}")
+        _append(folder / "started", f"{name} {os.getpid()} {os.getppid()}")
         while not (folder / "go").exists():
             time.sleep(0.02)
         _append(folder / "ended", name)

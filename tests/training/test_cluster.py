@@ -63,9 +63,11 @@ def test_every_job_ends_once_when_a_node_is_killed(nodes: Any, tmp_path: Path) -
     names, ended = ["a", "b", "c", "d", "e"], []
 
     def kill_one() -> None:
-        first = _until(lambda: _lines(tmp_path / "started")[NODES - 1 :])
-        killed.append(first[0].split()[0])
-        _kill(nodes, int(first[0].split()[1]))
+        last = _until(lambda: _lines(tmp_path / "started")[NODES - 1 :])[0]
+        name, process, raylet = last.split()
+        _kill(nodes, int(raylet))
+        _until(lambda: not Path(f"/proc/{process}").exists())
+        killed.append(name)
         (tmp_path / "go").touch()
 
     killed: list[str] = []
