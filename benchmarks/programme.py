@@ -219,7 +219,7 @@ def content() -> str:
     data = f"{programme.datasets} data sets of {programme.scenes} scenes of {programme.views} views"
     origin = f"{rendering['device']}, commits {rendering['commit']} and {mining[0]['commit']}"
     parts = [
-        f"{data}; times measured ({origin}), bytes measured (scenes) or exact:",
+        f"{data}; times measured ({origin}), bytes measured on one scene of four views, or exact:",
         measured_table(programme, units, speeds, mining),
         f"Modelled, not measured: the operations are counted, their speed is assumed, {SHARE:.0%} of the "
         f"{roofline.FLOPS / 1e12:.0f} TFLOP/s that large bfloat16 products reach on an H100. Nothing of this was timed "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def joined_cluster(config: ClusterFields) -> Iterator[Cluster | None]:
     import ray
 
     try:
-        ray.init(address=config.ray, log_to_driver=False, logging_level="warning")
+        ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(f"ray: no cluster answers at {config.ray!r}: {describe(error)}") from error
     try:
