@@ -30,6 +30,7 @@ import roofline
 from table import markdown
 from training_memory import build
 
+from subspace3d.bench import harness
 from subspace3d.bench.harness import read_rows
 from subspace3d.files import read_json, write_json
 from subspace3d.training.params import count_trainable
@@ -75,7 +76,11 @@ class Programme:
 
 
 def count_units() -> dict[str, Any]:
-    return {"scene_bytes_per_image": scene_bytes(4), "training_flops_per_image": training_flops(Programme().frames)}
+    return {
+        "scene_bytes_per_image": scene_bytes(4),
+        "training_flops_per_image": training_flops(Programme().frames),
+        **harness.provenance(torch.device("cpu")),
+    }
 
 
 def scene_bytes(views: int) -> int:

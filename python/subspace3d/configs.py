@@ -84,7 +84,7 @@ class GenerateConfig:
     ray_cpus: int = 1
     """With ray: cores of one job."""
     ray_gpus: float | None = None
-    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any."""
+    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     variant: Variant = "auto"
     """Mitsuba variant; auto: the fastest that works on this machine."""
     from_: Annotated[Literal["thuman", "2k2k", "clearpose", "soap", "hndr", "rgbd"] | None, _flag("from")] = None
@@ -244,7 +244,7 @@ class AdaptConfig:
     ray_cpus: int = 1
     """With ray: cores of one job."""
     ray_gpus: float | None = None
-    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any."""
+    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0

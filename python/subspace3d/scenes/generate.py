@@ -7,7 +7,6 @@ many processes there are, and a run that was cut off continues with the scenes t
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -100,10 +99,13 @@ def _run(config: GenerateConfig) -> list[Path]:
         find_pictures(config.pictures)
     if config.ray:
         config = absolute(config, "out", "textures", "pictures")
-    with joined_cluster(config) as cluster:
-        # one variant for all scenes, whatever machine renders them
-        choose = choose_variant if cluster is None else functools.partial(cluster.call, choose_variant)
-        config = dataclasses.replace(config, name=name, variant=choose(config.variant), views=config.scene_views)
+    with joined_cluster(config, on_cpu=config.variant in ("llvm", "scalar")) as cluster:
+        if cluster is None:
+            variant = choose_variant(config.variant)
+        else:
+            # one variant for all scenes, whatever machine renders them; a job may see a GPU it has not asked for
+            variant = cluster.call(choose_variant, config.variant, cluster.gpus > 0)
+        config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
         return _render_missing(config, cluster)
 
 

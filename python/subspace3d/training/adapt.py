@@ -72,7 +72,7 @@ def run(config: AdaptConfig) -> list[Path]:
     todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
     if todo:
         settings.save(config.out / "config.yaml", config)
-        with joined_cluster(config) as cluster:
+        with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
             failures = _tune_all(_Grid(config, backbone, wanted, datasets), todo, cluster)
         exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
     shutil.rmtree(config.out / ".work", ignore_errors=True)

@@ -34,8 +34,12 @@ class ClusterFields(Protocol):
 
 
 @contextlib.contextmanager
-def joined_cluster(config: ClusterFields) -> Iterator[Cluster | None]:
+def joined_cluster(config: ClusterFields, on_cpu: bool = False) -> Iterator[Cluster | None]:
     """Join the cluster at ``config.ray`` and leave it at the end; none without an address.
+
+    Args:
+        config (ClusterFields): address and needs; no ``ray_gpus``: one GPU where the cluster has any.
+        on_cpu (bool): the jobs use none unless ``ray_gpus`` says so.
 
     Raises:
         ValueError: no cluster there, or no machine of it has what one job needs.
@@ -54,7 +58,7 @@ def joined_cluster(config: ClusterFields) -> Iterator[Cluster | None]:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = config.ray_gpus
         if gpus is None:
-            gpus = 1.0 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0.0
+            gpus = 1.0 if not on_cpu and any(machine.get("GPU", 0) >= 1 for machine in machines) else 0.0
         if not any(m.get("CPU", 0) >= config.ray_cpus and m.get("GPU", 0) >= gpus for m in machines):
             have = ", ".join(f"{m.get('CPU', 0):g} and {m.get('GPU', 0):g}" for m in machines)
             raise ValueError(
