@@ -37,6 +37,10 @@ def wait_for_go(folder: Path, worker: int) -> Callable[[str], object]:
     return work
 
 
+def visible_resources() -> tuple[str, str]:
+    return os.environ.get("OMP_NUM_THREADS", ""), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
 def _append(path: Path, line: str) -> None:
     # one write of a short line is not torn
     with open(path, "a", encoding="ascii") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from training.plane_scenes import write_plane_scenes
-from training.pool_work import note_process, wait_for_go
+from training.pool_work import note_process, visible_resources, wait_for_go
 from training.tiny import read_metrics, without_time
 
 from subspace3d import __version__
@@ -98,6 +98,19 @@ def test_failures_are_those_of_the_pool(nodes: Any, tmp_path: Path) -> None:
     too_much = cluster.joined_cluster(dataclasses.replace(_fields(nodes), ray_cpus=9))
     with pytest.raises(ValueError, match=message), too_much:
         pass
+
+
+@pytest.mark.slow(reason="starts a cluster of three nodes")
+def test_jobs_get_the_cores_and_gpus_they_ask_for(nodes: Any) -> None:
+    # Ray takes the number on trust
+    nodes.add_node(num_cpus=3, num_gpus=2)
+    with cluster.joined_cluster(_fields(nodes)) as joined:
+        assert joined is not None and joined.gpus == 1.0
+        assert joined.call(visible_resources) in (("1", "0"), ("1", "1"))
+    with cluster.joined_cluster(dataclasses.replace(_fields(nodes), ray_cpus=3, ray_gpus=2.0)) as joined:
+        assert joined is not None and sorted(joined.call(visible_resources)[1].split(",")) == ["0", "1"]
+    with cluster.joined_cluster(_fields(nodes), on_cpu=True) as joined:
+        assert joined == cluster.Cluster(cpus=1, gpus=0.0)
 
 
 @pytest.mark.slow(reason="starts a cluster of three nodes, renders and tunes on it")
