@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup lint test fuzz faults sanitize demo experiments pretrain-nano check-wheel clean
+.PHONY: help setup lint test fuzz faults sanitize demo experiments pretrain-nano wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,7 +36,8 @@ experiments: setup  ## the paper's tables at nano scale (about 2.5 hours on two 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
 	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --products bf16
 
-check-wheel: setup  ## build the wheel and try it in fresh environments
+wheel: setup  ## sdist and wheel into dist/, tried in fresh environments (docs/wheels.md)
+	bash scripts/build_wheel.sh
 	bash scripts/check_wheel.sh
 
 clean:  ## remove everything that was built

@@ -30,6 +30,13 @@ def _require(condition: bool, name: str, rule: str, value: object) -> None:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
+def _check_cluster(config: Any) -> None:
+    _require(config.ray_cpus >= 1, "ray_cpus", "at least 1", config.ray_cpus)
+    gpus = config.ray_gpus
+    # Ray gives away parts of one GPU, or whole ones
+    _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", "in [0, 1] or a whole number", gpus)
+
+
 @dataclass(frozen=True)
 class DoctorConfig:
     """Say what this machine has and what is missing."""
@@ -74,6 +81,12 @@ class GenerateConfig:
     """Prefix of the data set names; empty: the attribute or the task."""
     workers: int = 0
     """Processes; 0: one per core."""
+    ray: str = ""
+    """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
+    ray_cpus: int = 1
+    """With ray: cores of one job."""
+    ray_gpus: float | None = None
+    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     variant: Variant = "auto"
     """Mitsuba variant; auto: the fastest that works on this machine."""
     from_: Annotated[Literal["thuman", "2k2k", "clearpose", "soap", "hndr", "rgbd"] | None, _flag("from")] = None
@@ -114,6 +127,7 @@ class GenerateConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.views is None or self.views >= 1, "views", "at least 1", self.views)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        _check_cluster(self)
         if self.task != "none":
             _require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
         if self.task != "faces":
@@ -227,6 +241,12 @@ class AdaptConfig:
     """Target preset: aggregator, heads, all."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
+    ray: str = ""
+    """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
+    ray_cpus: int = 1
+    """With ray: cores of one job."""
+    ray_gpus: float | None = None
+    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
@@ -235,6 +255,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        _check_cluster(self)
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 

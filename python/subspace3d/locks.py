@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+
+class FolderInUse(ValueError):
+    """Another process holds the folder or the result."""
+
+
 _held: set[Path] = set()
 # what a file system without locks, or a target that cannot be written, answers; the stage itself says the latter better
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC)
@@ -23,7 +28,7 @@ def exclusive(folder: Path, name: str = "") -> Iterator[None]:
     process ends. Where the file system has no locks, or nothing can be written, nothing is held.
 
     Raises:
-        ValueError: another process holds it.
+        FolderInUse: another process holds it.
     """
     path = Path(os.path.abspath(folder)) / (f".{name}.lock" if name else ".lock")
     if path in _held:
@@ -58,7 +63,7 @@ def _acquire(path: Path, refusal: str) -> IO[str] | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise ValueError(f"out: {refusal}") from None
+            raise FolderInUse(f"out: {refusal}") from None
         except OSError:
             file.close()
             return None

@@ -16,6 +16,7 @@ from training.tiny import CONFIG, tiny_model
 
 from subspace3d.configs import TrainConfig
 from subspace3d.training import memory
+from subspace3d.training.device import peak_memory
 from subspace3d.training.memory import check_memory, estimate_memory
 
 
@@ -106,3 +107,14 @@ def test_largest_pass_is_found_for_budgets_and_processes() -> None:
     assert memory._largest_pass(config, processes=1) == (3, 16)
     assert memory._largest_pass(config, processes=3) == (2, 12)  # of 4 scenes in a step
     assert memory._largest_pass(dataclasses.replace(config, max_images=17), processes=1) == (1, 16)
+
+
+def test_peak_memory_is_read_whatever_the_process_is_called() -> None:
+    """Ray calls its processes ray::<task>."""
+    name = Path("/proc/self/comm")
+    before = name.read_text(encoding="ascii").strip()
+    try:
+        name.write_text("ray::job", encoding="ascii")
+        assert peak_memory(torch.device("cpu")) > 2**20
+    finally:
+        name.write_text(before, encoding="ascii")

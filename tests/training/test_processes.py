@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import distributed_step
+from training import distributed_run, distributed_step
 from training.plane_scenes import write_plane_scenes
 from training.pool_work import note_process
 from training.tiny import read_metrics, without_time
@@ -79,6 +79,41 @@ def test_finetune_under_torchrun(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "pair/checkpoints/step_3/extra.safetensors").is_file()
     rng, _ = load_tensors(tmp_path / "pair/checkpoints/step_3/extra.safetensors")
     assert sorted(rng) == ["rng.0.cpu", "rng.1.cpu"]
+
+
+def test_a_run_continues_on_another_number_of_processes(folder: Path, tmp_path: Path, capfd) -> None:
+    script, scenes = str(Path(distributed_run.__file__)), folder / "scenes/a"
+    distributed_run.main(scenes, tmp_path / "alone")
+    straight = without_time(read_metrics(tmp_path / "alone"))
+    # cut off after step 4, so that both continue from step 3
+    distributed_run.main(scenes, tmp_path / "grown", stop=4)
+    _torchrun(script, str(scenes), str(tmp_path / "grown"))
+    _torchrun(script, str(scenes), str(tmp_path / "shrunk"), "4")
+    distributed_run.main(scenes, tmp_path / "shrunk")
+    assert "step_3 was made by 2 processes, 1 continue" in capfd.readouterr().err
+    for name, processes in (("grown", 2), ("shrunk", 1)):
+        found = without_time(read_metrics(tmp_path / name))
+        assert [line["step"] for line in found] == list(range(1, distributed_run.STEPS + 1))
+        for line, expected in zip(found, straight):
+            assert line["images"] == expected["images"] and line["lr"] == expected["lr"]
+            # sums in another order, relative to terms of size 1 and carried through the steps before
+            for term in ("loss", "camera", "depth", "gradient_norm_aggregator"):
+                assert line[term] == pytest.approx(expected[term], rel=1e-4, abs=1e-5), (name, line["step"], term)
+        state = read_json(tmp_path / name / f"checkpoints/step_{distributed_run.STEPS}/state.json")
+        assert state["processes"] == processes
+    # one process before and after: until it was cut off, the run that grew is the straight one
+    assert without_time(read_metrics(tmp_path / "grown"))[:3] == straight[:3]
+
+
+def test_processes_that_do_not_share_the_run_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    """As on two machines whose disks are their own: each process has a folder, one holds a checkpoint."""
+    script = str(Path(distributed_run.__file__))
+    distributed_run.main(folder / "scenes/a", tmp_path / "run-0", stop=4)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, script, str(folder / "scenes/a"), str(tmp_path / "run-{rank}")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode != 0 and "they find checkpoints of steps [3, 0], by rank" in done.stderr
 
 
 def _killed(command: list[str], when: Callable[[], bool]) -> None:
@@ -170,9 +205,13 @@ def test_failed_adapters_are_listed_and_the_others_finish(
 def test_pool_outlives_its_workers(tmp_path: Path) -> None:
     ended: list[str] = []
     failures = run_jobs(["one", "raises", "two", "dies", "three"], note_process, tmp_path, 1, ended.append)
-    assert failures == {"raises": "no good", "dies": "its process died (exit code -9)"}
+    assert failures == {"raises": "no good", "dies": "its process died (exit code -9, out of memory?)"}
     assert ended == ["one", "raises", "two", "dies", "three"]
     processes = [(tmp_path / name).read_text() for name in ("one", "two", "three")]
     assert len(set(processes)) == 3 and str(os.getpid()) not in processes
+    # two jobs a process
+    run_jobs(["three", "four", "five", "six"], note_process, tmp_path, 1, recycle=2)
+    processes = [(tmp_path / name).read_text() for name in ("three", "four", "five", "six")]
+    assert processes[0] == processes[1] != processes[2] == processes[3]
     with pytest.raises(ValueError, match="weights: no such file"):
         run_jobs(["one"], note_process, tmp_path / "broken", 2)

@@ -7,13 +7,9 @@ many processes there are, and a run that was cut off continues with the scenes t
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,8 @@ from subspace3d.scenes.tasks import SPLITS, draw_task
 from subspace3d.scenes.tasks.faces import find_pictures
 from subspace3d.scenes.texture_maps import find_textures
 from subspace3d.scenes.variant import choose_variant, set_threads
-from subspace3d.training.pool import end_with_parent
+from subspace3d.training.cluster import Cluster, absolute, joined_cluster
+from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
 
 MIN_COVERAGE = 0.03  # least share of a view's pixels with a surface
 MIN_DEPTH = 0.15  # nearest surface allowed in any view
@@ -59,6 +56,14 @@ class Job:
     threads: int  # CPU threads of the renderer
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rendering:
+    """What the jobs of one call share."""
+
+    config: GenerateConfig
+    threads: int
+
+
 def run(config: GenerateConfig) -> list[Path]:
     """Render what is missing and return the folders of the data sets; with ``preview``, draw contact sheets instead.
 
@@ -66,6 +71,7 @@ def run(config: GenerateConfig) -> list[Path]:
         FileNotFoundError: a folder of textures or pictures that does not exist.
         ValueError: data sets of this name were made with other settings; the variant does not work here; or a folder
             of textures or pictures holds too little.
+        SystemExit: with 1 if some scenes could not be rendered; the others stand.
     """
     if config.validate is not None or config.from_ is not None:
         from subspace3d.datasets.existing import run as run_on_existing
@@ -91,29 +97,42 @@ def _run(config: GenerateConfig) -> list[Path]:
         find_textures(config.textures)
     if config.pictures is not None:
         find_pictures(config.pictures)
-    variant = choose_variant(config.variant)
-    config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
+    if config.ray:
+        config = absolute(config, "out", "textures", "pictures")
+    with joined_cluster(config, on_cpu=config.variant in ("llvm", "scalar")) as cluster:
+        if cluster is None:
+            variant = choose_variant(config.variant)
+        else:
+            # one variant for all scenes, whatever machine renders them; a job may see a GPU it has not asked for
+            variant = cluster.call(choose_variant, config.variant, cluster.gpus > 0)
+        config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
+        return _render_missing(config, cluster)
+
+
+def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Path]:
+    name, variant = config.name, config.variant
     record = config.out / f"config-{name}.yaml"
     settings.check_same(record, config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
     _remove_leftovers(datasets)
     scenes = [
-        (index, scene, folder / f"scene_{scene:04d}")
+        f"{folder.name}/scene_{scene:04d}"
         for index, folder in enumerate(datasets)
         for scene in range(_count(config, index))
     ]
-    missing = [scene for scene in scenes if not (scene[2] / "scene.json").is_file()]
+    missing = [scene for scene in scenes if not (config.out / scene / "scene.json").is_file()]
     cores = os.cpu_count() or 1
     # one process drives a GPU better than several
     workers = max(1, min(config.workers or (1 if variant == "cuda" else cores), len(missing)))
-    jobs = [Job(folder, index, scene, config, variant, max(1, cores // workers)) for index, scene, folder in missing]
+    rendering = _Rendering(config, max(1, cores // workers) if cluster is None else cluster.cpus)
     done = len(scenes) - len(missing)
     try:
         with Progress(f"render {name} ({variant})", len(scenes), "scene", initial=done) as progress:
-            _render_all(jobs, workers, progress)
+            failures = _render_all(missing, rendering, workers, cluster, lambda scene: progress.advance())
     finally:
         _remove_leftovers(datasets)
+    exit_on_failures("generate", "scenes", failures, len(scenes), config.out)
     print(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
     return datasets
 
@@ -135,58 +154,27 @@ def _remove_leftovers(datasets: list[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _render_all(jobs: list[Job], workers: int, progress: Progress) -> None:
-    if workers == 1 and len(jobs) <= SCENES_PER_PROCESS:
-        for job in jobs:
-            render_scene(job)
-            progress.advance()
-        return
-    wave = SCENES_PER_PROCESS * workers
-    for start in range(0, len(jobs), wave):
-        _render_wave(jobs[start : start + wave], workers, progress)
+def _render_all(
+    missing: list[str], rendering: _Rendering, workers: int, cluster: Cluster | None, done: Callable[[str], object]
+) -> dict[str, str]:
+    if cluster is None and workers == 1 and len(missing) <= SCENES_PER_PROCESS:
+        return run_here(missing, _set_up, rendering, done)
+    return run_jobs(missing, _set_up, rendering, workers, done, SCENES_PER_PROCESS, cluster)
 
 
-def _render_wave(jobs: list[Job], workers: int, progress: Progress) -> None:
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        for future in as_completed([pool.submit(_work, job) for job in jobs]):
-            future.result()
-            progress.advance()
-    except BaseException as error:
-        processes = set(multiprocessing.active_children()) - others
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
-        if isinstance(error, BrokenProcessPool):
-            raise ChildProcessError("a rendering process died (out of memory?); run again to continue") from error
-        raise
-    pool.shutdown()
+def _set_up(rendering: _Rendering, worker: int) -> Callable[[str], object]:
+    """The function that renders one scene of a process's share."""
+    config = rendering.config
 
+    def work(name: str) -> None:
+        folder = config.out / name
+        if (folder / "scene.json").is_file():
+            return  # by a process that died before it could say so
+        suffix = folder.parent.name.removeprefix(f"{config.name}_")
+        dataset, scene = _suffixes(config).index(suffix), int(folder.name.removeprefix("scene_"))
+        render_scene(Job(folder, dataset, scene, config, config.variant, rendering.threads))
 
-_stopped = False  # in a worker: the parent wants no more scenes
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone acts on it and terminates its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    # killed outright, the parent can end nobody
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _stop(*_: object) -> None:
-    global _stopped
-    _stopped = True
-    raise SystemExit(1)  # through the handlers that remove the unfinished folder; the pool catches it
-
-
-def _work(job: Job) -> None:
-    if _stopped:
-        raise SystemExit(1)
-    render_scene(job)
+    return work
 
 
 def _draw(job: Job, attempt: int) -> tuple[Seeds, Draft]:

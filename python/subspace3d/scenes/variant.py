@@ -67,8 +67,8 @@ def check_variant(name: Variant) -> str:
     return lines[-1].strip() if lines else f"exit status {done.returncode}"
 
 
-def choose_variant(wanted: Variant = "auto") -> Variant:
-    """``wanted`` if it works, or for ``auto`` the first of cuda, llvm, scalar that does.
+def choose_variant(wanted: Variant = "auto", gpu: bool = True) -> Variant:
+    """``wanted`` if it works, or for ``auto`` the first of cuda, llvm, scalar that does; without ``gpu`` not cuda.
 
     Raises:
         ValueError: ``wanted`` is not a variant, or does not work on this machine; says why.
@@ -76,7 +76,7 @@ def choose_variant(wanted: Variant = "auto") -> Variant:
     if wanted != "auto" and wanted not in VARIANTS:
         raise ValueError(f"variant must be auto or one of {list(VARIANTS)}, got {wanted!r}")
     reasons = {}
-    candidates = list(VARIANTS) if wanted == "auto" else [wanted]
+    candidates = [name for name in VARIANTS if gpu or name != "cuda"] if wanted == "auto" else [wanted]
     for name in candidates:
         reason = check_variant(name)
         if not reason:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +24,11 @@ from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.files import atomic_folder, read_record, write_json
 from subspace3d.progress import Progress
 from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
+from subspace3d.training.cluster import Cluster, absolute, joined_cluster
 from subspace3d.training.device import choose_device
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
-from subspace3d.training.pool import describe, run_jobs
+from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
 
@@ -43,7 +43,11 @@ class _Grid:
     backbone: BackboneRecord
     wanted: dict
     folders: dict[str, Path]
-    workers: int
+    threads: int = 0
+    """CPU threads where the settings name none; 0: torch's default."""
+    sharing: int = 1
+    """Jobs on one device."""
+    quiet: bool = False
 
 
 def run(config: AdaptConfig) -> list[Path]:
@@ -53,10 +57,12 @@ def run(config: AdaptConfig) -> list[Path]:
     set that fails does not keep the others from being tuned; all failures are listed at the end.
 
     Raises:
-        ValueError: an adapter in OUT was made with other settings, or settings that suit no data set.
+        ValueError: an adapter in OUT was made with other settings, settings that suit no data set, or no cluster.
         FileNotFoundError: scenes or weights are missing.
         SystemExit: with 1 if some adapters could not be tuned.
     """
+    if config.ray:
+        config = absolute(config, "scenes", "out", "cache_tokens")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
     target_regex(config.targets)
@@ -64,24 +70,11 @@ def run(config: AdaptConfig) -> list[Path]:
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     wanted = run_settings(config.train, {"backbone": backbone.identity, "rank": config.rank, "targets": config.targets})
     todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
-    failures: dict[str, str] = {}
     if todo:
         settings.save(config.out / "config.yaml", config)
-        workers = min(config.workers or _default_workers(config.train.device), len(todo))
-        grid = _Grid(config, backbone, wanted, datasets, workers)
-        if workers == 1:
-            failures = _run_here(grid, todo)
-        else:
-            with Progress("adapt", len(datasets), "adapter", initial=len(datasets) - len(todo)) as progress:
-                failures = run_jobs(todo, _set_up, grid, workers, lambda name: progress.advance(note=name))
-    if failures:
-        print(
-            f"adapt: {len(failures)} of {len(datasets)} adapters failed, the others are in {config.out}:",
-            file=sys.stderr,
-        )
-        for name, message in failures.items():
-            print(f"  {name}: {message}", file=sys.stderr)
-        raise SystemExit(1)
+        with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
+            failures = _tune_all(_Grid(config, backbone, wanted, datasets), todo, cluster)
+        exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
     shutil.rmtree(config.out / ".work", ignore_errors=True)
     return [config.out / name for name in datasets]
 
@@ -111,17 +104,27 @@ def _default_workers(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
 
 
-def _run_here(grid: _Grid, todo: list[str]) -> dict[str, str]:
-    failures: dict[str, str] = {}
-    work = _set_up(grid, 0)
-    for number, name in enumerate(todo, 1):
-        try:
-            work(name)
-        except Exception as error:
-            failures[name] = describe(error)
-            if number < len(todo):
-                work = _set_up(grid, 0)  # a job that failed may have left the backbone wrapped
-    return failures
+def _tune_all(grid: _Grid, todo: list[str], cluster: Cluster | None) -> dict[str, str]:
+    """Tune the adapters of these data sets here, in processes of this machine or on a cluster; returns failures."""
+    train_config = grid.config.train
+    workers = min(grid.config.workers or _default_workers(train_config.device), len(todo))
+    if cluster is None and workers == 1:
+        return run_here(todo, _set_up, grid)
+    if cluster is not None:
+        if not cluster.gpus and train_config.device == "auto":
+            # a job that asked for no GPU may still see those of its machine
+            train_config = dataclasses.replace(train_config, device="cpu")
+        config = dataclasses.replace(grid.config, train=train_config)
+        sharing = max(1, round(1 / cluster.gpus)) if cluster.gpus else 1
+        grid = dataclasses.replace(grid, config=config, threads=cluster.cpus, sharing=sharing, quiet=True)
+    else:
+        on_gpus = train_config.device in ("auto", "cuda") and torch.cuda.is_available()
+        sharing = -(-workers // (torch.cuda.device_count() if on_gpus else 1))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        grid = dataclasses.replace(grid, threads=threads, sharing=sharing, quiet=True)
+    done = len(grid.folders) - len(todo)
+    with Progress("adapt", len(grid.folders), "adapter", initial=done) as progress:
+        return run_jobs(todo, _set_up, grid, workers, lambda name: progress.advance(note=name), cluster=cluster)
 
 
 def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
@@ -130,16 +133,15 @@ def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
     if train_config.device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{worker % torch.cuda.device_count()}"
         train_config = dataclasses.replace(train_config, device=device)
-    elif grid.workers > 1 and not train_config.threads:
-        train_config = dataclasses.replace(train_config, threads=max(1, (os.cpu_count() or 1) // grid.workers))
+    elif not train_config.threads:
+        train_config = dataclasses.replace(train_config, threads=grid.threads)
     config = dataclasses.replace(grid.config, train=train_config)
     model = load_backbone(grid.backbone).to(choose_device(train_config.device))
     model.enable_checkpointing(train_config.checkpointing)
     tuned = add_lora(model, config.rank, config.targets)
     if worker == 0:
-        devices = torch.cuda.device_count() if train_config.device.startswith("cuda") else 1
         image_size = train_config.image_size or model.config.image_size
-        check_memory(tuned, train_config, image_size, sharing=-(-grid.workers // devices))
+        check_memory(tuned, train_config, image_size, sharing=grid.sharing)
     model = tuned.unload()  # type: ignore[operator]
     cache = None
     if config.cache_tokens is not None:
@@ -147,6 +149,8 @@ def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
 
     def work(name: str) -> None:
         nonlocal model
+        if _is_done(config.out / name, grid.wanted):
+            return  # by a process that died before it could say so
         number = list(grid.folders).index(name) + 1
         with contextlib.nullcontext() if cache is None else cache.attached():
             model = _tune_one(config, model, name, grid, f"adapt {name} ({number}/{len(grid.folders)})")
@@ -172,7 +176,7 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
         label=label,
         settings=grid.wanted,
         snapshot=lambda path: save_adapter(tuned, path),
-        quiet=grid.workers > 1,
+        quiet=grid.quiet,
     )
     with atomic_folder(config.out / name) as temporary:
         save_adapter(tuned, temporary)

@@ -42,7 +42,8 @@ def peak_memory(device: torch.device) -> int:
     # getrusage counts what the process that started this one held, too
     status = Path("/proc/self/status")
     if status.is_file():
-        fields = dict(line.split(":") for line in status.read_text(encoding="ascii").splitlines())
+        # a process may have colons in its name
+        fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
         return 1024 * int(fields["VmHWM"].split()[0])
     # kilobytes, but bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -95,8 +96,9 @@ def train(
     """Minimise ``objective`` over the trainable parameters of ``model``, in place.
 
     Writes ``out/metrics.jsonl`` and ``out/checkpoints/step_N``. A run that was cut off continues from its newest
-    checkpoint; on the CPU it then ends in the same bits as one that was not. SIGINT and SIGTERM finish the step, save
-    a checkpoint and raise SystemExit with 128 + the signal's number.
+    checkpoint; on the CPU it then ends in the same bits as one that was not. It may continue on another number of
+    processes, with the same results up to rounding. SIGINT and SIGTERM finish the step, save a checkpoint and raise
+    SystemExit with 128 + the signal's number.
 
     The scenes of a step are divided over the processes torchrun started, and each process's share over forward passes
     of at most ``config.max_images`` images; neither changes the gradients by more than rounding.
@@ -118,7 +120,7 @@ def train(
 
     Raises:
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
-            processes than scenes in a step, or another process trains in ``out``.
+            processes than scenes in a step, they do not share ``out``, or another process trains in it.
         FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
@@ -243,6 +245,7 @@ class _Run:
                 shutil.rmtree(folder, ignore_errors=True)
         self.processes.wait()
         candidates = checkpoints.newest_first(folder)
+        self._check_shared(candidates)
         for path in candidates:
             try:
                 self._continue_from(path)
@@ -264,6 +267,19 @@ class _Run:
         self.images = self._images_before = state["images"]
         self.losses, self.peak_memory = state["losses"], state["peak_memory_bytes"]
         self._seconds_before = state["seconds"]
+        before = state.get("processes", self.processes.count)
+        if self.processes.is_first and before != self.processes.count:
+            print(f"{path} was made by {before} processes, {self.processes.count} continue", file=sys.stderr)
+
+    def _check_shared(self, candidates: list[Path]) -> None:
+        """Processes on several machines must see the files of the first one."""
+        mine = torch.tensor([int(candidates[0].name.removeprefix("step_")) if candidates else 0])
+        found = [int(step) for step in self.processes.gather(mine, self.device)]
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"out must be a folder that all processes share, but in {self.out} they find checkpoints of steps "
+                f"{found}, by rank"
+            )
 
     def _check_settings(self, path: Path, before: dict) -> None:
         for name, value in self.settings.items():
@@ -354,6 +370,7 @@ class _Run:
         """Write a checkpoint of this step; every process must call it."""
         state = {
             "settings": self.settings,
+            "processes": self.processes.count,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "images": self.images,
@@ -378,10 +395,14 @@ class _Run:
         return path
 
     def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back the random state of this process (if as many processes ran before) and that of the method."""
+        """Put back the random state of this process and that of the method."""
         mine = f"rng.{self.processes.rank}."
         if f"{mine}cpu" in tensors:
             torch.set_rng_state(tensors[f"{mine}cpu"])
+        else:
+            # fewer processes ran before: this one starts a stream of its own, the same whenever it is tried
+            seeds = np.random.SeedSequence([self.config.seed, self.processes.rank])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
         if self.device.type == "cuda" and f"{mine}cuda" in tensors:
             torch.cuda.set_rng_state(tensors[f"{mine}cuda"], self.device)
         for name, tensor in self.hook.tensors().items() if self.hook is not None else ():

@@ -6,13 +6,19 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subspace3d.training.cluster import Cluster
 
 Work = Callable[[str], object]
+_LISTED = 20  # failures that are named one by one
 
 
 def run_jobs(
@@ -21,11 +27,15 @@ def run_jobs(
     argument: Any,
     workers: int,
     done: Callable[[str], object] = lambda name: None,
+    recycle: int = 0,
+    cluster: Cluster | None = None,
 ) -> dict[str, str]:
     """Call ``setup(argument, worker)`` once per process and the function it returns once for every name.
 
     A process that fails at a job, or dies of it, is replaced by a new one. When this process is stopped (SIGINT,
     SIGTERM) the others are asked to stop and waited for; when it is killed, they end at once.
+
+    Jobs must be idempotent: a cluster starts a job again when the machine it ran on dies.
 
     Args:
         names (Sequence[str]): one per job.
@@ -33,6 +43,8 @@ def run_jobs(
         argument (Any): handed to ``setup``.
         workers (int): most processes at a time.
         done (Callable): called with the name of every job that ended, well or not.
+        recycle (int): a process is replaced after so many jobs, which bounds its memory; 0: never.
+        cluster (Cluster | None): do the jobs there instead, see `subspace3d.training.cluster`; ``workers`` is not used.
 
     Returns:
         dict: what went wrong, by name of the job.
@@ -40,9 +52,12 @@ def run_jobs(
     Raises:
         ValueError: ``setup`` itself failed; with its message.
     """
+    if cluster is not None:
+        return cluster.run_jobs(names, setup, argument, done, recycle)
     context = multiprocessing.get_context("spawn")
     waiting, failures = deque(names), {}
     busy: dict[Connection, tuple[Any, int, str]] = {}
+    taken: dict[Connection, int] = {}
 
     def start(worker: int) -> None:
         ours, theirs = context.Pipe()
@@ -53,6 +68,7 @@ def run_jobs(
 
     def assign(connection: Connection, process: Any, worker: int) -> None:
         busy[connection] = (process, worker, waiting.popleft())
+        taken[connection] = taken.get(connection, 0) + 1
         connection.send(busy[connection][2])
 
     with _terminate_at_end(busy):
@@ -66,15 +82,17 @@ def run_jobs(
                     kind, message = ready.recv()
                 except EOFError:
                     process.join()
-                    kind, message = "failed", f"its process died (exit code {process.exitcode})"
+                    hint = ", out of memory?" if process.exitcode == -signal.SIGKILL else ""
+                    kind, message = "failed", f"its process died (exit code {process.exitcode}{hint})"
                 if kind == "no start":
                     raise ValueError(message)
                 if kind == "failed":
                     failures[name] = message
                 done(name)
-                if waiting and kind == "done":
+                if waiting and kind == "done" and taken[ready] != recycle:
                     assign(ready, process, worker)
                     continue
+                del taken[ready]
                 ready.close()
                 process.join()
                 if waiting:
@@ -82,8 +100,44 @@ def run_jobs(
     return failures
 
 
+def run_here(
+    names: Sequence[str],
+    setup: Callable[[Any, int], Work],
+    argument: Any,
+    done: Callable[[str], object] = lambda name: None,
+) -> dict[str, str]:
+    """`run_jobs` in this process, one job after the other; ``setup`` is called anew after a job that failed."""
+    failures: dict[str, str] = {}
+    work = setup(argument, 0)
+    for number, name in enumerate(names, 1):
+        try:
+            work(name)
+        except Exception as error:
+            failures[name] = describe(error)
+            if number < len(names):
+                work = setup(argument, 0)
+        done(name)
+    return failures
+
+
+def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int, out: Path) -> None:
+    """List what went wrong, if anything did, and exit with 1.
+
+    Raises:
+        SystemExit: there are failures.
+    """
+    if not failures:
+        return
+    print(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:", file=sys.stderr)
+    for name in list(failures)[:_LISTED]:
+        print(f"  {name}: {failures[name]}", file=sys.stderr)
+    if len(failures) > _LISTED:
+        print(f"  and {len(failures) - _LISTED} more", file=sys.stderr)
+    raise SystemExit(1)
+
+
 def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # closed by the parent: no more jobs; interrupted: the parent reports it
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         name = connection.recv()
@@ -112,7 +166,7 @@ def describe(error: Exception) -> str:
     )
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """End this process at once when the one that started it is gone; for a thread of its own."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -121,18 +175,30 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _terminate_at_end(busy: dict[Connection, tuple[Any, int, str]]) -> Iterator[None]:
+def sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit here, so that what waits in ``finally`` is done."""
+
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    on_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if on_main else None
+    # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        for process, _, _ in busy.values():
-            process.terminate()
-        for process, _, _ in busy.values():
-            process.join()
-        if on_main:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _terminate_at_end(busy: dict[Connection, tuple[Any, int, str]]) -> Iterator[None]:
+    with sigterm_exits():
+        try:
+            yield
+        finally:
+            for process, _, _ in busy.values():
+                process.terminate()
+            for process, _, _ in busy.values():
+                process.join()

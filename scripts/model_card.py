@@ -1,0 +1,98 @@
+"""Write the figures of docs/model_card.md from the header of the weights that ship.
+
+python scripts/model_card.py [--check]
+
+--check changes nothing and fails where the page is not what the header gives. Run it after the weights were replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from subspace3d.backbones.vggt import NANO_WEIGHTS
+from subspace3d.files import load_tensors, sha256
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/model_card.md"
+Stage = tuple[str, dict[str, Any], dict[str, Any]]
+
+
+def stages(header: dict[str, Any]) -> list[Stage]:
+    """Name, recipe and training record of every stage; files of the first releases list them without names."""
+    if "stages" in header:
+        return [(name, stage["recipe"], stage["training"]) for name, stage in header["stages"].items()]
+    pairs = zip(header["recipe"], header["training"])
+    return [(f"stage {number}", recipe, training) for number, (recipe, training) in enumerate(pairs, 1)]
+
+
+def held_out(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figures by kind of scenes; files of the first releases know one kind."""
+    figures = header["held_out"]
+    return {"heldout": figures} if "abs_rel" in figures else figures
+
+
+def table(names: list[str], rows: list[list[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def content(path: Path) -> str:
+    tensors, header = load_tensors(path)
+    data = header.get("data") or header["recipe"][-1]
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    training = [
+        [name, f"{recipe['steps']:,}", f"{recipe['images_per_step']}", " to ".join(map(str, recipe["frames"])),
+         f"{recipe['lr']:g}", f"{recipe['camera_weight']:g}", f"{record['seconds'] / 60:.0f} min"]
+        for name, recipe, record in stages(header)
+    ]  # fmt: skip
+    evaluation = [
+        [kind, f"{row['scenes']}", f"{row['frames']}", f"{row['abs_rel']:.3f}", f"{row['abs_rel_constant']:.3f}",
+         f"{row['times_better']:.2f}", f"{row['rotation_error_median_deg']:.1f}°"]
+        for kind, row in held_out(header).items()
+    ]  # fmt: skip
+    return "\n\n".join(
+        [
+            f"{parameters:,} numbers in {len(tensors)} tensors, float16, {path.stat().st_size / 1e6:.1f} MB; sha256 "
+            f"`{sha256(path)}`.",
+            f"Trained on {data['scenes']:,} scenes of {data['views']} views:",
+            table(["stage", "steps", "images a step", "frames", "peak rate", "camera weight", "time"], training),
+            "Measured on scenes it has not seen:",
+            table(
+                [
+                    "scenes",
+                    "number",
+                    "views",
+                    "Abs Rel",
+                    "of the best constant",
+                    "times better",
+                    "rotation error, median",
+                ],
+                evaluation,
+            ),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail where the page is out of date")
+    check = parser.parse_args().check
+    before = PAGE.read_text(encoding="utf-8")
+    written = content(NANO_WEIGHTS)
+    after = re.sub(
+        r"(<!-- figures -->\n).*?(<!-- /figures -->)",
+        lambda found: f"{found[1]}{written}\n{found[2]}",
+        before,
+        flags=re.DOTALL,
+    )
+    if check:
+        sys.exit(f"{PAGE} is out of date: python scripts/model_card.py" if after != before else 0)
+    PAGE.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

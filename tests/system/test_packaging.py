@@ -1,0 +1,60 @@
+"""What a release says about itself: version, licences, sizes, model card, wheel configuration."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import subspace3d
+import subspace_ext
+
+ROOT = Path(__file__).parents[2]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_version_comes_from_one_place() -> None:
+    (version,) = re.findall(r'^version = "(.*)"$', PROJECT, flags=re.MULTILINE)
+    assert subspace3d.__version__ == subspace_ext.__version__ == subspace_ext.build_info()["version"] == version
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert first is not None and first[1] == version
+    sources = [
+        path
+        for folder in ("python", "subspace_ext", "csrc", "scripts")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".cu", ".h", ".sh") and f'"{version}"' in path.read_text(encoding="utf-8")
+    ]
+    assert sources == []
+
+
+def test_licence_texts_of_what_the_wheel_carries_are_installed() -> None:
+    files = {path.name for path in metadata.files("subspace3d") or [] if "licenses" in path.parts}
+    texts = {path.name for path in (ROOT / "notices").iterdir()}
+    assert files == {"LICENSE", *texts}
+    listed = set(re.findall(r"`([\w-]+\.txt)`", (ROOT / "notices/README.md").read_text(encoding="utf-8")))
+    assert listed == texts - {"README.md"}
+    expression = metadata.metadata("subspace3d")["License-Expression"]
+    assert expression == "Apache-2.0 AND BSD-3-Clause AND LicenseRef-NVIDIA-CUDA-Toolkit-EULA"
+
+
+def test_the_model_card_has_the_figures_of_the_weights() -> None:
+    answer = script("scripts/model_card.py", "--check")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_programme_has_the_figures_of_the_rows() -> None:
+    answer = script("benchmarks/programme.py", "--check")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_wheels_are_configured_for_every_python_that_is_supported() -> None:
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == [f"cp3{minor}-manylinux_x86_64" for minor in (10, 11, 12, 13)]
+    assert 'requires-python = ">=3.10"' in PROJECT
