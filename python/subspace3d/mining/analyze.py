@@ -40,7 +40,7 @@ def run(config: AnalyzeConfig) -> Path:
         FileNotFoundError: a subspace file does not exist.
         ValueError: a file cannot be read, or the files are of different base models or modules.
     """
-    from subspace3d.reporting import figures
+    from subspace3d.reporting import analysis_figures
 
     path = config.out / "analysis.json"
     found = find_subspaces(config.subspaces)
@@ -49,7 +49,7 @@ def run(config: AnalyzeConfig) -> Path:
         print(f"{path}: already made from the same {len(inputs)} subspace files")
         return path
     analysis = {**analyze({attribute: load_subspace(file) for attribute, file in found.items()}), "inputs": inputs}
-    figures.draw_analysis(analysis, config.out)
+    analysis_figures.draw_analysis(analysis, config.out)
     # written last: whoever sees it finds the figures beside it
     files.write_json(path, analysis)
     for line in describe(analysis):

@@ -18,10 +18,11 @@ def _no_analysis(anchor: str, title: str) -> Html:
 
 def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
     """The PNG beside analysis.json; drawn anew when it is gone, because the JSON holds all of it."""
-    from subspace3d.reporting import figures
+    from subspace3d.reporting import analysis_figures
+    from subspace3d.reporting.figures import to_png
 
     path = analysis.path.with_name(f"{name}.png")
-    image = path.read_bytes() if path.is_file() else figures.to_png(figures.DRAWERS[name](analysis.value))
+    image = path.read_bytes() if path.is_file() else to_png(analysis_figures.DRAWERS[name](analysis.value))
     return element("div", picture(image, alt, caption), class_="wide", tabindex="0")
 
 
