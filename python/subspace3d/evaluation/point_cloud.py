@@ -159,8 +159,9 @@ def subsample(count: int, most: int) -> NDArray[np.intp]:
 def surface_distances(pred: PointCloud, true: PointCloud, most_queries: int = MOST_QUERIES) -> dict[str, float]:
     """``accuracy = mean_p min_q |p - q|``, ``completeness = mean_q min_p |p - q|``, p predicted, q true.
 
-    The medians beside them, ``chamfer = (accuracy + completeness) / 2``, and the normal consistency
-    ``(mean_p |n_p . n_q(p)| + mean_q |n_q . n_p(q)|) / 2`` over the same nearest pairs (1 is best). No distance is
+    The medians beside them, ``chamfer = (accuracy + completeness) / 2``, and over the same nearest pairs the normal
+    consistency of either direction (1 is best), ``normal_consistency_accuracy = mean_p |n_p . n_q(p)|`` and
+    ``normal_consistency_completeness = mean_q |n_q . n_p(q)|``, and their mean ``normal_consistency``. No distance is
     capped and no point is dropped from the minima; the means and medians of a cloud of more than ``most_queries``
     points are over that many evenly spaced ones.
 
@@ -178,6 +179,8 @@ def surface_distances(pred: PointCloud, true: PointCloud, most_queries: int = MO
         "completeness_median": float(np.median(completeness)),
         "chamfer": float(accuracy.mean() + completeness.mean()) / 2,
         "normal_consistency": (forward + backward) / 2,
+        "normal_consistency_accuracy": forward,
+        "normal_consistency_completeness": backward,
     }
 
 
