@@ -271,6 +271,9 @@ class AnalyzeConfig:
     """Subspace files, or folders of them; a file's stem names its attribute."""
     out: Path
     """Folder for analysis.json and the figures."""
+    adapters: tuple[Path, ...] = ()
+    """Folders with the adapters that the subspaces were mined from. With them each adapter is left out in turn: is the
+    subspace stable, and how much of an adapter that it has not seen does it explain?"""
 
 
 @dataclass(frozen=True)
