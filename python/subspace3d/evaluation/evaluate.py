@@ -22,7 +22,7 @@ from subspace3d.evaluation.point_cloud import (
 from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
-from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes
+from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_json, sha256, write_json
 from subspace3d.progress import Progress
 
@@ -141,6 +141,7 @@ def _measure_method(
 
     return {
         "mean": mean_over_scenes(record["per_scene"]),
+        "scenes_in_mean": scenes_in_mean(record["per_scene"]),
         "evaluated": len(record["per_scene"]),
         **record,
         "seconds": time.monotonic() - started,

@@ -92,6 +92,11 @@ def mean_over_scenes(per_scene: Mapping[str, Mapping[str, float | None]]) -> dic
     return means
 
 
+def scenes_in_mean(per_scene: Mapping[str, Mapping[str, float | None]]) -> dict[str, int]:
+    """The number of scenes where each metric is defined, over which `mean_over_scenes` averages."""
+    return {name: sum(metrics.get(name) is not None for metrics in per_scene.values()) for name in METRICS}
+
+
 def format_table(results: Mapping[str, Any]) -> str:
     """One row per method, one column per main metric, the best mean of a column marked with ``*``.
 

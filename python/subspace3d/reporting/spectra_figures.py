@@ -62,7 +62,12 @@ def draw_spectra(analysis: Mapping[str, Any]) -> Figure:
         row[0].set_ylabel(f"{attribute}\n$s_i\\,/\\,s_1$", fontsize=9, color=INK)
     axes[0][0].set_ylim(0.7 * lowest, 1.4)
     bar = figure.colorbar(
-        ScalarMappable(depth, colours), ax=[axis for row in axes for axis in row], pad=0.01, aspect=40, shrink=0.8
+        ScalarMappable(depth, colours),
+        ax=[axis for row in axes for axis in row],
+        pad=0.01,
+        aspect=40,
+        shrink=0.8,
+        ticks=MaxNLocator(integer=True, nbins=8),
     )
     bar.set_label("layer", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
