@@ -265,7 +265,7 @@ class MineConfig:
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Spectra and disentanglement of mined subspaces as JSON and PNG."""
+    """Spectra, disentanglement and, given the adapters, stability of mined subspaces as JSON and PNG."""
 
     subspaces: tuple[Path, ...]
     """Subspace files, or folders of them; a file's stem names its attribute."""

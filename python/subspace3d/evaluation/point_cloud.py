@@ -114,8 +114,8 @@ def import_open3d() -> Any:
 def icp(source: Array, target: Array, threshold: float, max_source_points: int = ICP_SOURCE_POINTS) -> IcpResult:
     """Rigid ``argmin_{R, t} sum |R x + t - nn(R x + t)|^2`` over pairs closer than ``threshold``, point to point.
 
-    Open3D's registration_icp from the identity, stopped when fitness and RMSE change by less than 1e-6 relative, or
-    after 30 iterations. No scale is fitted, so align with `umeyama` before.
+    Open3D's registration_icp from the identity, stopped when fitness and RMSE both change by less than 1e-6, or after
+    30 iterations. No scale is fitted, so align with `umeyama` before.
 
     Args:
         source (Array): float64 [n, 3], the prediction, already near ``target``. Of more than ``max_source_points``
