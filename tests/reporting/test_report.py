@@ -12,6 +12,7 @@ from reporting.synthetic_run import METHODS, write_run
 
 from subspace3d.configs import ReportConfig
 from subspace3d.reporting import report
+from subspace3d.reporting.analysis_figures import DRAWERS
 from subspace3d.reporting.html import Html, element, table
 
 
@@ -77,8 +78,8 @@ def test_table_has_all_methods_best_values_and_costs(text):
 def test_pictures_and_figures_are_inside_with_alt_texts(text):
     images = _Page(text).images
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
-    # 4 figures of the analysis, the training curves, and per scene image, truth, and depth and error of each method
-    assert len(images) == 5 + 3 * (2 + 2 * len(METHODS))
+    # the figures of the analysis, the training curves, and per scene image, truth, and depth and error of each method
+    assert len(images) == len(DRAWERS) + 1 + 3 * (2 + 2 * len(METHODS))
 
 
 def test_strings_of_the_run_are_escaped(text):
@@ -103,7 +104,12 @@ def test_missing_parts_are_named(run_folder, tmp_path):
     assert "no training curves" in text
     assert "no config.yaml" in text
     # a figure that is gone is drawn anew from the JSON
-    assert len(_Page(text).images) == 4
+    assert len(_Page(text).images) == len(DRAWERS)
+
+    analysis = json.loads((run_folder / "analysis" / "analysis.json").read_text())
+    (analysis_only / "analysis" / "analysis.json").write_text(json.dumps({**analysis, "version": 1}))
+    text = report.run(ReportConfig(analysis_only, tmp_path / "page.html")).read_text(encoding="utf-8")
+    assert "There is no analysis.json of this version" in text
 
     results_only = tmp_path / "nested" / "deep"
     shutil.copytree(run_folder / "evaluation", results_only)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from subspace3d.reporting.collect import Document
 from subspace3d.reporting.html import Html, details, element, picture, section, table
 
@@ -12,8 +14,15 @@ def _missing(anchor: str, title: str, what: str) -> Html:
 
 def _no_analysis(anchor: str, title: str) -> Html:
     return _missing(
-        anchor, title, "There is no analysis.json: the subspaces were not analyzed in this run (subspace3d analyze)."
+        anchor, title, "There is no analysis.json of this version: run subspace3d analyze on the subspaces of this run."
     )
+
+
+def _readable(analysis: Document | None) -> TypeGuard[Document]:
+    """Whether there is an analysis, and one of the version that the sections show."""
+    from subspace3d.mining.analyze import VERSION
+
+    return analysis is not None and analysis.value.get("version") == VERSION
 
 
 def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
@@ -36,7 +45,7 @@ def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
 
 def spectra(analysis: Document | None) -> Html:
     title = "Do the adapters of an attribute share a subspace?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("spectra", title)
     behaviours: dict[str, dict[str, int]] = analysis.value["behaviours"]
     names = list(next(iter(behaviours.values())))
@@ -70,7 +79,7 @@ def spectra(analysis: Document | None) -> Html:
 
 def largest(analysis: Document | None) -> Html:
     title = "Where are the updates strong?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("largest", title)
     figure = _figure(
         analysis,
@@ -84,7 +93,7 @@ def largest(analysis: Document | None) -> Html:
 
 def disentanglement(analysis: Document | None) -> Html:
     title = "Are the attributes disentangled?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("disentanglement", title)
     result = analysis.value["disentanglement"]
     if not result["output"]:
@@ -133,7 +142,7 @@ def _level(value: float | None) -> str:
 
 def weights(analysis: Document | None) -> Html:
     title = "Which adapters were trusted?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("weights", title)
     rows = []
     for attribute, entry in analysis.value["weights"].items():

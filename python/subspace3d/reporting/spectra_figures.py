@@ -16,7 +16,7 @@ _LINE_STYLES: tuple[Literal["-", "--"], ...] = ("-", "--")
 _MARKERS = ("o", "s")
 _FLOOR = 1e-5
 # the paper's colours of its four kinds of curves: black, red, blue, green
-_BEHAVIOUR_COLOURS = {
+_BEHAVIOUR_COLOURS: dict[str | None, str] = {
     "at rank": "#222222",
     "at rank and beyond": "#D55E00",
     "beyond rank": "#0072B2",
@@ -150,7 +150,7 @@ def draw_behaviours(analysis: Mapping[str, Any]) -> Figure:
     figure, axes = panels(-(-len(attributes) // columns), columns, 5.2, height, sharex=True, sharey=True)
     flat = [axis for row in axes for axis in row]
     last = 0
-    seen = set()
+    seen: set[str | None] = set()
     for axis, attribute in zip(flat, attributes):
         for row, (kind, family) in enumerate(rows):
             for layer, name in by_layer(modules, kind, family):
@@ -174,12 +174,15 @@ def draw_behaviours(analysis: Mapping[str, Any]) -> Figure:
     axis.set_yticks(range(len(rows)), labels)
     for axis in flat[max(0, len(attributes) - columns) : len(attributes)]:
         axis.set_xlabel("layer", fontsize=8.5)
-    names = {"at rank": "drop at r", "at rank and beyond": "drop at r and later", "beyond rank": "drop later than r"}
-    names |= {"none": "no drop", None: "spectrum ends at r"}
-    legend(
-        figure,
-        [Patch(color=_BEHAVIOUR_COLOURS[key], label=name) for key, name in names.items() if key in seen or key],
-    )
+    names: dict[str | None, str] = {
+        "at rank": "drop at r",
+        "at rank and beyond": "drop at r and later",
+        "beyond rank": "drop later than r",
+        "none": "no drop",
+    }
+    if None in seen:
+        names[None] = "spectrum ends at r"
+    legend(figure, [Patch(color=_BEHAVIOUR_COLOURS[key], label=name) for key, name in names.items()])
     return figure
 
 
