@@ -52,11 +52,11 @@ def find_mined_adapters(subspaces: Mapping[str, SubspaceFile], roots: Iterable[P
             raise ValueError(f"the header of {attribute} must have {', '.join(missing)}, got {sorted(subspace.header)}")
         found[attribute] = []
         for adapter in subspace.header["adapters"]:
-            folder = known.get((adapter["sha256"], adapter["config_sha256"]))
-            if folder is None:
+            key = adapter["sha256"], adapter["config_sha256"]
+            if key not in known:
                 below = ", ".join(map(str, roots))
                 raise ValueError(f"adapters must hold those of {attribute}: {adapter['path']} is not below {below}")
-            found[attribute].append(folder)
+            found[attribute].append(known[key])
     return found
 
 
