@@ -288,12 +288,15 @@ class MineConfig:
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Spectra and disentanglement of mined subspaces as JSON and PNG."""
+    """Spectra, disentanglement and, given the adapters, stability of mined subspaces as JSON and PNG."""
 
     subspaces: tuple[Path, ...]
     """Subspace files, or folders of them; a file's stem names its attribute."""
     out: Path
     """Folder for analysis.json and the figures."""
+    adapters: tuple[Path, ...] = ()
+    """Folders with the adapters that the subspaces were mined from. With them each adapter is left out in turn: is the
+    subspace stable, and how much of an adapter that it has not seen does it explain?"""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
             mine.run(
                 MineConfig(adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k)
             )
-        analyze.run(AnalyzeConfig(subspaces=(subspaces,), out=out / "analysis"))
+        analyze.run(AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
 
     def finetune_with(method: Method) -> Callable[[], None]:
         def work() -> None:

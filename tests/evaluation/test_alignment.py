@@ -1,9 +1,10 @@
-"""Umeyama's similarity and the depth scale: planted answers, SciPy, reflections, degenerate input."""
+"""Umeyama's similarity and the depth scale: planted answers, SciPy, evo, reflections, degenerate input."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from evo.core.geometry import umeyama_alignment
 from scipy.spatial.transform import Rotation
 
 from subspace3d.evaluation.alignment import Similarity, scale_alignment, umeyama
@@ -38,6 +39,32 @@ def test_umeyama_rotation_is_that_of_scipy(rng):
     share = weights / weights.sum()
     expected, _ = Rotation.align_vectors(target - share @ target, source - share @ source, weights)
     np.testing.assert_allclose(found.rotation, expected.as_matrix(), atol=1e-9)
+
+
+@pytest.mark.parametrize("with_scale", [True, False])
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_umeyama_is_that_of_evo(rng, with_scale, mirror):
+    source = rng.normal(size=(40, 3))
+    target = source * [1, 1, mirror] + 0.3 * rng.normal(size=(40, 3)) + 2
+    rotation, translation, scale = umeyama_alignment(source.T, target.T, with_scale)
+    assert_same(umeyama(source, target, with_scale=with_scale), Similarity(scale, rotation, translation))
+
+
+def test_umeyama_by_hand():
+    # a quarter turn about z, doubled, moved by (1, 0, 0)
+    source = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    target = np.array([[1.0, 0, 0], [1, 2, 0], [-1, 0, 0]])
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert_same(umeyama(source, target), Similarity(2.0, quarter, np.array([1.0, 0, 0])))
+
+
+def test_a_weight_of_zero_leaves_a_point_out(rng):
+    source, target = rng.normal(size=(2, 10, 3))
+    target[3] = 1e6
+    weights = np.ones(10)
+    weights[3] = 0
+    kept = weights > 0
+    assert_same(umeyama(source, target, weights), umeyama(source[kept], target[kept]), 1e-9)
 
 
 def test_umeyama_is_the_minimum(rng):

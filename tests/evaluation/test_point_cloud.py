@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from subspace3d.evaluation.point_cloud import PointCloud, icp, import_open3d, subsample, surface_distances
@@ -38,6 +39,40 @@ def test_icp_undoes_a_small_motion(rng):
     np.testing.assert_allclose(result.motion.translation, shift, atol=1e-4)
     assert result.fitness == 1.0
     assert result.inlier_rmse < 1e-4
+
+
+def icp_by_definition(source: np.ndarray, target: np.ndarray, threshold: float) -> tuple[np.ndarray, float, float]:
+    """Point-to-point ICP from the identity, with SciPy's tree and SciPy's rotation; Open3D's stopping rule."""
+    tree = cKDTree(target)
+
+    def pairs(points):
+        distances, nearest = tree.query(points)
+        near = distances < threshold
+        return near, nearest[near], near.mean(), np.sqrt(np.mean(distances[near] ** 2))
+
+    moved = source
+    near, nearest, fitness, rmse = pairs(moved)
+    for _ in range(30):
+        before = fitness, rmse
+        mean_source, mean_target = moved[near].mean(axis=0), target[nearest].mean(axis=0)
+        turn, _ = Rotation.align_vectors(target[nearest] - mean_target, moved[near] - mean_source)
+        moved = turn.apply(moved - mean_source) + mean_target
+        near, nearest, fitness, rmse = pairs(moved)
+        if abs(fitness - before[0]) < 1e-6 and abs(rmse - before[1]) < 1e-6:
+            break
+    return moved, fitness, rmse
+
+
+def test_icp_follows_its_definition(rng):
+    target = bumpy_surface(rng, 3000)
+    source = bumpy_surface(rng, 2000) @ Rotation.from_rotvec([0.02, -0.03, 0.02]).as_matrix() + [0.02, 0.03, -0.01]
+    moved, fitness, rmse = icp_by_definition(source, target, threshold=0.05)
+    result = icp(source, target, threshold=0.05)
+    # the same pairs in every iteration, so only round-off is between them
+    np.testing.assert_allclose(result.motion.apply(source), moved, atol=1e-9)
+    assert result.fitness == pytest.approx(fitness)
+    assert result.inlier_rmse == pytest.approx(rmse)
+    assert result.motion.scale == 1.0
 
 
 def test_icp_on_part_of_the_source_finds_the_same_motion(rng):
@@ -109,6 +144,25 @@ def test_distances_are_those_of_open3d(rng):
     result = surface_distances(PointCloud(pred), PointCloud(true))
     assert result["accuracy"] == pytest.approx(np.mean(clouds[0].compute_point_cloud_distance(clouds[1])))
     assert result["completeness"] == pytest.approx(np.mean(clouds[1].compute_point_cloud_distance(clouds[0])))
+
+
+def test_normal_consistency_of_both_directions_is_that_of_open3d(rng):
+    open3d = import_open3d()
+    pred, true = (bumpy_surface(rng, count) + 0.01 * rng.normal(size=(count, 3)) for count in (900, 1300))
+    normals = []
+    for points in (pred, true):
+        cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
+        cloud.estimate_normals()
+        normals.append(np.asarray(cloud.normals))
+    result = surface_distances(PointCloud(pred), PointCloud(true))
+    directions = {
+        "normal_consistency_accuracy": np.einsum("ij,ij->i", normals[0], normals[1][cKDTree(true).query(pred)[1]]),
+        "normal_consistency_completeness": np.einsum("ij,ij->i", normals[1], normals[0][cKDTree(pred).query(true)[1]]),
+    }
+    for name, agreement in directions.items():
+        assert result[name] == pytest.approx(np.abs(agreement).mean(), abs=1e-6), name
+    assert result["normal_consistency"] == pytest.approx(sum(result[name] for name in directions) / 2)
+    assert result["normal_consistency_accuracy"] != result["normal_consistency_completeness"]
 
 
 def test_means_over_evenly_spaced_queries_are_close_to_the_full_ones(rng):

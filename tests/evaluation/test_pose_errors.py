@@ -1,12 +1,13 @@
-"""Relative camera errors by hand, and what they must not depend on."""
+"""Camera errors by hand, against evo and SciPy, and what they must not depend on."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from evo.core import metrics, trajectory
 from scipy.spatial.transform import Rotation
 
-from subspace3d.evaluation.pose import relative_pose_errors, relative_poses
+from subspace3d.evaluation.pose import PairErrors, pose_auc, relative_pose_errors, relative_poses, trajectory_error
 
 
 def cameras(rotations: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -75,6 +76,69 @@ def test_a_predicted_baseline_of_zero_has_no_direction():
     true = cameras(np.stack([np.eye(3)] * 2), np.array([[0.0, 0, 0], [1, 0, 0]]))
     pred = cameras(np.stack([np.eye(3)] * 2), np.zeros((2, 3)))
     assert relative_pose_errors(pred, true).translation_deg.tolist() == [90.0]
+
+
+def test_rotation_errors_are_those_of_scipy(rng):
+    pred, true = random_cameras(rng, 6), random_cameras(rng, 6)
+    first, second = np.triu_indices(6, k=1)
+    turns = [Rotation.from_matrix(extrinsics[:, :, :3]) for extrinsics in (pred, true)]
+    relative = [turn[second] * turn[first].inv() for turn in turns]
+    expected = np.degrees((relative[0] * relative[1].inv()).magnitude())
+    np.testing.assert_allclose(relative_pose_errors(pred, true).rotation_deg, expected, rtol=1e-9)
+
+
+def test_area_under_the_accuracy_curve_by_hand():
+    errors = PairErrors(np.array([0.5, 7.0, 10.0]), np.array([3.2, 2.0]), np.array([True, False, True]))
+    # of two pairs with a baseline the worse errors are 3.2 and 10: counted from 4 and from 11 degrees on
+    assert pose_auc(errors, 5) == pytest.approx(2 / 2 / 5)
+    assert pose_auc(errors, 15) == pytest.approx((12 + 5) / 2 / 15)
+    perfect = PairErrors(np.zeros(1), np.zeros(1), np.ones(1, bool))
+    assert pose_auc(perfect, 30) == 1.0
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        pose_auc(errors, 0)
+    with pytest.raises(ValueError, match="true baseline, got none of 1"):
+        pose_auc(PairErrors(np.zeros(1), np.zeros(0), np.zeros(1, bool)), 5)
+
+
+def test_area_is_that_of_a_cumulated_histogram(rng):
+    errors = PairErrors(rng.uniform(0, 40, size=100), rng.uniform(0, 40, size=100), np.ones(100, bool))
+    counts, _ = np.histogram(np.maximum(errors.rotation_deg, errors.translation_deg), bins=np.arange(31))
+    assert pose_auc(errors, 30) == pytest.approx(np.mean(np.cumsum(counts / 100)))
+
+
+def centres_of(extrinsics: np.ndarray) -> np.ndarray:
+    return -np.einsum("sji,sj->si", extrinsics[:, :, :3], extrinsics[:, :, 3])
+
+
+def test_trajectory_and_rotation_errors_are_those_of_evo(rng):
+    true = random_cameras(rng, 8)
+    pred = cameras(
+        Rotation.from_rotvec(0.2 * rng.normal(size=(8, 3))).as_matrix() @ true[:, :, :3],
+        3 * centres_of(true) + 0.3 * rng.normal(size=(8, 3)),
+    )
+    paths = []
+    for extrinsics in (true, pred):
+        poses = np.tile(np.eye(4), (8, 1, 1))
+        poses[:, :3] = extrinsics
+        paths.append(trajectory.PosePath3D(poses_se3=[np.linalg.inv(pose) for pose in poses]))
+
+    relative = metrics.RPE(metrics.PoseRelation.rotation_angle_deg, delta=1, delta_unit=metrics.Unit.frames)
+    relative.process_data(tuple(paths))
+    first, second = np.triu_indices(8, k=1)
+    found = relative_pose_errors(pred, true).rotation_deg[second - first == 1]
+    np.testing.assert_allclose(found, relative.error, rtol=1e-6)
+
+    paths[1].align(paths[0], correct_scale=True)
+    absolute = metrics.APE(metrics.PoseRelation.translation_part)
+    absolute.process_data(tuple(paths))
+    expected = absolute.get_statistic(metrics.StatisticsType.rmse)
+    assert trajectory_error(centres_of(pred), centres_of(true)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_trajectory_on_one_line_is_refused():
+    line = np.arange(4.0)[:, None] * [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="span at least a plane"):
+        trajectory_error(line, line)
 
 
 @pytest.mark.parametrize(

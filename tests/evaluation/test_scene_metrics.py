@@ -10,7 +10,8 @@ from scipy.spatial.transform import Rotation
 from subspace3d.evaluation.scene_metrics import Views, measure
 from subspace3d.evaluation.table import METRICS
 
-PERFECT = {"normal_consistency": 1.0, "delta_1_25": 1.0, "delta_1_25_raw": 1.0}
+# all that is better when higher is a share or an agreement: 1 at best
+PERFECT = {name: 0.0 if metric.lower_is_better else 1.0 for name, metric in METRICS.items()}
 
 
 def in_another_world(true: Views, scale: float, rng: np.random.Generator) -> Views:
@@ -48,9 +49,13 @@ def test_oracle_is_perfect(rng):
     assert set(result.metrics) == set(METRICS)
     for name, value in result.metrics.items():
         # angles come from differences of rotations with entries of order 1: 1e-15 rad, far below 1e-6 degrees
-        assert value == pytest.approx(PERFECT.get(name, 0.0), abs=1e-6), name
+        assert value == pytest.approx(PERFECT[name], abs=1e-6), name
     assert result.details["scale"] == pytest.approx(training_unit(true))
-    assert result.details["points"] == 4 * (56 * 56 - 9)
+    points = 4 * (56 * 56 - 9)
+    counts = ("points", "queries", "queries_raw", "icp_source_points")
+    assert [result.details[name] for name in counts] == [points] * 4
+    assert result.details["scale_translation"]["fit_points"] == points
+    assert result.details["camera_pairs"] == result.details["camera_pairs_with_baseline"] == 6
 
 
 def test_aligned_values_do_not_see_the_scale_and_raw_values_do(rng):
@@ -58,10 +63,28 @@ def test_aligned_values_do_not_see_the_scale_and_raw_values_do(rng):
     result = measure(in_another_world(true, 1.2 / training_unit(true), rng), true, icp_threshold=0.1)
     assert result.metrics["abs_rel"] == pytest.approx(0, abs=1e-9)
     assert result.metrics["accuracy"] == pytest.approx(0, abs=1e-9)
-    assert result.metrics["abs_rel_raw"] == pytest.approx(0.2)
+    assert result.metrics["abs_rel_scale_translation"] == pytest.approx(0, abs=1e-9)
+    assert result.metrics["abs_rel_frame_affine"] == pytest.approx(0, abs=1e-9)
+    assert result.metrics["point_rel"] == pytest.approx(0, abs=1e-9)
+    assert result.metrics["abs_rel_raw"] == result.metrics["point_rel_raw"] == pytest.approx(0.2)
     assert result.metrics["delta_1_25_raw"] == 1.0
     assert result.metrics["completeness_raw"] > 0.01
     assert result.depth_scale == pytest.approx(training_unit(true) / 1.2)
+
+
+def test_each_alignment_forgives_what_it_fits(rng):
+    _, true = ball_and_wall()
+    # a shift of the depths that differs from view to view is forgiven by the fit per frame alone
+    shifted = true.depths + np.linspace(0.1, 0.7, len(true.depths))[:, None, None]
+    metrics = measure(Views(shifted, true.intrinsics, true.extrinsics), true, 0.1).metrics
+    assert metrics["abs_rel_frame_affine"] == pytest.approx(0, abs=1e-9)
+    assert metrics["abs_rel"] > metrics["abs_rel_scale_translation"] > 0.01
+    # one shift of all points in their cameras by the fit of scale and translation
+    mask = true.depths > 0
+    fitted = measure(Views(true.depths + 0.5, true.intrinsics, true.extrinsics), true, 0.1)
+    assert fitted.metrics["abs_rel_scale_translation"] < fitted.metrics["abs_rel"]
+    assert fitted.details["frame_affine"]["shift"] == pytest.approx([0.5] * 4)
+    assert fitted.details["points"] == np.count_nonzero(mask)
 
 
 def test_errors_get_worse_with_noise(rng):
@@ -114,9 +137,7 @@ def test_cameras_that_only_turn_leave_depth_and_rotations():
     turning = np.concatenate([true.extrinsics[:, :, :3], np.zeros((len(true.extrinsics), 3, 1))], axis=2)
     result = measure(true, Views(true.depths, true.intrinsics, turning, translation_known=False), 0.1)
     defined = {name for name, value in result.metrics.items() if value is not None}
-    assert defined == {
-        "abs_rel", "abs_rel_raw", "delta_1_25", "delta_1_25_raw", "rotation_error_deg", "rotation_error_deg_median",
-    }  # fmt: skip
+    assert defined == {name for name in METRICS if name.startswith(("abs_rel", "delta", "point", "rotation_error"))}
     assert set(result.metrics) == set(METRICS) == defined | set(result.reasons)
     assert "only how they turn" in result.reasons["chamfer"]
     assert result.metrics["rotation_error_deg"] == pytest.approx(0, abs=1e-6)

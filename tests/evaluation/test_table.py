@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from subspace3d.evaluation.table import METRICS, format_table, mean_over_scenes
+from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes, scenes_in_mean
 
 
 def results(**methods: dict) -> dict:
@@ -10,7 +10,9 @@ def results(**methods: dict) -> dict:
 
 
 def test_mean_is_over_the_scenes_where_a_metric_is_defined():
-    means = mean_over_scenes({"a": {"accuracy": 1.0, "abs_rel": None}, "b": {"accuracy": 2.0, "abs_rel": 0.5}})
+    per_scene = {"a": {"accuracy": 1.0, "abs_rel": None}, "b": {"accuracy": 2.0, "abs_rel": 0.5}}
+    means, counts = mean_over_scenes(per_scene), scenes_in_mean(per_scene)
+    assert (counts["accuracy"], counts["abs_rel"], counts["chamfer"]) == (2, 1, 0)
     assert means["accuracy"] == 1.5
     assert means["abs_rel"] == 0.5
     assert means["chamfer"] is None
@@ -66,3 +68,12 @@ def test_what_was_left_out_is_said():
     assert "skipped empty: no depth" in table
     assert "lora failed on b: not finite" in table
     assert "lora started from other weights than base" in table
+
+
+def test_every_metric_says_what_is_fitted_first():
+    assert {metric.alignment for metric in METRICS.values()} == set(ALIGNMENTS)
+    for name, metric in METRICS.items():
+        assert name.endswith("_raw") == (metric.alignment == "raw"), name
+    # a value after an alignment of the prediction to the truth has a raw one beside it, whatever the alignment
+    for name in ("accuracy", "completeness", "chamfer", "normal_consistency", "abs_rel", "delta_1_25", "point_rel"):
+        assert f"{name}_raw" in METRICS

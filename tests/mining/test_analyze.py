@@ -12,6 +12,7 @@ from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
 from subspace3d.configs import AnalyzeConfig, MineConfig
 from subspace3d.mining import analyze, mine
 from subspace3d.mining.spectra import behaviour, find_drops, place
+from subspace3d.mining.stacks import explained_energy
 from subspace3d.mining.subspace_file import load_subspaces
 
 NAMES = [f"aggregator.frame_blocks.{layer}.attn.qkv" for layer in range(2)] + ["head.out"]
@@ -81,6 +82,10 @@ def test_shared_updates_drop_at_the_rank(tmp_path, rng):
     for spectrum in analysis["spectra"]["texture"].values():
         assert spectrum["drops"] == [RANK]
         assert spectrum["rank"] == spectrum["k"] == RANK
+        values = spectrum["singular_values"]
+        # what is left past the rank is rounding noise, which counts as a millionth of the first value
+        assert spectrum["ratio_at_rank"] == pytest.approx(values[RANK - 1] / (1e-6 * values[0]), rel=1e-3)
+        assert spectrum["largest_ratio_beyond"] == {"at": RANK + 1, "ratio": 1.0}
         assert len(spectrum["singular_values"]) == 3 * RANK
     assert analysis["modules"][NAMES[1]] == {
         "out": 12,
@@ -93,7 +98,26 @@ def test_shared_updates_drop_at_the_rank(tmp_path, rng):
     assert weights["adapters"] == ["0", "1", "2"]
     assert sum(weights["mean"]) == pytest.approx(3, abs=1e-5)
     assert weights["most_down_weighted"] == weights["adapters"][weights["mean"].index(min(weights["mean"]))]
+    assert weights["down_weighted"] == [
+        name for name, share in zip(weights["adapters"], weights["below_half"]) if share > 0.5
+    ]
+    assert analysis["cross_validation"] is None
     assert analysis["disentanglement"] == {"output": [], "input": [], "random": {}}
+
+
+def test_a_bad_adapter_is_named(tmp_path, rng, capsys):
+    (bases,) = _orthogonal_bases(rng, 1)
+    for number in range(4):
+        modules = {name: planted_pair(rng, left, right, 0.02) for name, (left, right) in bases.items()}
+        if number == 2:
+            modules = {name: (torch.randn_like(b), torch.randn_like(a)) for name, (b, a) in modules.items()}
+        write_adapter(tmp_path / "adapters" / "texture" / f"set_{number}", modules)
+    mine.run(MineConfig(tmp_path / "adapters", tmp_path / "subspaces" / "texture.safetensors", k=RANK))
+    analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a"))
+    weights = json.loads((tmp_path / "a" / "analysis.json").read_text())["weights"]["texture"]
+    assert weights["down_weighted"] == ["texture/set_2"]
+    assert weights["below_half"][2] == 1.0
+    assert "less than half of the mean weight in most modules: texture/set_2" in capsys.readouterr().out
 
 
 def test_a_module_nobody_trained_has_no_eigenvalues(tmp_path, rng):
@@ -166,5 +190,5 @@ def test_explained_energy_is_the_share_inside_both_projectors():
     lora_a[1, 1] = 2
     u, v = torch.eye(3, 1, dtype=torch.float64), torch.eye(4, 1, dtype=torch.float64)
     # the update is diag(1, 2), the subspaces hold its first entry: 1 / (1 + 4)
-    share = mine.explained_energy(lora_b[None, None], lora_a[None, None], 3 * u[None], v[None])
+    share = explained_energy(lora_b[None, None], lora_a[None, None], 3 * u[None], v[None])
     torch.testing.assert_close(share, torch.tensor([[0.2]], dtype=torch.float64))

@@ -18,7 +18,7 @@ from mining.synthetic_adapters import (
 )
 
 from subspace3d.configs import MineConfig
-from subspace3d.mining import mine
+from subspace3d.mining import mine, stacks
 from subspace3d.mining.adapters import find_adapters, read_adapter
 from subspace3d.mining.subspace_file import load_subspace
 
@@ -101,7 +101,7 @@ def test_batches_do_not_change_the_result(tmp_path, rng, monkeypatch):
         modules = {f"blocks.{layer}.proj": random_pair(rng, 12, 10, 2) for layer in range(5)}
         write_adapter(tmp_path / "in" / str(number), modules)
     whole = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "whole.safetensors", k=2)))
-    monkeypatch.setattr(mine, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(stacks, "_BATCH_BYTES", 1)
     single = load_subspace(mine.run(MineConfig(tmp_path / "in", tmp_path / "single.safetensors", k=2)))
     for name, module in whole.modules.items():
         torch.testing.assert_close(module.u, single.modules[name].u)

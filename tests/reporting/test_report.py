@@ -17,6 +17,7 @@ from reporting.synthetic_run import METHODS
 from subspace3d.configs import ReportConfig
 from subspace3d.evaluation import pictures
 from subspace3d.reporting import depth_section, report, space_section
+from subspace3d.reporting.analysis_figures import DRAWERS
 from subspace3d.reporting.html import Html, data_block, element, table
 
 
@@ -83,9 +84,9 @@ def test_table_has_all_methods_best_values_and_costs(text):
 def test_pictures_and_figures_are_inside_with_alt_texts(text):
     images = _Page(text).images
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
-    # 4 figures of the analysis, 3 of the results, the training curves; of 2 frames of 3 scenes image, truth, and depth
-    # and error of each method; 4 samples of colour, whose meaning is said beside them
-    assert sum(bool(image["alt"]) for image in images) == 8 + 2 * 3 * (2 + 2 * len(METHODS))
+    # the figures of the analysis, 3 of the results, the training curves; of 2 frames of 3 scenes image, truth, and
+    # depth and error of each method; 4 samples of colour, whose meaning is said beside them
+    assert sum(bool(image["alt"]) for image in images) == len(DRAWERS) + 4 + 2 * 3 * (2 + 2 * len(METHODS))
     assert sum(not image["alt"] for image in images) == 4
 
 
@@ -170,7 +171,12 @@ def test_missing_parts_are_named(run_folder, tmp_path):
     assert "no training curves" in text
     assert "no config.yaml" in text
     # a figure that is gone is drawn anew from the JSON
-    assert len(_Page(text).images) == 4
+    assert len(_Page(text).images) == len(DRAWERS)
+
+    analysis = json.loads((run_folder / "analysis" / "analysis.json").read_text())
+    (analysis_only / "analysis" / "analysis.json").write_text(json.dumps({**analysis, "version": 1}))
+    text = report.run(ReportConfig(analysis_only, tmp_path / "page.html")).read_text(encoding="utf-8")
+    assert "There is no analysis.json of this version" in text
 
     results_only = tmp_path / "nested" / "deep"
     shutil.copytree(run_folder / "evaluation", results_only)

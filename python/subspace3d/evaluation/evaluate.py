@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from subspace3d.configs import EvaluateConfig
 from subspace3d.evaluation import pictures
+from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
 from subspace3d.evaluation.point_cloud import (
     ICP_ITERATIONS,
     ICP_SOURCE_POINTS,
@@ -18,9 +19,10 @@ from subspace3d.evaluation.point_cloud import (
     NORMAL_NEIGHBOURS,
     import_open3d,
 )
+from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
-from subspace3d.evaluation.table import METRICS, format_table, mean_over_scenes
+from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_record, sha256, write_json
 from subspace3d.progress import Progress
 
@@ -141,6 +143,7 @@ def _measure_method(
 
     return {
         "mean": mean_over_scenes(record["per_scene"]),
+        "scenes_in_mean": scenes_in_mean(record["per_scene"]),
         "evaluated": len(record["per_scene"]),
         **record,
         "seconds": time.monotonic() - started,
@@ -240,6 +243,7 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
                 "label": metric.label,
                 "lower_is_better": metric.lower_is_better,
                 "unit": metric.unit,
+                "alignment": metric.alignment,
                 "main": metric.main,
             }
             for name, metric in METRICS.items()
@@ -261,7 +265,7 @@ def _protocol(config: EvaluateConfig) -> dict[str, Any]:
         "frames": config.frames,
         "frame_choice": "floor(i * available / frames); all when fewer",
         "mask": "true depth > 0; no confidence filter, no outlier cut",
-        "cloud_alignment": "Umeyama Sim(3) on all corresponding valid pixels, unweighted, then point-to-point ICP",
+        "alignments": ALIGNMENTS,
         "icp": {
             "threshold": config.icp_threshold,
             "most_source_points": ICP_SOURCE_POINTS,
@@ -269,12 +273,15 @@ def _protocol(config: EvaluateConfig) -> dict[str, Any]:
             "relative_rmse": ICP_TOLERANCE,
             "most_iterations": ICP_ITERATIONS,
         },
-        "depth_alignment": "one scale per scene, least Abs Rel (weighted median of true / predicted)",
-        "raw": "predicted unit = mean distance of the true points from the first camera; first cameras coincide",
+        "delta_threshold": DELTA_THRESHOLD,
+        "point_delta_threshold": POINT_THRESHOLD,
+        "scale_translation_grid": FIT_GRID,
+        "auc_thresholds_deg": list(AUC_THRESHOLDS_DEG),
         "normal_neighbours": NORMAL_NEIGHBOURS,
         "most_queries_each_way": MOST_QUERIES,
         "most_queries_raw": RAW_QUERIES,
-        "camera_pairs": "all i < j; translation error is the angle between directions, 0 to 180 degrees",
+        "camera_pairs": "all i < j; translation error is the angle between directions, 0 to 180 degrees; AUC over the "
+        "pairs with a true baseline, steps of one degree",
         "mean": "over the scenes where a metric is defined",
     }
 

@@ -1,13 +1,15 @@
-"""Camera errors that need no alignment: relative poses of frame pairs."""
+"""Camera errors: relative poses of frame pairs, which need no alignment, and the trajectory after a Sim(3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from subspace3d.evaluation.alignment import Array
+from subspace3d.evaluation.alignment import Array, umeyama
 
+AUC_THRESHOLDS_DEG = (5, 15, 30)
 # A baseline below this share of the longest one is round-off, not a direction.
 _NO_BASELINE = 1e-9
 
@@ -19,10 +21,12 @@ class PairErrors:
     Args:
         rotation_deg (Array): float64 [pairs], 0 to 180.
         translation_deg (Array): float64 [pairs with a true baseline], 0 to 180; empty when no camera moves.
+        moved (NDArray[np.bool_]): [pairs], which pairs have a true baseline.
     """
 
     rotation_deg: Array
     translation_deg: Array
+    moved: NDArray[np.bool_]
 
 
 def relative_poses(extrinsics: Array) -> tuple[Array, Array]:
@@ -72,7 +76,42 @@ def relative_pose_errors(pred: Array, true: Array) -> PairErrors:
     # camera positions relative to the world origin set the size of the round-off
     size = max(float(np.abs(true[:, :, 3]).max()), float(baseline.max()))
     moved = baseline > _NO_BASELINE * size
-    return PairErrors(rotation, _direction_angles(pred_translation[moved], true_translation[moved]))
+    return PairErrors(rotation, _direction_angles(pred_translation[moved], true_translation[moved]), moved)
+
+
+def pose_auc(errors: PairErrors, threshold_deg: int) -> float:
+    """``mean over t = 1, 2, ..., threshold of the share of pairs with max(rotation, translation error) < t degrees``.
+
+    The area under the curve of accuracy over threshold, in steps of one degree, as relative poses are usually scored.
+    Pairs without a true baseline have no translation error and are left out.
+
+    Args:
+        errors (PairErrors): of one scene.
+        threshold_deg (int): end of the curve, at least 1.
+
+    Raises:
+        ValueError: ``threshold_deg`` is below 1, or no true camera moves.
+    """
+    if threshold_deg < 1:
+        raise ValueError(f"threshold_deg must be at least 1, got {threshold_deg}")
+    if len(errors.translation_deg) == 0:
+        raise ValueError(f"errors must have a pair with a true baseline, got none of {len(errors.moved)}")
+    worse = np.maximum(errors.rotation_deg[errors.moved], errors.translation_deg)
+    return float(np.mean(worse[:, None] < np.arange(1, threshold_deg + 1)))
+
+
+def trajectory_error(pred_centres: Array, true_centres: Array) -> float:
+    """``sqrt(mean_i |a(x_i) - y_i|^2)``, a the Sim(3) of `umeyama` from predicted to true centres: the ATE.
+
+    Args:
+        pred_centres (Array): [S, 3], any world frame and unit.
+        true_centres (Array): [S, 3]; their unit is the unit of the result.
+
+    Raises:
+        ValueError: fewer than 3 cameras, or they stand on one line: see `umeyama`.
+    """
+    aligned = umeyama(pred_centres, true_centres).apply(pred_centres)
+    return float(np.sqrt(np.mean(np.sum((aligned - true_centres) ** 2, axis=1))))
 
 
 def _direction_angles(first: Array, second: Array) -> Array:

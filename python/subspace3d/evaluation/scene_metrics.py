@@ -10,15 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subspace3d.evaluation.alignment import Array, Similarity, scale_alignment, umeyama
-from subspace3d.evaluation.depth import absolute_relative, delta_share
-from subspace3d.evaluation.point_cloud import PointCloud, icp, subsample, surface_distances
-from subspace3d.evaluation.pose import relative_pose_errors
+from subspace3d.evaluation.depth import (
+    absolute_relative,
+    align_scale_translation,
+    delta_share,
+    fit_grid,
+    frame_affine_errors,
+    point_errors,
+)
+from subspace3d.evaluation.point_cloud import (
+    ICP_SOURCE_POINTS,
+    MOST_QUERIES,
+    PointCloud,
+    icp,
+    surface_distances,
+)
+from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG, pose_auc, relative_pose_errors, trajectory_error
 
 ALIGNED_CLOUD = (
     "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "normal_consistency",
-    "camera_centre_error",
+    "normal_consistency_accuracy", "normal_consistency_completeness", "camera_centre_error",
 )  # fmt: skip
-RAW_CLOUD = ("accuracy_raw", "completeness_raw")
+RAW_CLOUD = tuple(f"{name}_raw" for name in ALIGNED_CLOUD)
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -42,13 +55,20 @@ class Views:
 
     def points(self, mask: NDArray[np.bool_]) -> Array:
         """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""
+        return self._unproject(self.extrinsics, mask)
+
+    def camera_points(self, mask: NDArray[np.bool_]) -> Array:
+        """The same points, each in the coordinates of the camera that sees it."""
+        return self._unproject(np.broadcast_to(np.eye(3, 4), (len(self.depths), 3, 4)), mask)
+
+    def _unproject(self, extrinsics: Array, mask: NDArray[np.bool_]) -> Array:
         import torch
 
         from subspace3d.backbones.pose import unproject_depth
 
-        arrays = (self.depths, self.extrinsics, self.intrinsics)
-        depths, extrinsics, intrinsics = (torch.from_numpy(np.asarray(array, np.float64)) for array in arrays)
-        return unproject_depth(depths, extrinsics, intrinsics).numpy()[mask]
+        arrays = (self.depths, extrinsics, self.intrinsics)
+        depths, poses, intrinsics = (torch.from_numpy(np.array(array, np.float64)) for array in arrays)
+        return unproject_depth(depths, poses, intrinsics).numpy()[mask]
 
     def first_camera(self) -> Similarity:
         """World to the first camera."""
@@ -118,6 +138,7 @@ def measure(pred: Views, true: Views, icp_threshold: float) -> SceneResult:
 
     result = SceneResult(details={"frames": len(mask), "points": len(true_points), "unit": unit})
     _measure_depth(result, pred.depths, true.depths, mask, unit)
+    _measure_points(result, pred.camera_points(mask), true.camera_points(mask), mask, unit)
     if true.translation_known:
         _measure_cloud(result, pred, true, pred_points, true_points, unit, icp_threshold)
     else:
@@ -136,6 +157,35 @@ def _measure_depth(result: SceneResult, pred: Array, true: Array, mask: NDArray[
     result.metrics["abs_rel"] = absolute_relative(pred * result.depth_scale, true, mask)
     result.metrics["delta_1_25"] = delta_share(pred * result.depth_scale, true, mask)
     result.details["depth_scale"] = result.depth_scale
+    error, share, fits, left_out = frame_affine_errors(pred, true, mask)
+    result.metrics["abs_rel_frame_affine"] = error
+    result.metrics["delta_1_25_frame_affine"] = share
+    result.details["frame_affine"] = {
+        "scale": [fit.scale for fit in fits],
+        "shift": [float(fit.shift[0]) for fit in fits],
+        "pixels_without_relative_error": left_out,
+    }
+
+
+def _measure_points(
+    result: SceneResult, pred_points: Array, true_points: Array, mask: NDArray[np.bool_], unit: float
+) -> None:
+    """Errors of the points in the coordinates of their own cameras, and of their z, after one scale and translation."""
+    result.metrics["point_rel_raw"], result.metrics["point_delta_0_25_raw"] = point_errors(
+        unit * pred_points, true_points
+    )
+    chosen = fit_grid(mask)
+    fit = align_scale_translation(pred_points, true_points, chosen)
+    aligned = fit.apply(pred_points)
+    result.metrics["point_rel"], result.metrics["point_delta_0_25"] = point_errors(aligned, true_points)
+    everywhere = np.ones(len(aligned), bool)
+    result.metrics["abs_rel_scale_translation"] = absolute_relative(aligned[:, 2], true_points[:, 2], everywhere)
+    result.metrics["delta_1_25_scale_translation"] = delta_share(aligned[:, 2], true_points[:, 2], everywhere)
+    result.details["scale_translation"] = {
+        "scale": fit.scale,
+        "translation": fit.shift.tolist(),
+        "fit_points": int(chosen.sum()),
+    }
 
 
 def _measure_cloud(
@@ -151,10 +201,10 @@ def _measure_cloud(
     # raw: both clouds seen from their own first camera, the prediction in the unit it was trained in, nothing fitted
     to_unit = Similarity(unit, np.eye(3), np.zeros(3))
     raw = true.first_camera().inverse().after(to_unit).after(pred.first_camera())
-    raw_cloud = PointCloud(raw.apply(pred_points))
-    few = subsample(len(true_points), RAW_QUERIES)
-    result.metrics["accuracy_raw"] = float(true_cloud.nearest(raw_cloud.points[few])[0].mean())
-    result.metrics["completeness_raw"] = float(raw_cloud.nearest(true_cloud.points[few])[0].mean())
+    raw_values = surface_distances(PointCloud(raw.apply(pred_points)), true_cloud, RAW_QUERIES)
+    raw_values["camera_centre_error"] = _mean_distance(raw.apply(pred.centres()), true.centres())
+    result.metrics |= {f"{name}_raw": value for name, value in raw_values.items()}
+    result.details["queries_raw"] = min(len(true_points), RAW_QUERIES)
     try:
         similarity = umeyama(pred_points, true_points)
     except ValueError as error:
@@ -164,27 +214,47 @@ def _measure_cloud(
     refined = icp(aligned, true_points, icp_threshold)
     result.metrics |= surface_distances(PointCloud(refined.motion.apply(aligned)), true_cloud)
     alignment = refined.motion.after(similarity)
-    offsets = np.linalg.norm(alignment.apply(pred.centres()) - true.centres(), axis=1)
-    result.metrics["camera_centre_error"] = float(offsets.mean())
+    result.metrics["camera_centre_error"] = _mean_distance(alignment.apply(pred.centres()), true.centres())
     result.details |= {
         "scale": alignment.scale,
         "rotation": alignment.rotation.tolist(),
         "translation": alignment.translation.tolist(),
         "icp_fitness": refined.fitness,
         "icp_inlier_rmse": refined.inlier_rmse,
+        "icp_source_points": min(len(aligned), ICP_SOURCE_POINTS),
+        "queries": min(len(true_points), MOST_QUERIES),
     }
+
+
+def _mean_distance(first: Array, second: Array) -> float:
+    return float(np.linalg.norm(first - second, axis=1).mean())
 
 
 def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
     rotation = ("rotation_error_deg", "rotation_error_deg_median")
     translation = ("translation_error_deg", "translation_error_deg_median")
+    areas = tuple(f"pose_auc_{threshold}" for threshold in AUC_THRESHOLDS_DEG)
     if len(true.extrinsics) < 2:
-        result.undefined(rotation + translation, "relative poses need at least 2 frames, got 1")
+        result.undefined(
+            (*rotation, *translation, *areas, "trajectory_error"), "relative poses need at least 2 frames, got 1"
+        )
         return
     errors = relative_pose_errors(pred.extrinsics, true.extrinsics)
-    for names, values in ((rotation, errors.rotation_deg), (translation, errors.translation_deg)):
-        if len(values) == 0:
-            result.undefined(names, "no true camera moves, so the direction of translation is not defined")
-            continue
-        result.metrics[names[0]] = float(values.mean())
-        result.metrics[names[1]] = float(np.median(values))
+    result.details["camera_pairs"] = len(errors.moved)
+    result.details["camera_pairs_with_baseline"] = int(errors.moved.sum())
+    result.metrics[rotation[0]] = float(errors.rotation_deg.mean())
+    result.metrics[rotation[1]] = float(np.median(errors.rotation_deg))
+    if len(errors.translation_deg) == 0:
+        result.undefined(
+            (*translation, *areas, "trajectory_error"),
+            "no true camera moves, so the direction of translation is not defined",
+        )
+        return
+    result.metrics[translation[0]] = float(errors.translation_deg.mean())
+    result.metrics[translation[1]] = float(np.median(errors.translation_deg))
+    for name, threshold in zip(areas, AUC_THRESHOLDS_DEG):
+        result.metrics[name] = pose_auc(errors, threshold)
+    try:
+        result.metrics["trajectory_error"] = trajectory_error(pred.centres(), true.centres())
+    except ValueError as error:
+        result.undefined(("trajectory_error",), f"no Sim(3) alignment of the camera centres: {error}")

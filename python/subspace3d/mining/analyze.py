@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -14,41 +15,49 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
+from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters
 from subspace3d.mining.mine import mean_relative_weights
-from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place
+from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
 from subspace3d.mining.subspace_file import SubspaceFile, find_subspaces, load_subspace, natural_key
 
 FORMAT = "subspace3d-analysis"
-VERSION = 1
+VERSION = 2
 
 # Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
 _RANDOM_PAIRS = 64
 _RANDOM_SEED = 0
 
-_SIDES = {"output": "u", "input": "v"}
+# An adapter is down-weighted in a module where it has less than half of the mean weight.
+_LOW_WEIGHT = 0.5
 
 
 def run(config: AnalyzeConfig) -> Path:
-    """Compare the subspaces of several attributes and write ``analysis.json`` and four figures to ``config.out``.
+    """Compare the subspaces of several attributes and write ``analysis.json`` and its figures to ``config.out``.
 
-    Nothing is done when they were already made from the same files.
+    With ``config.adapters`` the mining is repeated without each adapter in turn. Nothing is done when everything asked
+    for was already made from the same files.
 
     Returns:
         the path of ``analysis.json``.
 
     Raises:
-        FileNotFoundError: a subspace file does not exist.
-        ValueError: a file cannot be read, or the files are of different base models or modules.
+        FileNotFoundError: a subspace file does not exist, or there is no adapter below a folder of them.
+        ValueError: a file cannot be read, the files are of different base models or modules, or an adapter that a
+            subspace was mined from is not found.
     """
     from subspace3d.reporting import analysis_figures
 
     path = config.out / "analysis.json"
     found = find_subspaces(config.subspaces)
     inputs = {attribute: files.sha256(file) for attribute, file in found.items()}
-    if _is_done(path, inputs):
+    if _is_done(path, inputs, bool(config.adapters)):
         print(f"{path}: already made from the same {len(inputs)} subspace files")
         return path
-    analysis = {**analyze({attribute: load_subspace(file) for attribute, file in found.items()}), "inputs": inputs}
+    subspaces = {attribute: load_subspace(file) for attribute, file in found.items()}
+    analysis = {**analyze(subspaces), "inputs": inputs}
+    if config.adapters:
+        adapters = find_mined_adapters(subspaces, config.adapters)
+        analysis["cross_validation"] = cross_validate(subspaces, analysis["attributes"], adapters)
     analysis_figures.draw_analysis(analysis, config.out)
     # written last: whoever sees it finds the figures beside it
     files.write_json(path, analysis)
@@ -58,7 +67,7 @@ def run(config: AnalyzeConfig) -> Path:
     return path
 
 
-def _is_done(path: Path, inputs: Mapping[str, str]) -> bool:
+def _is_done(path: Path, inputs: Mapping[str, str], with_adapters: bool) -> bool:
     if not path.is_file():
         return False
     try:
@@ -66,7 +75,8 @@ def _is_done(path: Path, inputs: Mapping[str, str]) -> bool:
     except ValueError as error:
         print(f"analyzing anew: {error}")
         return False
-    return analysis.get("version") == VERSION and analysis.get("inputs") == inputs
+    same = analysis.get("version") == VERSION and analysis.get("inputs") == inputs
+    return same and (analysis["cross_validation"] is not None or not with_adapters)
 
 
 def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
@@ -91,6 +101,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
         "behaviours": {attribute: _count_behaviours(spectra[attribute]) for attribute in attributes},
         "disentanglement": _disentanglement(subspaces, attributes, modules),
         "weights": {attribute: _weights(subspaces[attribute], modules) for attribute in attributes},
+        "cross_validation": None,
     }
 
 
@@ -100,7 +111,10 @@ def describe(analysis: Mapping[str, Any]) -> list[str]:
     for attribute, counts in analysis["behaviours"].items():
         drops = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         lines.append(f"{attribute}: modules by drop of the spectrum: {drops or 'spectra end at the adapter rank'}")
-    for side in _SIDES:
+        low = analysis["weights"][attribute]["down_weighted"]
+        if low:
+            lines.append(f"{attribute}: less than half of the mean weight in most modules: {', '.join(low)}")
+    for side in SIDES:
         for pair in analysis["disentanglement"][side]:
             if pair["mean_smallest"] is None:
                 continue
@@ -108,6 +122,23 @@ def describe(analysis: Mapping[str, Any]) -> list[str]:
                 f"{' / '.join(pair['attributes'])}, {side} side: smallest eigenvalue {pair['mean_smallest']:.2f}, "
                 f"mean over modules (random subspaces {pair['mean_smallest_random']:.2f})"
             )
+    return lines + _describe_cross_validation(analysis)
+
+
+def _describe_cross_validation(analysis: Mapping[str, Any]) -> list[str]:
+    validation = analysis["cross_validation"]
+    lines = []
+    for attribute, explained in (validation or {"explained": {}})["explained"].items():
+        held_out, stability = explained["held_out"], validation["stability"][attribute]
+        if held_out is None or held_out["mean"] is None:
+            continue
+        others = [share["mean"] for name, share in explained["subspaces"].items() if name != attribute]
+        beside = f", by the other attributes {100 * max(others):.1f} % at most" if others else ""
+        lines.append(
+            f"{attribute}: energy of an adapter explained by the subspace of the others of its attribute "
+            f"{100 * held_out['mean']:.1f} %{beside}; overlap with the subspace mined without one adapter: "
+            f"output {stability['output']['mean']:.2f}, input {stability['input']['mean']:.2f}"
+        )
     return lines
 
 
@@ -155,9 +186,26 @@ def _spectra(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
             "k": subspaces.modules[name].u.shape[1],
             "singular_values": [float(f"{value:.6g}") for value in values],
             "drops": drops,
+            "ratio_at_rank": None if rank is None else _ratio(values, rank),
+            "largest_ratio_beyond": None if rank is None else _largest_ratio(values, rank + 1),
             "behaviour": None if rank is None else behaviour(drops, rank, len(values)),
         }
     return spectra
+
+
+def _ratio(values: list[float], index: int) -> float | None:
+    """``s_i / s_(i+1)``, the step after the i-th singular value; None past the end of the spectrum."""
+    logs = steps(values)
+    return round(math.exp(logs[index - 1]), 4) if index <= len(logs) else None
+
+
+def _largest_ratio(values: list[float], first: int) -> dict[str, Any] | None:
+    """The largest step at or after the ``first``-th singular value."""
+    logs = steps(values)[first - 1 :]
+    if not logs:
+        return None
+    best = max(range(len(logs)), key=logs.__getitem__)
+    return {"at": first + best, "ratio": round(math.exp(logs[best]), 4)}
 
 
 def _count_behaviours(spectra: Mapping[str, Any]) -> dict[str, int]:
@@ -168,10 +216,13 @@ def _count_behaviours(spectra: Mapping[str, Any]) -> dict[str, int]:
 def _weights(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
     relative = [subspaces.modules[name].weights / subspaces.modules[name].weights.mean() for name in modules]
     mean = mean_relative_weights(subspaces).tolist()
+    low = (torch.stack(relative) < _LOW_WEIGHT).double().mean(0).tolist()
     names = [adapter["path"] for adapter in subspaces.header.get("adapters", [])] or [str(n) for n in range(len(mean))]
     return {
         "adapters": names,
         "mean": [round(value, 6) for value in mean],
+        "below_half": [round(value, 6) for value in low],
+        "down_weighted": [name for name, share in zip(names, low) if share > 0.5],
         "most_down_weighted": names[mean.index(min(mean))] if len(names) > 1 else None,
         "modules": {name: [round(value, 6) for value in row.tolist()] for name, row in zip(modules, relative)},
     }
@@ -182,7 +233,7 @@ def _disentanglement(
 ) -> dict[str, Any]:
     random: dict[str, dict[str, list[float]]] = {}
     result: dict[str, Any] = {}
-    for side, field in _SIDES.items():
+    for side, field in SIDES.items():
         result[side] = []
         for one, two in itertools.combinations(attributes, 2):
             rows: dict[str, dict[str, Any]] = {}

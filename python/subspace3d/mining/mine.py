@@ -5,9 +5,7 @@ Modules of equal shape are stacked and mined together, so a network costs a few 
 
 from __future__ import annotations
 
-import dataclasses
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,9 @@ import subspace_ext
 from subspace3d import files
 from subspace3d.configs import MineConfig
 from subspace3d.mining.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
+from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
 from subspace3d.mining.subspace_file import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
 from subspace3d.progress import Progress
-
-# A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
-_BATCH_BYTES = 1 << 30
-_WORKSPACE_FACTOR = 4
-
-Factors = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Modules that are mined in one call: equal sizes, equal largest adapter rank, equal k."""
-
-    out_features: int
-    in_features: int
-    rank: int
-    k: int
 
 
 def run(config: MineConfig) -> Path:
@@ -62,14 +45,14 @@ def run(config: MineConfig) -> Path:
     adapters = [read_adapter(folder) for folder in folders]
     check_same_modules(adapters)
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
-    groups = _group(factors, config.k)
+    groups = group_modules(factors, config.k)
     _report_ignored(adapters)
 
     modules: dict[str, ModuleSubspace] = {}
     details: dict[str, dict[str, Any]] = {}
     with Progress(f"mine {config.out.stem}", len(factors), "module") as progress:
         for group, names in groups.items():
-            for batch in _batches(group, names, len(adapters)):
+            for batch in batches(group, names, len(adapters)):
                 mined = _mine_batch(group, [factors[name] for name in batch], config)
                 for name, (module, detail) in zip(batch, mined):
                     modules[name], details[name] = module, detail
@@ -161,40 +144,10 @@ def _report_ignored(adapters: Sequence[Adapter]) -> None:
         print(f"  not part of any LoRA update and left out: {ignored[0]}{more}")
 
 
-def _group(factors: dict[str, Factors], k: int) -> dict[_Group, list[str]]:
-    groups: defaultdict[_Group, list[str]] = defaultdict(list)
-    most = 0
-    for name in sorted(factors, key=natural_key):
-        ranks = [len(lora_a) for _, lora_a in factors[name]]
-        out_features, in_features = len(factors[name][0][0]), factors[name][0][1].shape[1]
-        most = max(most, sum(ranks))
-        groups[_Group(out_features, in_features, max(ranks), min(k, out_features, in_features, sum(ranks)))].append(
-            name
-        )
-    if k > most:
-        raise ValueError(f"k must be at most the sum of the adapters' ranks, {most}, got {k}")
-    return dict(groups)
-
-
-def _batches(group: _Group, names: Sequence[str], adapters: int) -> Iterator[Sequence[str]]:
-    bytes_per_module = 8 * adapters * group.rank * (group.out_features + group.in_features)
-    size = max(1, _BATCH_BYTES // (_WORKSPACE_FACTOR * bytes_per_module))
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
-
-
-def _pad(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
-    shape = list(tensor.shape)
-    shape[dim] = rank - shape[dim]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
-
-
 def _mine_batch(
-    group: _Group, batch: Sequence[Factors], config: MineConfig
+    group: Group, batch: Sequence[Factors], config: MineConfig
 ) -> list[tuple[ModuleSubspace, dict[str, Any]]]:
-    # [L, N, out, r] and [L, N, r, in]
-    lora_b = torch.stack([torch.stack([_pad(b, group.rank, 1).double() for b, _ in module]) for module in batch])
-    lora_a = torch.stack([torch.stack([_pad(a, group.rank, 0).double() for _, a in module]) for module in batch])
+    lora_b, lora_a = stack(group, batch)
     mined = subspace_ext.mine_subspace(
         lora_b, lora_a, group.k, p=config.p, eps=config.eps, max_iter=config.max_iter, tol=config.tol
     )
@@ -211,31 +164,3 @@ def _mine_batch(
         module = ModuleSubspace(mined.u[index], mined.v[index], mined.singular_values[index], mined.weights[index])
         results.append((module, detail))
     return results
-
-
-def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """``||P_u delta P_v||_F^2 / ||delta||_F^2``, P the projector on the columns: in 0..1, NaN for a zero update.
-
-    Args:
-        lora_b: ``[L, N, out, r]`` float64.
-        lora_a: ``[L, N, r, in]`` float64.
-        u: ``[L, out, k]``.
-        v: ``[L, in, k]``.
-
-    Returns:
-        ``[L, N]`` float64.
-    """
-    left = _orthonormal(u).unsqueeze(1).mT @ lora_b
-    right = lora_a @ _orthonormal(v).unsqueeze(1)
-    return _product_energy(left.mT @ left, right @ right.mT) / _product_energy(lora_b.mT @ lora_b, lora_a @ lora_a.mT)
-
-
-def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns with the same span; columns beyond the numerical rank become zero."""
-    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    return u * (s > 1e-12 * s[..., :1]).unsqueeze(-2)
-
-
-def _product_energy(gram_left: torch.Tensor, gram_right: torch.Tensor) -> torch.Tensor:
-    """``||L R||_F^2 = trace(L^T L R R^T)`` from the two Gram matrices ``[..., r, r]``."""
-    return (gram_left * gram_right).sum((-2, -1))

@@ -43,11 +43,8 @@ def place(name: str) -> ModulePlace:
     return ModulePlace(match["family"], int(match["layer"]), match["kind"] or match["family"].rpartition(".")[2])
 
 
-def find_drops(singular_values: Sequence[float]) -> list[int]:
-    """All i (counted from 1) with a drop between the i-th and the (i + 1)-th singular value.
-
-    With ``d_i = ln(s_i / s_(i+1))``, i is a drop if ``d_i >= ln 1.5`` and ``d_i`` is at least three times the median
-    of the d of its five neighbours on either side. Values below 1e-6 of the first count as equal to that floor.
+def steps(singular_values: Sequence[float]) -> list[float]:
+    """``d_i = ln(s_i / s_(i+1))``, values below 1e-6 of the first taken as that floor; empty when all are zero.
 
     Args:
         singular_values: descending.
@@ -55,10 +52,22 @@ def find_drops(singular_values: Sequence[float]) -> list[int]:
     if not singular_values or singular_values[0] <= 0:
         return []
     logs = [math.log(max(value, _NOISE * singular_values[0])) for value in singular_values]
-    steps = [here - there for here, there in itertools.pairwise(logs)]
+    return [here - there for here, there in itertools.pairwise(logs)]
+
+
+def find_drops(singular_values: Sequence[float]) -> list[int]:
+    """All i (counted from 1) with a drop between the i-th and the (i + 1)-th singular value.
+
+    With the d of `steps`, i is a drop if ``d_i >= ln 1.5`` and ``d_i`` is at least three times the median
+    of the d of its five neighbours on either side.
+
+    Args:
+        singular_values: descending.
+    """
+    logs = steps(singular_values)
     drops = []
-    for index, step in enumerate(steps):
-        around = steps[max(0, index - _NEIGHBOURS) : index] + steps[index + 1 : index + 1 + _NEIGHBOURS]
+    for index, step in enumerate(logs):
+        around = logs[max(0, index - _NEIGHBOURS) : index] + logs[index + 1 : index + 1 + _NEIGHBOURS]
         usual = statistics.median(around) if around else 0.0
         if step >= math.log(DROP_RATIO) and step >= DROP_CONTRAST * usual:
             drops.append(index + 1)

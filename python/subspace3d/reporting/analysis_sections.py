@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from subspace3d.reporting.collect import Document
 from subspace3d.reporting.html import Html, details, element, picture, section, table
 
@@ -12,23 +14,38 @@ def _missing(anchor: str, title: str, what: str) -> Html:
 
 def _no_analysis(anchor: str, title: str) -> Html:
     return _missing(
-        anchor, title, "There is no analysis.json: the subspaces were not analyzed in this run (subspace3d analyze)."
+        anchor, title, "There is no analysis.json of this version: run subspace3d analyze on the subspaces of this run."
     )
 
 
+def _readable(analysis: Document | None) -> TypeGuard[Document]:
+    """Whether there is an analysis, and one of the version that the sections show."""
+    from subspace3d.mining.analyze import VERSION
+
+    return analysis is not None and analysis.value.get("version") == VERSION
+
+
 def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
-    """The PNG beside analysis.json; drawn anew when it is gone, because the JSON holds all of it."""
+    """The PNG beside analysis.json; drawn anew when it is gone, because the JSON holds all of it. Nothing if it cannot
+    be drawn from this analysis.
+    """
     from subspace3d.reporting import analysis_figures
     from subspace3d.reporting.figures import to_png
 
     path = analysis.path.with_name(f"{name}.png")
-    image = path.read_bytes() if path.is_file() else to_png(analysis_figures.DRAWERS[name](analysis.value))
+    if path.is_file():
+        image = path.read_bytes()
+    else:
+        figure = analysis_figures.DRAWERS[name](analysis.value)
+        if figure is None:
+            return Html("")
+        image = to_png(figure)
     return element("div", picture(image, alt, caption), class_="wide", tabindex="0")
 
 
 def spectra(analysis: Document | None) -> Html:
     title = "Do the adapters of an attribute share a subspace?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("spectra", title)
     behaviours: dict[str, dict[str, int]] = analysis.value["behaviours"]
     names = list(next(iter(behaviours.values())))
@@ -44,6 +61,13 @@ def spectra(analysis: Document | None) -> Html:
             "Singular values of the weighted mean of the adapters, over the largest one. A drop right after the "
             "adapters' rank r says that they share one subspace of that size.",
         ),
+        _figure(
+            analysis,
+            "behaviours",
+            "Every module coloured by where its spectrum drops, one panel per attribute, layers from left to right.",
+            "Where in the network the spectra drop: at the adapters' rank r only (one shared subspace), at r and "
+            "again later, later than r only (a shared subspace larger than one adapter), or nowhere.",
+        ),
         table(
             ["drop of the spectrum", *names],
             rows,
@@ -55,7 +79,7 @@ def spectra(analysis: Document | None) -> Html:
 
 def largest(analysis: Document | None) -> Html:
     title = "Where are the updates strong?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("largest", title)
     figure = _figure(
         analysis,
@@ -69,7 +93,7 @@ def largest(analysis: Document | None) -> Html:
 
 def disentanglement(analysis: Document | None) -> Html:
     title = "Are the attributes disentangled?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("disentanglement", title)
     result = analysis.value["disentanglement"]
     if not result["output"]:
@@ -97,6 +121,13 @@ def disentanglement(analysis: Document | None) -> Html:
             "random subspaces of the same sizes (grey bar). Others: all eigenvalues of single modules, and the 5 to "
             "95 % range of random subspaces.",
         ),
+        _figure(
+            analysis,
+            "disentanglement_layers",
+            "Smallest eigenvalue of every pair of attributes over the layers, by side, kind of module and frame or "
+            "global blocks, with the range of random subspaces.",
+            "Smallest eigenvalue of every pair, layer by layer; grey: 5 to 95 % of random subspaces of the same sizes.",
+        ),
         table(
             ["attributes", "output side", "random", "input side", "random"],
             rows,
@@ -111,13 +142,13 @@ def _level(value: float | None) -> str:
 
 def weights(analysis: Document | None) -> Html:
     title = "Which adapters were trusted?"
-    if analysis is None:
+    if not _readable(analysis):
         return _no_analysis("weights", title)
     rows = []
     for attribute, entry in analysis.value["weights"].items():
-        for name, mean in zip(entry["adapters"], entry["mean"]):
-            least = name == entry["most_down_weighted"]
-            rows.append([attribute, name, f"{mean:.2f}", "most down-weighted" if least else ""])
+        for name, mean, low in zip(entry["adapters"], entry["mean"], entry["below_half"]):
+            note = "down-weighted" if name in entry["down_weighted"] else ""
+            rows.append([attribute, name, f"{mean:.2f}", f"{100 * low:.0f} %", note])
     return section(
         "weights",
         title,
@@ -128,5 +159,51 @@ def weights(analysis: Document | None) -> Html:
             "Weight of each adapter in the mean, over the mean weight: a point per module, a bar at their mean. An "
             "adapter that does not fit what the others share gets less than 1.",
         ),
-        details("All weights", table(["attribute", "adapter", "mean relative weight", ""], rows)),
+        details(
+            "All weights",
+            table(["attribute", "adapter", "mean relative weight", "modules below half of the mean", ""], rows),
+        ),
+        *_cross_validation(analysis),
     )
+
+
+def _cross_validation(analysis: Document) -> list[Html]:
+    validation = analysis.value["cross_validation"]
+    if not validation:
+        return []
+    rows = []
+    for attribute, explained in validation["explained"].items():
+        stability = validation["stability"][attribute] or {"output": {"mean": None}, "input": {"mean": None}}
+        others = [share["mean"] for name, share in explained["subspaces"].items() if name != attribute]
+        shares = [
+            explained["subspaces"][attribute]["mean"],
+            explained["held_out"] and explained["held_out"]["mean"],
+            max((share for share in others if share is not None), default=None),
+            explained["random"]["mean"],
+        ]
+        rows.append(
+            [attribute]
+            + ["–" if share is None else f"{100 * share:.1f} %" for share in shares]
+            + [_level(stability[side]["mean"]) for side in ("output", "input")]
+        )
+    return [
+        _figure(
+            analysis,
+            "explained",
+            "Share of the energy of each adapter inside the subspaces of its own and of the other attributes.",
+            "Energy of the adapters inside the subspaces. Held out: the subspace was mined from the other adapters of "
+            "the attribute. Random: what subspaces of the same sizes hold by chance.",
+        ),
+        _figure(
+            analysis,
+            "stability",
+            "Overlap between the subspace of all adapters and those mined without one of them, over the layers.",
+            "Overlap (mean cos² of the principal angles) between the subspace of all adapters and the one mined "
+            "without one of them; line: mean, shade: least to largest over the adapter left out.",
+        ),
+        table(
+            ["attribute", "own", "own, held out", "best of others", "random", "overlap, output", "overlap, input"],
+            rows,
+            "Energy of an adapter inside a subspace, mean over adapters, and the overlap when one is left out.",
+        ),
+    ]

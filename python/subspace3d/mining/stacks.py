@@ -1,0 +1,104 @@
+"""Adapters' factors of equal shape stacked, so that a network costs a few batched calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from subspace3d.mining.subspace_file import natural_key
+
+# A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
+_BATCH_BYTES = 1 << 30
+_WORKSPACE_FACTOR = 4
+
+Factors = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Modules that are mined in one call: equal sizes, equal largest adapter rank, equal k."""
+
+    out_features: int
+    in_features: int
+    rank: int
+    k: int
+
+
+def group_modules(factors: Mapping[str, Factors], k: int) -> dict[Group, list[str]]:
+    """Modules by what makes them stackable; a module too narrow for ``k`` gets ``min(out, in, sum of ranks)``.
+
+    Raises:
+        ValueError: ``k`` is larger than the sum of the adapters' ranks in every module.
+    """
+    groups: defaultdict[Group, list[str]] = defaultdict(list)
+    most = 0
+    for name in sorted(factors, key=natural_key):
+        ranks = [len(lora_a) for _, lora_a in factors[name]]
+        out_features, in_features = len(factors[name][0][0]), factors[name][0][1].shape[1]
+        most = max(most, sum(ranks))
+        groups[Group(out_features, in_features, max(ranks), min(k, out_features, in_features, sum(ranks)))].append(name)
+    if k > most:
+        raise ValueError(f"k must be at most the sum of the adapters' ranks, {most}, got {k}")
+    return dict(groups)
+
+
+def batches(group: Group, names: Sequence[str], adapters: int) -> Iterator[Sequence[str]]:
+    """The modules of a group in parts whose stacks fit in memory."""
+    bytes_per_module = 8 * adapters * group.rank * (group.out_features + group.in_features)
+    size = max(1, _BATCH_BYTES // (_WORKSPACE_FACTOR * bytes_per_module))
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _pad(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = rank - shape[dim]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+
+def stack(group: Group, batch: Sequence[Factors]) -> tuple[torch.Tensor, torch.Tensor]:
+    """lora_b ``[L, N, out, r]`` and lora_a ``[L, N, r, in]``, float64; lower ranks are padded with zeros."""
+    lora_b = torch.stack([torch.stack([_pad(b, group.rank, 1).double() for b, _ in module]) for module in batch])
+    lora_a = torch.stack([torch.stack([_pad(a, group.rank, 0).double() for _, a in module]) for module in batch])
+    return lora_b, lora_a
+
+
+def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """``||P_u delta P_v||_F^2 / ||delta||_F^2``, P the projector on the columns: in 0..1, NaN for a zero update.
+
+    Args:
+        lora_b: ``[L, N, out, r]`` float64.
+        lora_a: ``[L, N, r, in]`` float64.
+        u: ``[L, out, k]``.
+        v: ``[L, in, k]``.
+
+    Returns:
+        ``[L, N]`` float64.
+    """
+    return projected_energy(lora_b, lora_a, u, v) / energy(lora_b, lora_a)
+
+
+def energy(lora_b: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
+    """``||delta||_F^2`` ``[L, N]``."""
+    return _product_energy(lora_b.mT @ lora_b, lora_a @ lora_a.mT)
+
+
+def projected_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """``||P_u delta P_v||_F^2`` ``[L, N]``, shapes as in `explained_energy`."""
+    left = orthonormal(u).unsqueeze(1).mT @ lora_b
+    right = lora_a @ orthonormal(v).unsqueeze(1)
+    return _product_energy(left.mT @ left, right @ right.mT)
+
+
+def orthonormal(columns: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns with the same span, float64; columns beyond the numerical rank become zero."""
+    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return u * (s > 1e-12 * s[..., :1]).unsqueeze(-2)
+
+
+def _product_energy(gram_left: torch.Tensor, gram_right: torch.Tensor) -> torch.Tensor:
+    """``||L R||_F^2 = trace(L^T L R R^T)`` from the two Gram matrices ``[..., r, r]``."""
+    return (gram_left * gram_right).sum((-2, -1))
