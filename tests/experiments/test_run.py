@@ -85,6 +85,13 @@ def test_smoke_results_are_not_published(tmp_path):
         ExperimentsConfig(scale="smoke", publish=tmp_path)
 
 
+def test_a_task_that_the_scale_does_not_have_is_refused(tmp_path):
+    other = call("--out", str(tmp_path / "run"), "--tasks", "glass")
+    assert other.returncode == 2
+    assert "tasks must be among bodies" in other.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_is_collected_where_nothing_is(tmp_path):
     missing = call("--out", str(tmp_path / "typo"), "--collect")
     assert missing.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
@@ -40,19 +41,22 @@ def run(config: ExperimentsConfig) -> Path:
         OUT/results.md.
 
     Raises:
-        ValueError: OUT holds a run of another scale, other weights or another version.
+        ValueError: OUT holds a run of another scale, other weights or another version, or no such task at this scale.
         FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = SCALES[config.scale]
     if config.publish is not None and not (config.publish / "docs").is_dir():
         raise FileNotFoundError(f"publish: no docs folder in {config.publish}")
+    chosen = {task: bank for task, bank in scale.tasks.items() if not config.tasks or task in config.tasks}
+    if not chosen:
+        raise ValueError(f"tasks must be among {', '.join(scale.tasks)} at {scale.name} scale, got {config.tasks}")
     layout = Layout(config.out)
     experiments: tuple[Experiment, ...] = config.only or EXPERIMENTS
     failures: dict[str, str] = {}
     _check_folder(config)
     if not config.collect:
-        failures = _run_all(config, layout, scale, experiments)
+        failures = _run_all(config, layout, dataclasses.replace(scale, tasks=chosen), experiments)
     path = page.write(layout, scale, failures, config.publish)
     print(f"results -> {path}", flush=True)
     if failures:
