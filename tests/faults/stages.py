@@ -54,6 +54,7 @@ class Server:
 
     def run(self, verb: str, folder: Path, log_to: Path | None = None, **how: Any) -> Outcome:
         log = (log_to or folder.parent) / f"{folder.name}.log"
+        log.touch()  # a kill may come before the process has opened it
         order = {"folder": str(folder), "arguments": COMMANDS[verb].split(), "log": str(log), **how}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")

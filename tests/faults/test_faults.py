@@ -232,7 +232,7 @@ def test_two_at_a_time(server: Server, reference: Reference, verb: str, tmp_path
 
 
 @pytest.mark.slow  # seconds each, as all of these together take minutes
-@pytest.mark.parametrize("verb", ["adapt", "finetune", "evaluate"])
+@pytest.mark.parametrize("verb", ["adapt", "finetune"])
 def test_little_memory(server: Server, reference: Reference, verb: str, tmp_path: Path) -> None:
     folder = reference.start(verb, tmp_path / "run")
     starved = server.run(verb, folder, spare_bytes=1 << 23)
