@@ -136,7 +136,8 @@ def _task_claims(task: TaskResults, scale: Scale, table: str) -> list[Claim]:
     others = [_best(task, scale, family) for family in ("full", "lora", "pissa", "adalora")]
     beats = [part for split in TESTS for other in others for part in _against(ours, other, split)]
     better_than_base = [part for split in TESTS for part in _against(ours, task.base, split)]
-    smallest, equal = _family(task, scale, "lora")[0], None
+    smallest = _family(task, scale, "lora")[0]
+    equal: RowResult | None = None
     if (size := smallest.cost("trainable")) is not None:
         known = [(cost.mean, row) for row in _family(task, scale, "subspace") if (cost := row.cost("trainable"))]
         equal = min(known, key=lambda pair: abs(pair[0] - size.mean))[1] if known else None

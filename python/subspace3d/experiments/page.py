@@ -115,7 +115,7 @@ def _what_was_run(run: Mapping[str, Any] | None, scale: Scale) -> str:
     starts = run["starts"] if run else []
     if not starts:
         return "**The experiments have not been run yet.** The plan is at the end of this page."
-    first: dict[tuple, Mapping[str, Any]] = {}
+    first: dict[tuple[str, str, str], Mapping[str, Any]] = {}
     for start in starts:
         first.setdefault((start["command"], start["commit"], start["device"]), start)
     listed = [

@@ -167,14 +167,14 @@ def _render_costs(scale: Scale, sets: Sequence[Mined]) -> list[Cost]:
     datasets = scale.datasets * sum(len(bank.attributes) for bank in banks)
     # each call of the generator renders two test splits beside the scenes it is asked for
     scenes = sum(asked + 2 * max(1, asked // 5) for asked in (scale.train_scenes, scale.validation_scenes))
-    kinds: dict[str, tuple[int, int]] = {
-        "attributes": (datasets, scale.attribute_scenes),
-        **dict.fromkeys(scale.tasks, (1, scenes)),
-        "generic": (1, scale.generic_scenes),
-    }
+    kinds: list[tuple[str, int, int]] = [
+        ("attributes", datasets, scale.attribute_scenes),
+        *((task, 1, scenes) for task in scale.tasks),
+        ("generic", 1, scale.generic_scenes),
+    ]
     return [
         Cost(f"render {kind}", count, "images", number * scale.views[kind], SECONDS_PER_IMAGE[kind])
-        for kind, (count, number) in kinds.items()
+        for kind, count, number in kinds
     ]
 
 
