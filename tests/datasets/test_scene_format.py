@@ -1,6 +1,8 @@
 """Scene folders: round trip, resizing, and what bad input gets."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +145,22 @@ def test_exr_depth_is_read(tmp_path, rng):
     make_scene(tmp_path / "s", rng)
     depth = rng.uniform(1, 5, (6, 6)).astype(np.float32)
     depth[0, 0] = 1e10
-    load_mitsuba("scalar").Bitmap(depth[..., None]).write(str(tmp_path / "s/depth/0000.exr"))
+    load_mitsuba().Bitmap(depth[..., None]).write(str(tmp_path / "s/depth/0000.exr"))
     edit(tmp_path / "s", lambda record: record["frames"][0].update(depth="depth/0000.exr"))
     loaded = load_scene(tmp_path / "s").depths[0]
     assert loaded[0, 0] == 0 and np.array_equal(loaded[1:], depth[1:])
+
+
+def test_exr_is_read_on_a_machine_with_one_core(tmp_path):
+    script = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from subspace3d.scenes.variant import load_mitsuba\n"
+        "import numpy as np; from pathlib import Path\n"
+        "from subspace3d.datasets.image_files import read_raw_depth\n"
+        "load_mitsuba().Bitmap(np.full((3, 4, 1), 2.5, np.float32)).write(sys.argv[1])\n"
+        "assert (read_raw_depth(Path(sys.argv[1]), 1.0) == np.full((3, 4), 2.5)).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.exr")], check=True, timeout=60)
 
 
 REFUSED = {

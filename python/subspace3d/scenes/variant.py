@@ -99,6 +99,11 @@ def load_mitsuba(name: Variant | None = None) -> ModuleType:
     if mitsuba.variant() != wanted:
         mitsuba.set_variant(wanted)
     mitsuba.set_log_level(mitsuba.LogLevel.Error)  # warnings would break up the progress bar
+    if name is None:
+        import drjit
+
+        # on one core the pool has no thread beside the caller, who waits for it for ever when it reads or writes an EXR
+        drjit.set_thread_count(max(2, drjit.thread_count()))
     module: ModuleType = mitsuba
     return module
 
