@@ -81,17 +81,17 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
         stages[name] = {"recipe": settings.to_dict(config), "training": asdict(result)}
     if not processes.is_first:
         return
-    held_out = {
-        name: measure(model, MultiViewDataset(out / "scenes" / name, IMAGE_SIZE), frames=4)
-        for name in ("heldout", *TASKS)
-    }
+    measured = {name: MultiViewDataset(out / "scenes" / name, IMAGE_SIZE) for name in ("heldout", *TASKS)}
+    held_out = {name: measure(model, scenes, frames=4) for name, scenes in measured.items()}
     report = {
         "stages": stages,
+        "products": arguments.products,
         "data": {"scenes": len(dataset), "views": arguments.views, "mirror": True, "augment": arguments.augment},
         "held_out": held_out,
     }
     write_json(out / "pretrain.json", report)
     plot_losses([out / name / "metrics.jsonl" for name in STAGES], out / "loss.png")
+    draw_examples(model, measured, out / "examples.png")
     export(model, arguments.export, report)
     print(json.dumps(held_out, indent=1))
 
@@ -231,6 +231,40 @@ def plot_losses(metrics: list[Path], picture: Path) -> None:
         axis.set_xlabel("thousand images")
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def draw_examples(model: nn.Module, measured: dict[str, MultiViewDataset], picture: Path, scenes: int = 2) -> None:
+    """First view of a few scenes of every kind: image, true depth, predicted depth in the colours of the true one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(measured), 3 * scenes, figsize=(2 * 3 * scenes, 2.1 * len(measured)))
+    figure.subplots_adjust(left=0.03, right=0.998, bottom=0.005, top=0.95, wspace=0.03, hspace=0.03)
+    for row, (name, dataset) in zip(axes, measured.items()):
+        row[0].set_ylabel(name)
+        for index, (image, true, predicted) in enumerate(zip(row[::3], row[1::3], row[2::3])):
+            scene = dataset.scene(index)
+            images = torch.from_numpy(scene.images[:4]).permute(0, 3, 1, 2)[None].float() / 255
+            with torch.no_grad():
+                depth = model(images.to(next(model.parameters()).device))["depth"][0, 0, ..., 0].cpu().numpy()
+            truth = np.where(scene.depths[0] > 0, scene.depths[0], np.nan)
+            scale = scale_alignment(
+                depth[None].astype(np.float64), scene.depths[:1].astype(np.float64), truth[None] > 0
+            )
+            low, high = np.nanpercentile(truth, (2, 98))
+            image.imshow(scene.images[0])
+            true.imshow(truth, cmap="turbo_r", vmin=low, vmax=high)
+            predicted.imshow(np.where(np.isnan(truth), np.nan, scale * depth), cmap="turbo_r", vmin=low, vmax=high)
+    for axis, title in zip(axes[0], ("image", "true depth", "predicted depth") * scenes):
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=80)
     plt.close(figure)
 
 
