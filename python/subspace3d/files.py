@@ -191,6 +191,19 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappin
             save_file(stored, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path} could not be written: {error}") from error
+        _order_metadata(temporary)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in another order in every process: same content, same bytes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= size:  # what follows stays where it is; spaces fill the header up
+            file.seek(8)
+            file.write(ordered.ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -10,6 +10,7 @@ from reporting.synthetic_run import ALIGNMENT, METHODS
 from subspace3d.configs import ReportConfig
 from subspace3d.evaluation import pictures
 from subspace3d.reporting import report
+from subspace3d.reporting.analysis_figures import DRAWERS
 
 # share of the canvas' pixels that differ from its background
 _DRAWN = """
@@ -63,7 +64,7 @@ def test_everything_is_there_and_nothing_is_loaded(page):
         " bold: document.querySelectorAll('section b').length }))"
     )
     # 8 figures, 4 samples of colour; of 2 frames of 3 scenes image, truth, and depth and error of each method
-    assert found["images"] == 12 + 2 * 3 * (2 + 2 * len(METHODS))
+    assert found["images"] == len(DRAWERS) + 8 + 2 * 3 * (2 + 2 * len(METHODS))
     assert found["tables"] >= 7
     assert found["loaded"] == []
     assert found["heading"] == "subspace3d: a <run> & more"

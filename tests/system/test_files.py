@@ -1,5 +1,8 @@
 """Nothing partial under a final name; broken files are named."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,3 +52,16 @@ def test_tensors_and_header_round_trip_and_a_truncated_file_is_named(tmp_path):
     (tmp_path / "j.json").write_text("{")
     with pytest.raises(ValueError, match=r"j\.json"):
         read_json(tmp_path / "j.json")
+
+
+def test_tensor_files_of_the_same_content_have_the_same_bytes(tmp_path):
+    script = (
+        "import sys, torch; from pathlib import Path; from subspace3d.files import save_tensors\n"
+        "save_tensors(Path(sys.argv[1]), {'ä': torch.arange(3.0)}, {'text': 'é \\u0001 \"quoted\"', 'list': [1, 2]})\n"
+    )
+    paths = [tmp_path / f"{index}.safetensors" for index in range(4)]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert len({path.read_bytes() for path in paths}) == 1
+    tensors, header = load_tensors(paths[0])
+    assert tensors["ä"].tolist() == [0, 1, 2] and header == {"text": 'é \x01 "quoted"', "list": [1, 2]}

@@ -1,0 +1,63 @@
+"""Markup and ways out of the folder in the files of a run: the page shows one as text and does not follow the other."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from reporting.synthetic_run import write_run
+
+from subspace3d.configs import ReportConfig
+from subspace3d.reporting import report
+
+MARKUP = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>&amp;"
+
+
+class _Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.found.append((tag, [(name, None if tag == "img" and name == "src" else value) for name, value in attrs]))
+
+
+def _with_markup(value, marked: str):
+    """Every string and every key that is free to choose, replaced."""
+    if isinstance(value, dict):
+        return {key: _with_markup(item, marked) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_markup(item, marked) for item in value]
+    return marked if isinstance(value, str) and not value.startswith("subspace3d-") else value
+
+
+@pytest.mark.parametrize("file", ["evaluation/results.json", "analysis/analysis.json"])
+def test_the_report_escapes_every_string(tmp_path: Path, file: str) -> None:
+    """With markup in every string of a file, the page has the tags it has with a harmless word there."""
+    run = write_run(tmp_path / "run", ("texture", "camera"), layers=1, scenes=2)
+    record = json.loads((run / file).read_text())
+    pages = []
+    for marked in ("harmless", MARKUP):
+        (run / file).write_text(json.dumps(_with_markup(record, marked)))
+        pages.append(report.run(ReportConfig(run)).read_text(encoding="utf-8"))
+    plain, attacked = (_Tags(page) for page in pages)
+    assert [tag for tag, _ in attacked.found] == [tag for tag, _ in plain.found]
+    assert [[name for name, _ in attrs] for _, attrs in attacked.found] == [
+        [name for name, _ in attrs] for _, attrs in plain.found
+    ]
+    assert MARKUP not in pages[1] and pages[1].count("<script") == pages[0].count("<script")
+
+
+def test_the_report_embeds_no_file_from_outside(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ("texture",), layers=1, scenes=1)
+    results = run / "evaluation/results.json"
+    record = json.loads(results.read_text())
+    (tmp_path / "secret.txt").write_text("secret")
+    for way in (str(tmp_path / "secret.txt"), "../../secret.txt", "results.json"):
+        record["pictures"][0]["true"] = way
+        results.write_text(json.dumps(record))
+        page = report.run(ReportConfig(run)).read_text(encoding="utf-8")
+        assert "c2VjcmV0" not in page and ("must lie in" in page or "is not a whole safetensors file" in page)
