@@ -37,8 +37,7 @@ class Scale:
     attributes: tuple[Attribute, ...]
     datasets: int  # per attribute
     scenes: int  # per data set
-    target_scenes: int
-    test_scenes: int
+    task_scenes: int  # to tune on; a fifth as many to measure on
     views: int
     resolution: int
     spp: int
@@ -53,8 +52,7 @@ NANO = Scale(
     attributes=ATTRIBUTES,
     datasets=3,
     scenes=8,
-    target_scenes=24,
-    test_scenes=8,
+    task_scenes=30,
     views=6,
     resolution=112,
     spp=16,
@@ -68,8 +66,7 @@ SMOKE = Scale(
     attributes=("texture", "camera"),
     datasets=2,
     scenes=2,
-    target_scenes=2,
-    test_scenes=2,
+    task_scenes=2,
     views=2,
     resolution=56,
     spp=1,
@@ -132,9 +129,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                     scenes=scale.scenes,
                 )
             )
-        target = replace(rendering, out=scenes / "target", attribute="all", seed=config.seed + 1)
-        generate.run(replace(target, name="train", scenes=scale.target_scenes))
-        generate.run(replace(target, name="test", scenes=scale.test_scenes, seed=config.seed + 2))
+        generate.run(replace(rendering, task="glass", scenes=scale.task_scenes, seed=config.seed + 1))
 
     def tune_adapters() -> None:
         train = replace(scale.adapt, seed=config.seed)
@@ -151,7 +146,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
         def work() -> None:
             finetune.run(
                 FinetuneConfig(
-                    scenes=scenes / "target" / "train_00",
+                    scenes=scenes / "glass_train",
                     out=out / "tuned" / method,
                     method=method,
                     subspaces=(subspaces,) if method == "subspace" else (),
@@ -165,7 +160,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
     def measure() -> None:
         evaluate.run(
             EvaluateConfig(
-                scenes=scenes / "target" / "test_00",
+                scenes=scenes / "glass_test",
                 out=out / "evaluation",
                 tuned=tuple(out / "tuned" / method for method in LEARNING_RATES),
                 frames=scale.views,
@@ -174,11 +169,11 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
     datasets = len(scale.attributes) * scale.datasets
     return [
-        Stage(f"generate: render {datasets} attribute data sets and the target scenes", 0.11, render),
-        Stage(f"adapt: tune {datasets} LoRA adapters of rank {scale.rank}", 0.47, tune_adapters),
+        Stage(f"generate: render {datasets} attribute data sets and the task's scenes", 0.2, render),
+        Stage(f"adapt: tune {datasets} LoRA adapters of rank {scale.rank}", 0.4, tune_adapters),
         Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", 0.02, mine_subspaces),
-        *(Stage(f"finetune: {method} on the target scenes", 0.11, finetune_with(method)) for method in LEARNING_RATES),
-        Stage("evaluate: base and tuned models on held-out target scenes", 0.06, measure),
+        *(Stage(f"finetune: {method} on transparent objects", 0.1, finetune_with(method)) for method in LEARNING_RATES),
+        Stage("evaluate: base and tuned models on held-out scenes", 0.07, measure),
         Stage("report", 0.01, lambda: report.run(ReportConfig(run=out))),
     ]
 

@@ -178,7 +178,11 @@ def costs(content: RunContent) -> Html:
             if key == "parameters" and full:
                 row.append("–" if value is None else f"{100 * value / full:.3g} %")
         rows.append(row)
-    return section("costs", title, table(header, rows, "Bars compare the methods within a column."))
+    note = (
+        "Bars compare the methods within a column. On a CPU memory is the most that the process held, earlier runs in "
+        "the same process included."
+    )
+    return section("costs", title, table(header, rows, note))
 
 
 def _cost(method: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, float | None]:
