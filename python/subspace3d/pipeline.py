@@ -62,6 +62,16 @@ NANO = Scale(
     tune=TrainConfig(steps=90, lr=1e-3, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False),
     minutes=8,
 )
+_SMOKE_TRAIN = TrainConfig(
+    steps=2,
+    lr=1e-3,
+    frames=(2, 2),
+    images_per_step=2,
+    image_size=56,
+    save_every=2,
+    checkpointing=False,
+    check_memory=False,
+)
 SMOKE = Scale(
     attributes=("texture", "camera"),
     datasets=2,
@@ -72,26 +82,8 @@ SMOKE = Scale(
     spp=1,
     rank=2,
     k=2,
-    adapt=TrainConfig(
-        steps=2,
-        lr=1e-3,
-        frames=(2, 2),
-        images_per_step=2,
-        image_size=56,
-        save_every=2,
-        checkpointing=False,
-        check_memory=False,
-    ),
-    tune=TrainConfig(
-        steps=2,
-        lr=1e-3,
-        frames=(2, 2),
-        images_per_step=2,
-        image_size=56,
-        save_every=2,
-        checkpointing=False,
-        check_memory=False,
-    ),
+    adapt=_SMOKE_TRAIN,
+    tune=_SMOKE_TRAIN,
     minutes=1,
 )
 # Usual for each method, not tuned here; the verb experiments chooses them on validation scenes.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from adapters.models import TINY
 from training.plane_scenes import plane_views
 
-from subspace3d.backbones.config import VGGTConfig
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
@@ -20,19 +22,7 @@ from subspace3d.training.pretraining import (
 )
 
 SIZE, PATCH = 56, 14
-CONFIG = VGGTConfig(
-    name="tiny",
-    image_size=SIZE,
-    embed_dim=32,
-    num_heads=2,
-    encoder_depth=1,
-    depth=2,
-    layer_scale=1.0,
-    camera_depth=1,
-    depth_features=16,
-    depth_channels=(8, 8, 8, 8),
-    depth_taps=(0, 0, 1, 1),
-)
+CONFIG = dataclasses.replace(TINY, image_size=SIZE)
 
 
 def plane_batch(scenes: int = 2, views: int = 3) -> dict:

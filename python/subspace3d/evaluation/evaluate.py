@@ -63,7 +63,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     methods = method_folders(config.tuned)
     check_backbones(methods, config.backbone)
     backbone = record_backbone(config.backbone, config.weights)
-    scenes = {_scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
+    scenes = {scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
     import_open3d()  # fails before an hour of inference, not after
 
     protocol = _protocol(config)
@@ -301,7 +301,7 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
     return record if all(path.is_file() for path in named) else None
 
 
-def _scene_name(path: Path, root: Path) -> str:
+def scene_name(path: Path, root: Path) -> str:
     """Path below the root, so that scenes of several data sets keep different names."""
     name = path.relative_to(root).as_posix()
     return path.resolve().name if name == "." else name

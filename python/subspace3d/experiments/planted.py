@@ -17,6 +17,7 @@ from subspace3d.experiments.plan import Mined
 from subspace3d.experiments.scale import Scale
 from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, write_json
 from subspace3d.mining.adapters import WEIGHTS_NAME, read_adapter
+from subspace3d.mining.cross_validation import overlap
 from subspace3d.mining.subspace_file import SubspaceFile, load_subspace
 
 NOISE_STRENGTH = 3.0
@@ -105,6 +106,6 @@ def kept_share(clean: SubspaceFile, moved: SubspaceFile) -> float:
     shares = []
     for name, module in clean.modules.items():
         for side in ("u", "v"):
-            ours, theirs = (torch.linalg.qr(getattr(part, side).double())[0] for part in (module, moved.modules[name]))
-            shares.append(float((ours.T @ theirs).square().sum()) / ours.shape[1])
+            ours, theirs = (getattr(part, side)[None] for part in (module, moved.modules[name]))
+            shares.append(float(overlap(ours, theirs)))
     return round(statistics.fmean(shares), 6)

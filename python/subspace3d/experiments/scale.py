@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from subspace3d.configs import ATTRIBUTES, Attribute, TrainConfig
@@ -56,6 +56,9 @@ class Scale:
 OBJECT = Bank("object", "wide", ATTRIBUTES)
 MICRO = Bank("micro", "walk", ("texture", "geometry"))
 
+_NANO_TUNE = TrainConfig(
+    steps=90, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False, check_memory=False
+)
 NANO = Scale(
     name="nano",
     banks=(OBJECT, MICRO),
@@ -75,23 +78,17 @@ NANO = Scale(
     adalora_ranks=(4, 16),
     ks=(4, 8, 16),
     rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    adapt=TrainConfig(
-        steps=90,
-        lr=1e-3,
-        frames=(2, 4),
-        images_per_step=8,
-        save_every=45,
-        checkpointing=False,
-        check_memory=False,
-    ),
-    tune=TrainConfig(
-        steps=90,
-        frames=(2, 4),
-        images_per_step=8,
-        save_every=45,
-        checkpointing=False,
-        check_memory=False,
-    ),
+    adapt=replace(_NANO_TUNE, lr=1e-3),
+    tune=_NANO_TUNE,
+)
+_SMOKE_TUNE = TrainConfig(
+    steps=3,  # the least that AdaLoRA's schedule takes
+    frames=(2, 2),
+    images_per_step=2,
+    image_size=28,
+    save_every=3,
+    checkpointing=False,
+    check_memory=False,
 )
 SMOKE = Scale(
     name="smoke",
@@ -112,24 +109,7 @@ SMOKE = Scale(
     adalora_ranks=(2,),
     ks=(1, 2),
     rates=(1e-4, 1e-3),
-    adapt=TrainConfig(
-        steps=2,
-        lr=1e-3,
-        frames=(2, 2),
-        images_per_step=2,
-        image_size=28,
-        save_every=2,
-        checkpointing=False,
-        check_memory=False,
-    ),
-    tune=TrainConfig(
-        steps=3,  # the least that AdaLoRA's schedule takes
-        frames=(2, 2),
-        images_per_step=2,
-        image_size=28,
-        save_every=3,
-        checkpointing=False,
-        check_memory=False,
-    ),
+    adapt=replace(_SMOKE_TUNE, steps=2, save_every=2, lr=1e-3),
+    tune=_SMOKE_TUNE,
 )
 SCALES = {scale.name: scale for scale in (NANO, SMOKE)}

@@ -83,17 +83,14 @@ class Predicted:
 
     def __init__(self, config: ViewConfig) -> None:
         from subspace3d.datasets.scene_format import find_scenes
-        from subspace3d.evaluation.evaluate import check_backbones, method_folders
+        from subspace3d.evaluation.evaluate import check_backbones, method_folders, scene_name
         from subspace3d.training.backbone import record_backbone
         from subspace3d.training.device import choose_device
 
         self._config = config
         self._backbone: BackboneRecord = record_backbone(config.backbone, config.weights)
         self._device = choose_device(config.device)
-        root = config.path.resolve()
-        self._paths = {
-            path.name if path == root else path.relative_to(root).as_posix(): path for path in find_scenes(root)
-        }
+        self._paths = {scene_name(path, config.path): path for path in find_scenes(config.path)}
         self._runs = method_folders(config.tuned)
         check_backbones(self._runs, config.backbone)
         self.scenes, self.methods = list(self._paths), list(self._runs)
