@@ -71,6 +71,8 @@ class GenerateConfig:
     """Scenes per data set; each test split of a task has a fifth of it."""
     views: int | None = None
     """Images per scene; none: 100 on wide paths, 48 in rooms, 42 in videos, 96 of bodies, 60 of glass."""
+    arc: float = 360.0
+    """Degrees of the ring of cameras around bodies that the views fill evenly: 6 views of 120 are 20 degrees apart."""
     resolution: int = 518
     """Image width in pixels; images are square, or 3:4 portrait with trajectory tremor."""
     spp: int = 64
@@ -126,6 +128,9 @@ class GenerateConfig:
         for name in ("datasets", "scenes", "resolution", "spp"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.views is None or self.views >= 1, "views", "at least 1", self.views)
+        _require(0 < self.arc <= 360, "arc", "in (0, 360]", self.arc)
+        if self.task != "bodies":
+            _require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
         _check_cluster(self)
         if self.task != "none":

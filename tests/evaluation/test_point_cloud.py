@@ -9,7 +9,8 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from subspace3d.evaluation.point_cloud import PointCloud, icp, import_open3d, subsample, surface_distances
+from subspace3d.evaluation.alignment import Similarity
+from subspace3d.evaluation.point_cloud import MovedCloud, PointCloud, icp, import_open3d, subsample, surface_distances
 
 
 def bumpy_surface(rng: np.random.Generator, count: int = 4000) -> np.ndarray:
@@ -178,6 +179,26 @@ def test_means_over_evenly_spaced_queries_are_close_to_the_full_ones(rng):
 
 def test_a_cloud_of_fewer_points_than_neighbours_has_normals():
     np.testing.assert_allclose(np.abs(PointCloud(grid(0.5)).normals(np.array([0, 8]))[:, 2]), 1.0)
+
+
+def test_a_moved_cloud_is_the_cloud_of_the_moved_points(rng):
+    cloud, chosen = PointCloud(bumpy_surface(rng, 500)), np.arange(0, 500, 7)
+    motion = Similarity(2.5, Rotation.random(random_state=1).as_matrix(), np.array([1.0, -2.0, 3.0]))
+    moved, made = MovedCloud(cloud, motion), PointCloud(motion.apply(cloud.points))
+    queries = made.points[::3] + 0.1 * rng.normal(size=(len(made.points[::3]), 3))
+    for got, expected in zip(moved.nearest(queries), made.nearest(queries)):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(moved.at(chosen), made.points[chosen])
+    agreement = np.einsum("ij,ij->i", moved.normals(chosen), made.normals(chosen))
+    np.testing.assert_allclose(np.abs(agreement), 1.0, rtol=1e-9)
+
+
+def test_normals_do_not_depend_on_what_was_asked_for_before(rng):
+    points = bumpy_surface(rng, 300)
+    asked_twice, everything = PointCloud(points), PointCloud(points).normals(np.arange(300))
+    first, repeated = np.array([5, 250, 5]), np.array([250, 7, 299, 5])
+    for indices in (first, repeated):
+        np.testing.assert_array_equal(asked_twice.normals(indices), everything[indices])
 
 
 @pytest.mark.parametrize("points", [np.zeros((0, 3)), np.zeros((4, 2)), np.array([[0.0, 0, np.nan]])])

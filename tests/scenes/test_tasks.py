@@ -1,6 +1,7 @@
 """The three tasks: their shapes against exact ones, their splits, and what is rendered of them."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ def test_bodies_are_closed_in_front_of_any_pose(cross):
         _, joined = np.unique(mesh.vertices.round(12), axis=0, return_inverse=True)
         assert is_closed(joined.ravel()[mesh.faces]) and volume(mesh.vertices, mesh.faces) > 0
         assert np.allclose(np.linalg.norm(mesh.normals, axis=1), 1) and 0 <= mesh.uv.min() <= mesh.uv.max() <= 1
+
+
+def test_an_arc_of_the_ring_has_its_first_cameras():
+    ring, arc = azimuth_ring(18, DISTANCE, HFOV), azimuth_ring(6, DISTANCE, HFOV, 120)
+    np.testing.assert_allclose(arc.extrinsics_w2c, ring.extrinsics_w2c[:6], atol=1e-12)
+    for values, words in (({"task": "bodies", "arc": 0.0}, "in"), ({"task": "glass", "arc": 90.0}, "bodies only")):
+        with pytest.raises(ValueError, match=f"arc must be .*{words}"):
+            GenerateConfig(out=Path("scenes"), **values)
 
 
 def test_azimuth_ring_is_the_documented_protocol():

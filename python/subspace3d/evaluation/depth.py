@@ -146,5 +146,6 @@ def point_errors(pred: Array, true: Array, threshold: float = POINT_THRESHOLD) -
         raise ValueError(f"pred and true must both be [n >= 1, 3], got {pred.shape} and {true.shape}")
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
-    error, near, far = (np.linalg.norm(value, axis=1) for value in (pred - true, pred, true))
+    # for three columns twice as fast as np.linalg.norm
+    error, near, far = (np.sqrt(np.einsum("ij,ij->i", value, value)) for value in (pred - true, pred, true))
     return float(np.mean(error / far)), float(np.mean(error < threshold * np.minimum(near, far)))

@@ -21,6 +21,7 @@ from subspace3d.evaluation.depth import (
 from subspace3d.evaluation.point_cloud import (
     ICP_SOURCE_POINTS,
     MOST_QUERIES,
+    MovedCloud,
     PointCloud,
     icp,
     surface_distances,
@@ -197,11 +198,11 @@ def _measure_cloud(
     unit: float,
     icp_threshold: float,
 ) -> None:
-    true_cloud = PointCloud(true_points)
+    pred_cloud, true_cloud = PointCloud(pred_points), PointCloud(true_points)
     # raw: both clouds seen from their own first camera, the prediction in the unit it was trained in, nothing fitted
     to_unit = Similarity(unit, np.eye(3), np.zeros(3))
     raw = true.first_camera().inverse().after(to_unit).after(pred.first_camera())
-    raw_values = surface_distances(PointCloud(raw.apply(pred_points)), true_cloud, RAW_QUERIES)
+    raw_values = surface_distances(MovedCloud(pred_cloud, raw), true_cloud, RAW_QUERIES)
     raw_values["camera_centre_error"] = _mean_distance(raw.apply(pred.centres()), true.centres())
     result.metrics |= {f"{name}_raw": value for name, value in raw_values.items()}
     result.details["queries_raw"] = min(len(true_points), RAW_QUERIES)
@@ -210,10 +211,9 @@ def _measure_cloud(
     except ValueError as error:
         result.undefined(ALIGNED_CLOUD, f"no Sim(3) alignment: {error}")
         return
-    aligned = similarity.apply(pred_points)
-    refined = icp(aligned, true_points, icp_threshold)
-    result.metrics |= surface_distances(PointCloud(refined.motion.apply(aligned)), true_cloud)
+    refined = icp(similarity.apply(pred_points), true_points, icp_threshold)
     alignment = refined.motion.after(similarity)
+    result.metrics |= surface_distances(MovedCloud(pred_cloud, alignment), true_cloud)
     result.metrics["camera_centre_error"] = _mean_distance(alignment.apply(pred.centres()), true.centres())
     result.details |= {
         "scale": alignment.scale,
@@ -221,7 +221,7 @@ def _measure_cloud(
         "translation": alignment.translation.tolist(),
         "icp_fitness": refined.fitness,
         "icp_inlier_rmse": refined.inlier_rmse,
-        "icp_source_points": min(len(aligned), ICP_SOURCE_POINTS),
+        "icp_source_points": min(len(true_points), ICP_SOURCE_POINTS),
         "queries": min(len(true_points), MOST_QUERIES),
     }
 

@@ -36,7 +36,9 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
                 )
             )
     for task in scale.tasks:
-        wanted = replace(common, task=task, views=scale.views[task], scenes=scale.train_scenes, seed=_TASK_SEED)
+        arc = scale.bodies_arc if task == "bodies" else 360.0
+        views = scale.views[task]
+        wanted = replace(common, task=task, views=views, arc=arc, scenes=scale.train_scenes, seed=_TASK_SEED)
         generate.run(wanted)
         name = f"{task}-{VALIDATION}"
         generate.run(replace(wanted, name=name, scenes=scale.validation_scenes, seed=_VALIDATION_SEED))

@@ -32,6 +32,7 @@ class Scale:
     train_scenes: int  # per task; each of its two tests has a fifth of it
     validation_scenes: int
     generic_scenes: int
+    bodies_arc: float  # degrees of the ring of cameras around bodies
     views: dict[str, int]  # of every scene of a task, of the attribute data sets and of the generic scenes
     resolution: int
     spp: int
@@ -69,6 +70,7 @@ NANO = Scale(
     train_scenes=30,
     validation_scenes=5,
     generic_scenes=5,
+    bodies_arc=120.0,  # vggt-nano has been trained on arcs of 60 to 120 degrees
     views={"attributes": 6, "faces": 4, "bodies": 6, "glass": 4, "generic": 4},
     resolution=112,
     spp=16,
@@ -100,6 +102,7 @@ SMOKE = Scale(
     train_scenes=1,
     validation_scenes=1,
     generic_scenes=1,
+    bodies_arc=120.0,
     views={"attributes": 2, "bodies": 2, "generic": 2},
     resolution=56,
     spp=1,

@@ -40,7 +40,8 @@ MAX_ATTEMPTS = 50
 SCENES_PER_PROCESS = 50  # processes are replaced after so many scenes, which keeps memory flat
 # settings that decide what a scene looks like; more data sets or scenes may be added to an existing run
 _IDENTITY = (
-    "attribute", "preset", "regime", "trajectory", "task", "textures", "pictures", "views", "resolution", "spp", "seed",
+    "attribute", "preset", "regime", "trajectory", "task", "textures", "pictures", "views", "arc",
+    "resolution", "spp", "seed",
 )  # fmt: skip
 
 

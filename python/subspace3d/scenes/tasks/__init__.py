@@ -17,5 +17,5 @@ def draw_task(config: GenerateConfig, seeds: Seeds, split: str, scene: int, deta
     if config.task == "faces":
         return draw_faces(seeds, split, scene, config.scene_views, config.resolution, config.pictures)
     if config.task == "bodies":
-        return draw_bodies(seeds, split, config.scene_views, detail)
+        return draw_bodies(seeds, split, config.scene_views, config.arc, detail)
     return draw_glass(seeds, split, config.scene_views, detail)

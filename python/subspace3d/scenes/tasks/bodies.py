@@ -40,13 +40,14 @@ class BodyGeometry:
     room: None = None
 
 
-def draw_bodies(seeds: Seeds, split: str, views: int, detail: int = 1) -> Draft:
+def draw_bodies(seeds: Seeds, split: str, views: int, arc: float = 360.0, detail: int = 1) -> Draft:
     """Draw one person.
 
     Args:
         seeds (Seeds): of the four attributes.
         split (str): train, test or cross.
         views (int): cameras around the body.
+        arc (float): degrees of the ring that they fill.
         detail (int): divides the grid cell of the surface.
     """
     cross = split == "cross"
@@ -57,13 +58,13 @@ def draw_bodies(seeds: Seeds, split: str, views: int, detail: int = 1) -> Draft:
     lighting = LightingSpec([level] * 3, [level] * 3, [], background="white")
     mesh, cells = build_body(geometry.body, _CELL / detail)
     texture = _draw_texture(seeds.texture, cross)
-    camera = azimuth_ring(views, DISTANCE, HFOV)
+    camera = azimuth_ring(views, DISTANCE, HFOV, arc)
     return Draft(SceneSpec(texture, geometry, camera, lighting), SceneMeshes(mesh, None, cells))
 
 
-def azimuth_ring(views: int, distance: float, hfov: float) -> CameraSpec:
-    """``views`` cameras at elevation 0, evenly around the vertical axis, that look at the origin."""
-    angles = 2 * np.pi * np.arange(views) / views
+def azimuth_ring(views: int, distance: float, hfov: float, arc: float = 360.0) -> CameraSpec:
+    """``views`` cameras at elevation 0, every ``arc / views`` degrees around the vertical axis, facing the origin."""
+    angles = np.deg2rad(arc) * np.arange(views) / views
     positions = distance * np.stack([np.cos(angles), np.sin(angles), np.zeros(views)], 1)
     extrinsics = [look_at(position, np.zeros(3)).tolist() for position in positions]
     return CameraSpec(hfov, [0.0] * 3, 0.0, {"distance": [distance]}, positions.tolist(), extrinsics)
