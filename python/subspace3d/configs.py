@@ -30,11 +30,26 @@ def _require(condition: bool, name: str, rule: str, value: object) -> None:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
-def _check_cluster(config: Any) -> None:
-    _require(config.ray_cpus >= 1, "ray_cpus", "at least 1", config.ray_cpus)
-    gpus = config.ray_gpus
-    # Ray gives away parts of one GPU, or whole ones
-    _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", "in [0, 1] or a whole number", gpus)
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """The settings of a verb whose jobs a Ray cluster can do."""
+
+    ray: str = ""
+    """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
+    ray_cpus: int = 1
+    """With ray: cores of one job."""
+    ray_gpus: float | None = None
+    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
+
+    def __post_init__(self) -> None:
+        _require(self.ray_cpus >= 1, "ray_cpus", "at least 1", self.ray_cpus)
+        gpus, rule = self.ray_gpus, "in [0, 1] or a whole number"
+        # Ray gives away parts of one GPU, or whole ones
+        _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", rule, gpus)
+
+    def cluster_options(self) -> dict[str, Any]:
+        """The same settings for another verb."""
+        return {"ray": self.ray, "ray_cpus": self.ray_cpus, "ray_gpus": self.ray_gpus}
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class DoctorConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(ClusterOptions):
     """Render multi-view scenes in which one attribute varies from scene to scene: OUT/<data set>/<scene>/scene.json."""
 
     out: Path = Path()
@@ -83,12 +98,6 @@ class GenerateConfig:
     """Prefix of the data set names; empty: the attribute or the task."""
     workers: int = 0
     """Processes; 0: one per core."""
-    ray: str = ""
-    """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
-    ray_cpus: int = 1
-    """With ray: cores of one job."""
-    ray_gpus: float | None = None
-    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     variant: Variant = "auto"
     """Mitsuba variant; auto: the fastest that works on this machine."""
     from_: Annotated[Literal["thuman", "2k2k", "clearpose", "soap", "hndr", "rgbd"] | None, _flag("from")] = None
@@ -132,7 +141,7 @@ class GenerateConfig:
         if self.task != "bodies":
             _require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
-        _check_cluster(self)
+        super().__post_init__()
         if self.task != "none":
             _require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
         if self.task != "faces":
@@ -229,7 +238,7 @@ def _check_cache(folder: Path | None, gigabytes: float, train: TrainConfig) -> N
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(ClusterOptions):
     """Tune one stock PEFT LoRA per data set found below SCENES; OUT/<data set> is a PEFT adapter folder."""
 
     scenes: Path
@@ -246,12 +255,6 @@ class AdaptConfig:
     """Target preset: aggregator, heads, all."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
-    ray: str = ""
-    """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
-    ray_cpus: int = 1
-    """With ray: cores of one job."""
-    ray_gpus: float | None = None
-    """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
@@ -260,7 +263,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
-        _check_cluster(self)
+        super().__post_init__()
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 
@@ -511,7 +514,7 @@ class DemoConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentsConfig:
+class ExperimentsConfig(ClusterOptions):
     """Re-run the paper's tables at nano scale, in a few hours, and write a page on what holds: OUT/results.md."""
 
     out: Path = Path("runs/experiments")
@@ -535,6 +538,7 @@ class ExperimentsConfig:
     """Run nothing: only write the page from what is there."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
         _require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)

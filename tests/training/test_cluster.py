@@ -20,6 +20,7 @@ from training.tiny import read_metrics, without_time
 from subspace3d import __version__
 from subspace3d.cli import main
 from subspace3d.configs import AdaptConfig, GenerateConfig, TrainConfig
+from subspace3d.files import read_json
 from subspace3d.locks import FolderInUse
 from subspace3d.scenes import generate
 from subspace3d.training import adapt, cluster
@@ -151,6 +152,36 @@ def test_generate_and_adapt_with_a_killed_node_give_what_one_machine_gives(nodes
         assert without_time(read_metrics(config.out / name)) == without_time(read_metrics(out / name))
         assert [line["step"] for line in read_metrics(out / name)] == list(range(1, 21))
     assert not (out / ".work").exists()
+
+
+@pytest.mark.slow(reason="starts a cluster of three nodes, runs a part of the experiments here and on it")
+def test_experiments_with_a_killed_node_give_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
+    flags = ["--scale", "smoke", "--only", "psv", "--seeds", "1", "--workers", "1"]
+    main(["experiments", "--out", str(tmp_path / "here"), *flags])
+    out = tmp_path / "there"
+    killed: list[str] = []
+
+    def kill_one() -> None:
+        log = _until(lambda: list(out.glob("runs/*/*_lr*/log.txt")))[0]
+        _kill(nodes, _parent(_holder(log)))
+        assert not (log.parent / "job.json").exists(), "the job ended before its node was killed"
+        killed.append(log.parent.name)
+
+    watcher = threading.Thread(target=kill_one)
+    watcher.start()
+    main(["experiments", "--out", str(out), *flags, "--ray", nodes.address])
+    watcher.join()
+    assert killed
+    here, there = (_measured(folder) for folder in (tmp_path / "here", out))
+    assert here == there and f"bodies/validation/methods/{killed[0]}.json" in here
+
+
+def _measured(folder: Path) -> dict[str, dict]:
+    """Means of every run on every split."""
+    return {
+        str(path.relative_to(folder / "evaluation")): read_json(path)["mean"]
+        for path in (folder / "evaluation").rglob("methods/*.json")
+    }
 
 
 def _fields(nodes: Any) -> GenerateConfig:

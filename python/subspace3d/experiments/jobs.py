@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from subspace3d import settings
-from subspace3d.configs import EvaluateConfig, FinetuneConfig
+from subspace3d.configs import EvaluateConfig, ExperimentsConfig, FinetuneConfig
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import Run
 from subspace3d.experiments.scale import Scale, Task
 from subspace3d.files import read_json, write_json
 from subspace3d.progress import Progress
+from subspace3d.training.cluster import joined_cluster
 from subspace3d.training.pool import run_jobs
 
 BASE = "base"
@@ -45,11 +46,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Context:
-    """What all jobs of one call share."""
+    """What all steps and jobs of one call share."""
 
+    config: ExperimentsConfig
     layout: Layout
     scale: Scale
-    weights: Path | None
     tokens: Path
     workers: int
 
@@ -58,6 +59,8 @@ class Context:
 class _Shared:
     context: Context
     jobs: dict[str, Job]
+    device: str  # empty: GPUs in turn where there are any, else the CPU
+    threads: int  # of a job
 
 
 def run_all(context: Context, jobs: Sequence[Job], label: str) -> dict[str, str]:
@@ -66,10 +69,15 @@ def run_all(context: Context, jobs: Sequence[Job], label: str) -> dict[str, str]
     if not todo:
         print(f"{label}: all {len(jobs)} done before", flush=True)
         return {}
-    with Progress(label, len(jobs), "run", initial=len(jobs) - len(todo)) as progress, _one_thread_each():
+    with joined_cluster(context.config) as cluster, _one_thread_each():
+        # a job that asked the cluster for no GPU may still see those of its machine
+        device = "cpu" if cluster is not None and not cluster.gpus else ""
+        shared = _Shared(context, todo, device, cluster.cpus if cluster is not None else 1)
         workers = min(context.workers, len(todo))
-        shared = _Shared(context, todo)
-        return run_jobs(list(todo), _set_up, shared, workers, lambda name: progress.advance(note=name))
+        with Progress(label, len(jobs), "run", initial=len(jobs) - len(todo)) as progress:
+            return run_jobs(
+                list(todo), _set_up, shared, workers, lambda name: progress.advance(note=name), cluster=cluster
+            )
 
 
 def is_done(context: Context, job: Job) -> bool:
@@ -120,10 +128,10 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
 
     from subspace3d.evaluation.point_cloud import import_open3d
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(shared.threads)
     import_open3d()  # both before the first job, so that every job's peak memory holds the same libraries
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = f"cuda:{worker % gpus}" if gpus else "cpu"
+    device = shared.device or (f"cuda:{worker % gpus}" if gpus else "cpu")
 
     def work(name: str) -> None:
         job = shared.jobs[name]
@@ -167,7 +175,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
             scenes=context.layout.scenes(run.task, "train"),
             out=folder,
             method=row.method,
-            weights=context.weights,
+            weights=context.config.weights,
             subspaces=(context.layout.subspaces(row.mined),) if row.mined else (),
             attributes=row.attributes,
             K=row.K,
@@ -187,7 +195,7 @@ def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], de
             scenes=context.layout.scenes(job.task, split),
             out=context.layout.measured(job.task, split),
             tuned=tuned,
-            weights=context.weights,
+            weights=context.config.weights,
             frames=context.scale.views["generic" if split == "generic" else job.task],
             images=0,
             device=device,

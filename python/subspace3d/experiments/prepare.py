@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
 from subspace3d.experiments import planted
-from subspace3d.experiments.layout import Layout
+from subspace3d.experiments.jobs import Context
 from subspace3d.experiments.plan import VALIDATION, Mined
 from subspace3d.experiments.scale import Bank, Scale
 
@@ -16,11 +15,18 @@ from subspace3d.experiments.scale import Bank, Scale
 _ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3
 
 
-def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) -> None:
+def render(context: Context, sets: Sequence[Mined]) -> None:
     """Render the tasks, their validation scenes, the generic scenes, and the attribute data sets that ``sets`` need."""
     from subspace3d.scenes import generate
 
-    common = GenerateConfig(out=layout.task_scenes, resolution=scale.resolution, spp=scale.spp, workers=workers)
+    layout, scale = context.layout, context.scale
+    common = GenerateConfig(
+        out=layout.task_scenes,
+        resolution=scale.resolution,
+        spp=scale.spp,
+        workers=context.config.workers,
+        **context.config.cluster_options(),
+    )
     for bank in _banks(scale, sets):
         for attribute in bank.attributes:
             generate.run(
@@ -57,22 +63,22 @@ def render(layout: Layout, scale: Scale, sets: Sequence[Mined], workers: int) ->
     )
 
 
-def tune_adapters(
-    layout: Layout, scale: Scale, sets: Sequence[Mined], weights: Path | None, workers: int, tokens: Path
-) -> None:
+def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:
     """Tune the adapters that ``sets`` are mined from, the bad ones included."""
     from subspace3d.training import adapt
 
+    layout, scale = context.layout, context.scale
     for bank in _banks(scale, sets):
         for rank in sorted({mined.rank for mined in sets if mined.bank == bank.name}):
             adapters = AdaptConfig(
                 scenes=layout.attribute_scenes(bank),
                 out=layout.adapters(bank.name, rank),
-                weights=weights,
+                weights=context.config.weights,
                 rank=rank,
-                workers=workers,
-                cache_tokens=tokens,
+                workers=context.workers,
+                cache_tokens=context.tokens,
                 train=scale.adapt,
+                **context.config.cluster_options(),
             )
             adapt.run(adapters)
             if not any(mined.planted for mined in sets if (mined.bank, mined.rank) == (bank.name, rank)):
@@ -83,10 +89,11 @@ def tune_adapters(
             planted.gather(adapters.out, wrong, layout.planted_adapters(bank.name, rank))
 
 
-def mine_subspaces(layout: Layout, scale: Scale, sets: Sequence[Mined]) -> None:
+def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
     """Mine every set, and analyze the usual ones of each bank at their largest k."""
     from subspace3d.mining import analyze, mine
 
+    layout, scale = context.layout, context.scale
     for mined in sets:
         adapters = layout.planted_adapters if mined.planted else layout.adapters
         for attribute in next(bank for bank in scale.banks if bank.name == mined.bank).attributes:

@@ -26,6 +26,7 @@ from subspace3d.experiments.scale import SCALES, Scale
 from subspace3d.files import read_json, write_json
 from subspace3d.progress import format_duration
 from subspace3d.training.backbone import record_backbone
+from subspace3d.training.cluster import absolute
 from subspace3d.training.device import choose_device
 
 RUN_RECORD = "experiments.json"
@@ -41,11 +42,15 @@ def run(config: ExperimentsConfig) -> Path:
         OUT/results.md.
 
     Raises:
-        ValueError: OUT holds a run of another scale, other weights or another version, or no such task at this scale.
+        ValueError: OUT holds a run of another scale, other weights or another version; no such task at this scale; or
+            no cluster answers.
         FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = SCALES[config.scale]
+    if config.ray:
+        on_disk = config.weights is not None and config.weights.is_file()
+        config = absolute(config, "out", "weights") if on_disk else absolute(config, "out")
     if config.publish is not None and not (config.publish / "docs").is_dir():
         raise FileNotFoundError(f"publish: no docs folder in {config.publish}")
     chosen = {task: bank for task, bank in scale.tasks.items() if not config.tasks or task in config.tasks}
@@ -89,13 +94,14 @@ def _run_all(
     config: ExperimentsConfig, layout: Layout, scale: Scale, experiments: Sequence[Experiment]
 ) -> dict[str, str]:
     workers = config.workers or max(1, torch.cuda.device_count() or os.cpu_count() or 1)
-    context = Context(layout, scale, config.weights, layout.out / "tokens", workers)
+    context = Context(config, layout, scale, layout.out / "tokens", workers)
     sets = mined_sets(scale, experiments)
     planned = sum(cost.seconds for cost in budget(scale, experiments, config.seeds))
+    where = f"on the cluster at {config.ray}" if config.ray else f"{workers} at a time"
+    expected = f"; about {format_duration(planned / workers)} in all" if scale.name == "nano" and not config.ray else ""
     print(
-        f"experiments {' '.join(experiments)} at {scale.name} scale in {config.out}, {config.seeds} seeds, {workers} "
-        "jobs at a time; interrupt at will, the same command continues"
-        + (f"; about {format_duration(planned / workers)} in all" if scale.name == "nano" else ""),
+        f"experiments {' '.join(experiments)} at {scale.name} scale in {config.out}, {config.seeds} seeds, "
+        f"jobs {where}; interrupt at will, the same command continues{expected}",
         flush=True,
     )
     failures: dict[str, str] = {}
@@ -114,11 +120,10 @@ def _run_all(
         failures.update(jobs.run_all(context, runs, "tables"))
         _assemble(context, runs)
 
-    tokens, weights = context.tokens, config.weights
     stages: list[tuple[str, Callable[[], None]]] = [
-        ("render scenes", lambda: prepare.render(layout, scale, sets, config.workers)),
-        ("tune adapters", lambda: prepare.tune_adapters(layout, scale, sets, weights, workers, tokens)),
-        ("mine subspaces", lambda: prepare.mine_subspaces(layout, scale, sets)),
+        ("render scenes", lambda: prepare.render(context, sets)),
+        ("tune adapters", lambda: prepare.tune_adapters(context, sets)),
+        ("mine subspaces", lambda: prepare.mine_subspaces(context, sets)),
         ("measure the base model", measure_base),
         ("choose learning rates", find_rates),
         ("tune and measure the rows of the tables", run_tables),
@@ -143,7 +148,7 @@ def _assemble(context: Context, runs: Sequence[Job]) -> None:
                 scenes=context.layout.scenes(task, split),
                 out=folder,
                 tuned=tuple(tuned),
-                weights=context.weights,
+                weights=context.config.weights,
                 frames=context.scale.views["generic" if split == "generic" else task],
                 images=0,
             )

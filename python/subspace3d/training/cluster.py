@@ -8,9 +8,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from subspace3d import __version__
+from subspace3d.configs import ClusterOptions
 from subspace3d.locks import FolderInUse
 from subspace3d.training.pool import Work, describe, sigterm_exits
 
@@ -22,23 +23,12 @@ _CANCEL_S = 60  # for a checkpoint, when the run is stopped
 Result = TypeVar("Result")
 
 
-class ClusterFields(Protocol):
-    """The settings of a verb whose jobs a cluster can do."""
-
-    @property
-    def ray(self) -> str: ...
-    @property
-    def ray_cpus(self) -> int: ...
-    @property
-    def ray_gpus(self) -> float | None: ...
-
-
 @contextlib.contextmanager
-def joined_cluster(config: ClusterFields, on_cpu: bool = False) -> Iterator[Cluster | None]:
+def joined_cluster(config: ClusterOptions, on_cpu: bool = False) -> Iterator[Cluster | None]:
     """Join the cluster at ``config.ray`` and leave it at the end; none without an address.
 
     Args:
-        config (ClusterFields): address and needs; no ``ray_gpus``: one GPU where the cluster has any.
+        config (ClusterOptions): address and needs; no ``ray_gpus``: one GPU where the cluster has any.
         on_cpu (bool): the jobs use none unless ``ray_gpus`` says so.
 
     Raises:
