@@ -9,7 +9,7 @@ import pytest
 from experiments.result_files import CHOSEN, write_results
 
 from subspace3d.experiments import page, tables
-from subspace3d.experiments.claims import Check, Claim, Comparison, paper_claims
+from subspace3d.experiments.claims import Check, Claim, Comparison, further_claims, paper_claims
 from subspace3d.experiments.jobs import RECORD
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import Run, rate_runs
@@ -198,3 +198,10 @@ def test_subspaces_that_are_not_disentangled_are_said_to_be_so(tmp_path):
     analysis = json.loads(json.dumps({"disentanglement": {"output": [pair], "random": {}}}))
     found = verdicts(paper_claims(load(layout, NANO), NANO, analysis))
     assert [verdict for claim, verdict in found.items() if claim.startswith("Figure 6")] == ["does not hold"]
+
+
+def test_adapters_that_any_attribute_explains_as_well_are_said_to_be_so(tmp_path):
+    shares = {"texture": {"mean": 0.1}, "camera": {"mean": 0.2}}
+    analysis = {"cross_validation": {"explained": {name: {"subspaces": shares} for name in shares}}}
+    found = verdicts(further_claims(load(Layout(tmp_path), NANO), NANO, None, analysis))
+    assert [verdict for claim, verdict in found.items() if claim.startswith("energy")] == ["holds in part"]

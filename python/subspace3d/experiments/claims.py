@@ -101,13 +101,17 @@ def paper_claims(results: Results, scale: Scale, analysis: Mapping[str, Any] | N
     return [*claims, *_size_claims(ablated, scale), *_source_claims(ablated, scale), _disentangled(analysis)]
 
 
-def further_claims(results: Results, scale: Scale, mining: Mapping[str, Any] | None) -> list[Claim]:
+def further_claims(
+    results: Results, scale: Scale, mining: Mapping[str, Any] | None, analysis: Mapping[str, Any] | None
+) -> list[Claim]:
     """What the paper does not measure.
 
     Args:
         mining (Mapping | None): mining.json, see `planted.compare`.
+        analysis (Mapping | None): as in `paper_claims`.
     """
     return [
+        _own_attribute(analysis),
         _attributes_matter(results[scale.ablated], scale),
         _irls_is_robust(results[scale.ablated], scale, mining),
         *(_forgets_less(task, scale) for task in results.values()),
@@ -209,6 +213,19 @@ def _disentangled(analysis: Mapping[str, Any] | None) -> Claim:
                 checks.append(Check(sentence, value > 0.5))
     text = "the subspaces of two attributes are disentangled: smallest eigenvalue above 0.5, mean over modules"
     return Claim(text, "Figure 6", checks=checks)
+
+
+def _own_attribute(analysis: Mapping[str, Any] | None) -> Claim:
+    checks = []
+    validation = (analysis or {}).get("cross_validation") or {}
+    for attribute, row in validation.get("explained", {}).items():
+        shares = {name: subspace["mean"] for name, subspace in row["subspaces"].items()}
+        own = shares.pop(attribute)
+        nearest = max(shares, key=lambda name: shares[name])
+        sentence = f"{attribute}: {own:.1%} explained by others of its attribute, {shares[nearest]:.1%} by {nearest}"
+        checks.append(Check(sentence, own > shares[nearest]))
+    text = "an adapter's energy lies in the subspace of its own attribute more than in that of any other"
+    return Claim(text, "energy explained", checks=checks)
 
 
 def _attributes_matter(task: TaskResults, scale: Scale) -> Claim:

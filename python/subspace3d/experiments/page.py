@@ -99,7 +99,7 @@ def render(
         summary(paper),
         _claims(paper),
         "## Further questions",
-        _claims(further_claims(results, scale, context["mining"])),
+        _claims(further_claims(results, scale, context["mining"], context["analysis"])),
         "## Notes\n\n" + "\n".join(_NOTES),
         "## Pictures" if images else "",
         *(f"![{FIGURES[name][1]}](images/{name}.png)" for name in images),

@@ -108,7 +108,13 @@ def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
     for bank in _banks(scale, sets):
         usual = Mined(bank.name, scale.adapter_rank, scale.ks[len(scale.ks) // 2])
         if usual in sets:
-            analyze.run(AnalyzeConfig(subspaces=(layout.subspaces(usual),), out=layout.out / "analysis" / bank.name))
+            analyze.run(
+                AnalyzeConfig(
+                    subspaces=(layout.subspaces(usual),),
+                    adapters=(layout.adapters(bank.name, scale.adapter_rank),),
+                    out=layout.out / "analysis" / bank.name,
+                )
+            )
     planted.compare(layout, scale, sets)
 
 
