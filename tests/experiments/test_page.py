@@ -201,7 +201,8 @@ def test_subspaces_that_are_not_disentangled_are_said_to_be_so(tmp_path):
 
 
 def test_adapters_that_any_attribute_explains_as_well_are_said_to_be_so(tmp_path):
-    shares = {"texture": {"mean": 0.1}, "camera": {"mean": 0.2}}
-    analysis = {"cross_validation": {"explained": {name: {"subspaces": shares} for name in shares}}}
+    shares = {"texture": {"mean": 0.8}, "camera": {"mean": 0.2}}
+    explained = {name: {"subspaces": shares, "held_out": {"mean": 0.3}} for name in shares}
+    analysis = {"cross_validation": {"explained": explained}}
     found = verdicts(further_claims(load(Layout(tmp_path), NANO), NANO, None, analysis))
     assert [verdict for claim, verdict in found.items() if claim.startswith("energy")] == ["holds in part"]

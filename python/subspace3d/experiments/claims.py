@@ -219,8 +219,11 @@ def _own_attribute(analysis: Mapping[str, Any] | None) -> Claim:
     checks = []
     validation = (analysis or {}).get("cross_validation") or {}
     for attribute, row in validation.get("explained", {}).items():
-        shares = {name: subspace["mean"] for name, subspace in row["subspaces"].items()}
-        own = shares.pop(attribute)
+        if row["held_out"] is None or row["held_out"]["mean"] is None:
+            continue
+        # mined without the adapter, where the others' subspaces have never seen it either
+        own = row["held_out"]["mean"]
+        shares = {name: subspace["mean"] for name, subspace in row["subspaces"].items() if name != attribute}
         nearest = max(shares, key=lambda name: shares[name])
         sentence = f"{attribute}: {own:.1%} explained by others of its attribute, {shares[nearest]:.1%} by {nearest}"
         checks.append(Check(sentence, own > shares[nearest]))
