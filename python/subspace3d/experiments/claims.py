@@ -14,6 +14,7 @@ from typing import Any, Literal
 from subspace3d.experiments.plan import Row, table_rows
 from subspace3d.experiments.results import METRICS, Outcome, RowResult, TaskResults, compare
 from subspace3d.experiments.scale import Scale, Task
+from subspace3d.mining.cross_validation import own_and_nearest
 
 Results = Mapping[Task, TaskResults]
 TESTS = ("test", "cross")
@@ -219,14 +220,12 @@ def _own_attribute(analysis: Mapping[str, Any] | None) -> Claim:
     checks = []
     validation = (analysis or {}).get("cross_validation") or {}
     for attribute, row in validation.get("explained", {}).items():
-        if row["held_out"] is None or row["held_out"]["mean"] is None:
+        own, nearest = own_and_nearest(row, attribute)
+        if own is None or nearest is None:
             continue
-        # mined without the adapter, where the others' subspaces have never seen it either
-        own = row["held_out"]["mean"]
-        shares = {name: subspace["mean"] for name, subspace in row["subspaces"].items() if name != attribute}
-        nearest = max(shares, key=lambda name: shares[name])
-        sentence = f"{attribute}: {own:.1%} explained by others of its attribute, {shares[nearest]:.1%} by {nearest}"
-        checks.append(Check(sentence, own > shares[nearest]))
+        name, share = nearest
+        sentence = f"{attribute}: {own:.1%} explained by others of its attribute, {share:.1%} by {name}"
+        checks.append(Check(sentence, own > share))
     text = "an adapter's energy lies in the subspace of its own attribute more than in that of any other"
     return Claim(text, "energy explained", checks=checks)
 

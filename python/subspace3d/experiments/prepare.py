@@ -90,7 +90,7 @@ def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:
 
 
 def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
-    """Mine every set, and analyze the usual ones of each bank at their largest k."""
+    """Mine every set, and analyze the usual ones of each bank at their middle k."""
     from subspace3d.mining import analyze, mine
 
     layout, scale = context.layout, context.scale

@@ -15,7 +15,7 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
-from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters
+from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
 from subspace3d.mining.subspace_file import SubspaceFile, find_subspaces, load_subspace, natural_key
@@ -129,14 +129,14 @@ def _describe_cross_validation(analysis: Mapping[str, Any]) -> list[str]:
     validation = analysis["cross_validation"]
     lines = []
     for attribute, explained in (validation or {"explained": {}})["explained"].items():
-        held_out, stability = explained["held_out"], validation["stability"][attribute]
-        if held_out is None or held_out["mean"] is None:
+        held_out, nearest = own_and_nearest(explained, attribute)
+        stability = validation["stability"][attribute]
+        if held_out is None:
             continue
-        others = [share["mean"] for name, share in explained["subspaces"].items() if name != attribute]
-        beside = f", by the other attributes {100 * max(others):.1f} % at most" if others else ""
+        beside = f", by the other attributes {100 * nearest[1]:.1f} % at most" if nearest else ""
         lines.append(
             f"{attribute}: energy of an adapter explained by the subspace of the others of its attribute "
-            f"{100 * held_out['mean']:.1f} %{beside}; overlap with the subspace mined without one adapter: "
+            f"{100 * held_out:.1f} %{beside}; overlap with the subspace mined without one adapter: "
             f"output {stability['output']['mean']:.2f}, input {stability['input']['mean']:.2f}"
         )
     return lines

@@ -89,6 +89,24 @@ def cross_validate(
     return {"explained": explained, "stability": stability}
 
 
+def own_and_nearest(explained: Mapping[str, Any], attribute: str) -> tuple[float | None, tuple[str, float] | None]:
+    """What its own attribute explains of an adapter that was left out, and the other attribute that explains most.
+
+    Args:
+        explained: what `cross_validate` has for ``attribute``.
+        attribute: of the adapters.
+
+    Returns:
+        tuple: share of the energy, mean over modules and adapters; name and share of the other attribute. None where
+        there is none: a single adapter, no other attribute, adapters without energy.
+    """
+    held_out = explained["held_out"]
+    shares = {name: row["mean"] for name, row in explained["subspaces"].items() if row["mean"] is not None}
+    shares.pop(attribute, None)
+    nearest = max(shares.items(), key=lambda item: item[1], default=None)
+    return held_out and held_out["mean"], nearest
+
+
 @dataclass
 class _Record:
     """What is collected over the modules of one attribute.

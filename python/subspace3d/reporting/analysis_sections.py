@@ -168,17 +168,19 @@ def weights(analysis: Document | None) -> Html:
 
 
 def _cross_validation(analysis: Document) -> list[Html]:
+    from subspace3d.mining.cross_validation import own_and_nearest
+
     validation = analysis.value["cross_validation"]
     if not validation:
         return []
     rows = []
     for attribute, explained in validation["explained"].items():
         stability = validation["stability"][attribute] or {"output": {"mean": None}, "input": {"mean": None}}
-        others = [share["mean"] for name, share in explained["subspaces"].items() if name != attribute]
+        held_out, nearest = own_and_nearest(explained, attribute)
         shares = [
             explained["subspaces"][attribute]["mean"],
-            explained["held_out"] and explained["held_out"]["mean"],
-            max((share for share in others if share is not None), default=None),
+            held_out,
+            nearest and nearest[1],
             explained["random"]["mean"],
         ]
         rows.append(
