@@ -14,8 +14,8 @@ ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting"
 Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
 METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
-Experiment = Literal["tasks", "psv", "rank", "attributes", "mining"]
-EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "mining")
+Experiment = Literal["tasks", "psv", "rank", "attributes", "source", "mining"]
+EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "source", "mining")
 
 
 def _flag(name: str) -> Any:
@@ -253,6 +253,8 @@ class AdaptConfig(ClusterOptions):
     """LoRA rank r; lora_alpha is 2 r."""
     targets: str = "all"
     """Target preset: aggregator, heads, all."""
+    gradient_steps: int = 0
+    """lora_A starts at the leading directions of the loss's gradient over this many steps; 0: at random, as LoRA."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
     cache_tokens: Path | None = None
@@ -262,6 +264,7 @@ class AdaptConfig(ClusterOptions):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        _require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)

@@ -9,11 +9,12 @@ from pathlib import Path
 from subspace3d.configs import EXPERIMENTS, Experiment
 from subspace3d.experiments.jobs import BASE, RECORD
 from subspace3d.experiments.layout import Layout
-from subspace3d.experiments.plan import SPLITS, VALIDATION, Run, rate_runs, table_runs
+from subspace3d.experiments.plan import SPLITS, VALIDATION, Run, final_rate_runs, rate_runs, table_runs
 from subspace3d.experiments.scale import Scale
 
 METRICS = ("accuracy", "completeness", "chamfer", "normal_consistency", "abs_rel")
 CHOSEN = 1e-3
+FAMILIES = ("full", "lora", "pissa", "adalora", "psv", "subspace")
 Error = Callable[[Run, str], float]  # of a run on a split: half the sum of accuracy and completeness
 
 
@@ -29,16 +30,20 @@ def write_results(
     for task in scale.tasks:
         for split in (VALIDATION, *SPLITS):
             _write(layout.record(task, split, BASE), _record(base, 0))
-    for run in rate_runs(scale, experiments):
-        _write(layout.record(run.task, VALIDATION, run.name), _record(0.1 + abs(run.rate - CHOSEN), 1))
+    grid = rate_runs(scale, experiments)
+    best = {task: dict.fromkeys(FAMILIES, sorted(scale.rates, key=_miss)[: scale.finalists]) for task in scale.tasks}
+    for run in (*grid, *final_rate_runs(grid, seeds, best)):
+        _write(layout.record(run.task, VALIDATION, run.name), _record(0.1 + _miss(run.rate), 1))
         _finish(layout, run)
-    chosen = {
-        task: dict.fromkeys(("full", "lora", "pissa", "adalora", "psv", "subspace"), CHOSEN) for task in scale.tasks
-    }
+    chosen = {task: dict.fromkeys(FAMILIES, CHOSEN) for task in scale.tasks}
     for run in table_runs(scale, experiments, seeds, chosen):
         for split in SPLITS:
             _write(layout.record(run.task, split, run.name), _record(error(run, split), 1000))
         _finish(layout, run)
+
+
+def _miss(rate: float) -> float:
+    return abs(rate - CHOSEN)
 
 
 def _finish(layout: Layout, run: Run) -> None:

@@ -50,9 +50,18 @@ def test_compared_rows_have_equal_size():
     assert {name for row in without for name in row.attributes} == {"texture", "geometry", "camera", "lighting"}
 
 
+def test_directions_of_all_sources_have_equal_size():
+    rows = table_rows(NANO, "source", "bodies")
+    assert [row.mined.source for row in rows] == [*["attributes"] * 3, *["gradient"] * 3, "pooled", "random"]
+    assert [row.mined.k for row in rows] == [4, 8, 16, 4, 8, 16, 32, 32]
+    assert len({row.mined.folder for row in rows}) == len(rows)
+
+
 def test_cores_and_subspaces_fit_the_model_and_the_adapters():
     for mined in mined_sets(NANO, EXPERIMENTS):
-        assert mined.k <= NANO.datasets * mined.rank
+        if mined.source != "random":
+            adapters = NANO.datasets * (len(NANO.bank(mined.bank).attributes) if mined.source == "pooled" else 1)
+            assert mined.k <= adapters * mined.rank
     assert max(row.K for row in all_rows(NANO, EXPERIMENTS, "bodies")) <= named_config("vggt-nano").embed_dim
 
 
@@ -60,7 +69,7 @@ def test_seeds_come_one_after_the_other_and_a_family_without_a_rate_is_left_out(
     chosen = {task: dict.fromkeys(FAMILIES, 1e-3) for task in NANO.tasks}
     runs = table_runs(NANO, EXPERIMENTS, 3, chosen)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
-    assert len(runs) == 156 == len({(run.task, run.name) for run in runs})
+    assert len(runs) == 171 == len({(run.task, run.name) for run in runs})
     del chosen["glass"]["pissa"]
     fewer = table_runs(NANO, EXPERIMENTS, 3, chosen)
     assert len(runs) - len(fewer) == 9

@@ -7,7 +7,7 @@ A comparison is decided metric by metric: a difference counts where it is larger
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,16 +103,23 @@ def paper_claims(results: Results, scale: Scale, analysis: Mapping[str, Any] | N
 
 
 def further_claims(
-    results: Results, scale: Scale, mining: Mapping[str, Any] | None, analysis: Mapping[str, Any] | None
+    results: Results,
+    scale: Scale,
+    mining: Mapping[str, Any] | None,
+    analysis: Mapping[str, Any] | None,
+    gradient: Mapping[str, Any] | None,
 ) -> list[Claim]:
     """What the paper does not measure.
 
     Args:
         mining (Mapping | None): mining.json, see `planted.compare`.
         analysis (Mapping | None): as in `paper_claims`.
+        gradient (Mapping | None): the same of the subspaces mined from adapters that started at the gradient.
     """
     return [
         _own_attribute(analysis),
+        _own_attribute(gradient, "adapters that started at the gradient: "),
+        *_direction_claims(results[scale.ablated], scale),
         _attributes_matter(results[scale.ablated], scale),
         _irls_is_robust(results[scale.ablated], scale, mining),
         *(_forgets_less(task, scale) for task in results.values()),
@@ -216,7 +223,7 @@ def _disentangled(analysis: Mapping[str, Any] | None) -> Claim:
     return Claim(text, "Figure 6", checks=checks)
 
 
-def _own_attribute(analysis: Mapping[str, Any] | None) -> Claim:
+def _own_attribute(analysis: Mapping[str, Any] | None, which: str = "") -> Claim:
     checks = []
     validation = (analysis or {}).get("cross_validation") or {}
     for attribute, row in validation.get("explained", {}).items():
@@ -226,8 +233,33 @@ def _own_attribute(analysis: Mapping[str, Any] | None) -> Claim:
         name, share = nearest
         sentence = f"{attribute}: {own:.1%} explained by others of its attribute, {share:.1%} by {name}"
         checks.append(Check(sentence, own > share))
-    text = "an adapter's energy lies in the subspace of its own attribute more than in that of any other"
+    text = f"{which}an adapter's energy lies in the subspace of its own attribute more than in that of any other"
     return Claim(text, "energy explained", checks=checks)
+
+
+def _direction_claims(task: TaskResults, scale: Scale) -> list[Claim]:
+    rows = [task.rows[row.name] for row in table_rows(scale, "source", task.task)]
+    count = len(scale.ks)
+    usual, gradient, (pooled, random) = rows[:count], rows[count : 2 * count], rows[2 * count :]
+    middle, name = usual[count // 2], TASK_NAMES[task.task]
+
+    def against(pairs: Iterable[tuple[RowResult, RowResult]]) -> list[Comparison]:
+        return [part for split in TESTS for one, two in pairs for part in _against(one, two, split)]
+
+    source = "directions"
+    return [
+        Claim(f"{name}: mined subspaces are better than random ones, same K", source, against([(middle, random)])),
+        Claim(
+            f"{name}: one subspace per attribute is better than one of all adapters, same K",
+            source,
+            against([(middle, pooled)]),
+        ),
+        Claim(
+            f"{name}: adapters that start at the gradient give better subspaces, same k",
+            source,
+            against(list(zip(gradient, usual))),
+        ),
+    ]
 
 
 def _attributes_matter(task: TaskResults, scale: Scale) -> Claim:

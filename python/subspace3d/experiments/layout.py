@@ -36,20 +36,20 @@ class Layout:
         """Holds ``<attribute>/wrong``, see `planted.write_wrong_scenes`."""
         return self.out / "scenes" / "wrong"
 
-    def adapters(self, bank: str, rank: int) -> Path:
-        """Holds ``<attribute>/<data set>``."""
-        return self.out / "adapters" / f"{bank}-r{rank}"
+    def adapters(self, mined: Mined) -> Path:
+        """Holds ``<attribute>/<data set>``; with planted ones, these stand beside the good ones."""
+        return self.out / "adapters" / mined.adapters
 
-    def wrong_adapters(self, bank: str, rank: int) -> Path:
-        return self.out / "adapters" / f"{bank}-r{rank}-wrong"
-
-    def planted_adapters(self, bank: str, rank: int) -> Path:
-        """The adapters of `adapters` and the bad ones beside them."""
-        return self.out / "adapters" / f"{bank}-r{rank}-planted"
+    def wrong_adapters(self, mined: Mined) -> Path:
+        return self.out / "adapters" / f"{mined.bank}-r{mined.rank}-wrong"
 
     def subspaces(self, mined: Mined) -> Path:
         """Holds ``<attribute>.safetensors``."""
         return self.out / "subspaces" / mined.folder
+
+    def analysis(self, name: str) -> Path:
+        """Of one of `plan.analyzed`."""
+        return self.out / "analysis" / name / "analysis.json"
 
     def run(self, run: Run) -> Path:
         return self.out / "runs" / run.task / run.name

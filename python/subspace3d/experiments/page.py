@@ -30,6 +30,7 @@ TITLES = {
     "psv": "Table 4: mined subspaces or singular vectors of the weights",
     "rank": "Table 5: rank of the mined adapters",
     "attributes": "Each attribute left out",
+    "source": "Where the directions come from",
     "mining": "Mining by IRLS or by the plain mean, with bad adapters planted",
 }
 PLANNED_SEEDS = 3
@@ -45,7 +46,7 @@ def write(layout: Layout, scale: Scale, failures: Mapping[str, str], publish: Pa
         figure = draw(results, scale)
         if figure is not None:
             images[name] = to_png(figure)
-    context = _read(layout.out, scale)
+    context = _read(layout, scale)
     paper = paper_claims(results, scale, context["analysis"])
     text = render(results, scale, paper, context, failures, tuple(images))
     path = layout.out / "results.md"
@@ -72,11 +73,16 @@ def _write_page(path: Path, text: str, images: Mapping[str, bytes]) -> None:
             target.unlink(missing_ok=True)
 
 
-def _read(out: Path, scale: Scale) -> dict[str, Any]:
-    """What stands beside the results: starts, mining, analysis of the ablated task's subspaces."""
-    analysis = f"analysis/{scale.tasks[scale.ablated]}/analysis.json"
-    names = {"run": "experiments.json", "mining": "mining.json", "analysis": analysis}
-    return {key: read_json(out / name) if (out / name).is_file() else None for key, name in names.items()}
+def _read(layout: Layout, scale: Scale) -> dict[str, Any]:
+    """What stands beside the results: starts, mining, analyses of the ablated task's subspaces."""
+    usual = scale.tasks[scale.ablated]
+    paths = {
+        "run": layout.out / "experiments.json",
+        "mining": layout.out / "mining.json",
+        "analysis": layout.analysis(usual),
+        "gradient": layout.analysis(f"{usual}-gradient"),
+    }
+    return {key: read_json(path) if path.is_file() else None for key, path in paths.items()}
 
 
 def render(
@@ -99,7 +105,7 @@ def render(
         summary(paper),
         _claims(paper),
         "## Further questions",
-        _claims(further_claims(results, scale, context["mining"], context["analysis"])),
+        _claims(further_claims(results, scale, context["mining"], context["analysis"], context["gradient"])),
         "## Notes\n\n" + "\n".join(_NOTES),
         "## Pictures" if images else "",
         *(f"![{FIGURES[name][1]}](images/{name}.png)" for name in images),
@@ -212,8 +218,9 @@ def _rate_sections(results: Results, scale: Scale) -> list[str]:
         if any(choice.errors for choice in task.choices.values())
     ]
     explained = (
-        f"## Learning rates\n\n{SHOWN[MAIN].label} on the validation scenes of each task, first seed; one size of each "
-        "family is tuned at every rate, and the family takes the best."
+        f"## Learning rates\n\n{SHOWN[MAIN].label} on the validation scenes of each task. One size of each family is "
+        "tuned at every rate with the first seed, and at the best of them with all seeds (mean ± standard deviation); "
+        "the family takes the least mean."
     )
     return [explained, *sections] if sections else []
 

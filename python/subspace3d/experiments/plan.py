@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from subspace3d.configs import Experiment, Method
 from subspace3d.experiments.scale import Scale, Task
 
+Source = Literal["attributes", "gradient", "pooled", "random"]
+"""attributes: one subspace per attribute; gradient: the same from adapters that start at the gradient; pooled: one
+subspace of the adapters of all attributes; random: directions that come from nowhere."""
 SPLITS = ("test", "cross", "generic")
 VALIDATION = "validation"
 RATE_SEED = 0
@@ -31,11 +35,18 @@ class Mined:
     k: int
     p: float = 1.0  # 2: plain mean
     planted: bool = False  # bad adapters among them
+    source: Source = "attributes"
+
+    @property
+    def adapters(self) -> str:
+        """Below OUT/adapters; random directions need none."""
+        return f"{self.bank}-r{self.rank}{'-gradient' * (self.source == 'gradient')}{'-planted' * self.planted}"
 
     @property
     def folder(self) -> str:
         """Below OUT/subspaces."""
-        return f"{self.bank}-r{self.rank}{'-planted' * self.planted}{'-mean' * (self.p == 2)}/k{self.k}"
+        drawn = f"-{self.source}" * (self.source in ("pooled", "random"))
+        return f"{self.adapters}{drawn}{'-mean' * (self.p == 2)}/k{self.k}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,15 @@ def table_rows(scale: Scale, experiment: Experiment, task: Task) -> list[Row]:
         return [*subspace.values(), *high]
     if experiment == "attributes":
         return [subspace[middle], *_without_attributes(scale, task, subspace[middle])]
+    if experiment == "source":
+        K = middle * len(scale.bank_of(task).attributes)
+        gradient = [_subspace(scale, task, k, source="gradient") for k in scale.ks]
+        return [
+            *subspace.values(),
+            *gradient,
+            _subspace(scale, task, K, source="pooled"),
+            _subspace(scale, task, K, source="random"),
+        ]
     return [_subspace(scale, task, middle, p=p, planted=planted) for planted in (False, True) for p in (1.0, 2.0)]
 
 
@@ -93,13 +113,33 @@ def all_rows(scale: Scale, experiments: Iterable[Experiment], task: Task) -> lis
 
 
 def rate_runs(scale: Scale, experiments: Sequence[Experiment]) -> list[Run]:
-    """The grid: for each task and family that is run, its middle size at every rate, with the first seed."""
+    """The grid: for each task and family that is run, its middle size at every rate, with the first seed.
+
+    `final_rate_runs` has the other seeds.
+    """
     runs = []
     for task in scale.tasks:
         families = {row.family for row in all_rows(scale, experiments, task)}
         finders = [row for row in _task_rows(scale, task) if row.finds_rate and row.family in families]
         runs += [Run(task, row, rate, RATE_SEED) for row in finders for rate in scale.rates]
     return runs
+
+
+def final_rate_runs(
+    grid: Sequence[Run], seeds: int, finalists: Mapping[Task, Mapping[str, Sequence[float]]]
+) -> list[Run]:
+    """The grid's rows with the other seeds, at the rates that were best with the first.
+
+    Args:
+        finalists (Mapping): task -> family -> rates.
+    """
+    return [
+        dataclasses.replace(run, seed=seed)
+        for run in grid
+        if run.rate in finalists.get(run.task, {}).get(run.row.family, ())
+        for seed in range(seeds)
+        if seed != run.seed
+    ]
 
 
 def table_runs(
@@ -126,6 +166,14 @@ def mined_sets(scale: Scale, experiments: Sequence[Experiment]) -> list[Mined]:
     return list(dict.fromkeys(row.mined for row in (*rows, *finders) if row.mined is not None))
 
 
+def analyzed(scale: Scale) -> dict[str, Mined]:
+    """Name -> the sets whose spectra and angles are looked at: those of the middle k, of either start of adapters."""
+    k = _middle(scale.ks)
+    usual = {bank.name: Mined(bank.name, scale.adapter_rank, k) for bank in scale.banks}
+    ablated = scale.tasks[scale.ablated]
+    return {**usual, f"{ablated}-gradient": dataclasses.replace(usual[ablated], source="gradient")}
+
+
 @dataclass(frozen=True)
 class Cost:
     """A line of the budget: ``count`` jobs of ``steps`` units of work."""
@@ -148,14 +196,19 @@ def budget(scale: Scale, experiments: Sequence[Experiment], seeds: int) -> list[
     grid = rate_runs(scale, experiments)
     chosen = {task: dict.fromkeys({run.row.family for run in grid if run.task == task}, 0.0) for task in scale.tasks}
     tables = table_runs(scale, experiments, seeds, chosen)
-    # the grid's run at the chosen rate is the first seed's run of its row
-    again = len({(run.task, run.row.name) for run in grid} & {(run.task, run.row.name) for run in tables})
+    # whichever rates are the best: it is their number that costs
+    best = {task: dict.fromkeys(families, scale.rates[: scale.finalists]) for task, families in chosen.items()}
+    finals = final_rate_runs(grid, seeds, best)
+    # the runs at the chosen rate are those of their row in the tables
+    finders = {(run.task, run.row.name) for run in grid}
+    again = sum((run.task, run.row.name) in finders for run in tables)
     steps, seconds = scale.tune.steps, SECONDS_PER_STEP["tune"]
     costs = [
         *_render_costs(scale, sets),
         Cost("tune adapters", _count_adapters(scale, sets), "steps", scale.adapt.steps, SECONDS_PER_STEP["adapters"]),
         Cost("learning rates: tune", len(grid), "steps", steps, seconds),
-        *_measure_costs(scale, "learning rates", grid, (VALIDATION,)),
+        Cost("learning rates, finalists: tune", len(finals), "steps", steps, seconds),
+        *_measure_costs(scale, "learning rates", [*grid, *finals], (VALIDATION,)),
         Cost("tables: tune", len(tables) - again, "steps", steps, seconds),
         *_measure_costs(scale, "tables", tables, SPLITS),
     ]
@@ -180,7 +233,8 @@ def _render_costs(scale: Scale, sets: Sequence[Mined]) -> list[Cost]:
 
 def _count_adapters(scale: Scale, sets: Sequence[Mined]) -> int:
     attributes = {bank.name: len(bank.attributes) for bank in scale.banks}
-    good = sum(scale.datasets * attributes[bank] for bank, _ in {(mined.bank, mined.rank) for mined in sets})
+    kinds = {(mined.bank, mined.rank, mined.source == "gradient") for mined in sets if mined.source != "random"}
+    good = sum(scale.datasets * attributes[bank] for bank, _, _ in kinds)
     return good + sum(attributes[bank] for bank in {mined.bank for mined in sets if mined.planted})
 
 
@@ -227,12 +281,25 @@ def _psv(scale: Scale, task: Task, k: int) -> Row:
     return Row(f"psv-{K}", f"PSV K = {K}", "psv", "psv", scale.adapter_rank, K=K)
 
 
-def _subspace(scale: Scale, task: Task, k: int, rank: int = 0, p: float = 1.0, planted: bool = False) -> Row:
+def _subspace(
+    scale: Scale,
+    task: Task,
+    k: int,
+    rank: int = 0,
+    p: float = 1.0,
+    planted: bool = False,
+    source: Source = "attributes",
+) -> Row:
     """The method with all attributes of the task's bank; ``rank`` 0: that of the usual adapters."""
-    mined = Mined(scale.tasks[task], rank or scale.adapter_rank, k, p, planted)
+    mined = Mined(scale.tasks[task], rank or scale.adapter_rank, k, p, planted, source)
+    if source in ("pooled", "random"):
+        label = {"pooled": "one subspace of all adapters", "random": "random directions"}[source]
+        return Row(f"{source}-{k}", f"{label}, K = {k}", "subspace", "subspace", scale.adapter_rank, mined=mined)
     name, label = f"subspace-{k}", f"subspace k = {k}"
     if mined.rank != scale.adapter_rank:
         name, label = f"{name}-r{rank}", f"{label}, adapters r = {rank}"
+    if source == "gradient":
+        name, label = f"{name}-gradient", f"{label}, adapters started at the gradient"
     if p == 2:
         name, label = f"{name}-mean", f"{label}, plain mean"
     if planted:

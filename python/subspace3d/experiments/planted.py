@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def compare(layout: Layout, scale: Scale, sets: Sequence[Mined]) -> None:
 
     result: dict[str, Any] = {}
     for mined in sets:
-        clean = Mined(mined.bank, mined.rank, mined.k, mined.p)
+        clean = replace(mined, planted=False)
         if not mined.planted or clean not in sets:
             continue
         rows = {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
 from subspace3d.experiments import planted
 from subspace3d.experiments.jobs import Context
-from subspace3d.experiments.plan import VALIDATION, Mined
+from subspace3d.experiments.plan import VALIDATION, Mined, analyzed
 from subspace3d.experiments.scale import Bank, Scale
 
 # Root seeds of the scenes: the draws of different kinds have nothing in common.
@@ -68,54 +71,70 @@ def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:
     from subspace3d.training import adapt
 
     layout, scale = context.layout, context.scale
-    for bank in _banks(scale, sets):
-        for rank in sorted({mined.rank for mined in sets if mined.bank == bank.name}):
-            adapters = AdaptConfig(
-                scenes=layout.attribute_scenes(bank),
-                out=layout.adapters(bank.name, rank),
-                weights=context.config.weights,
-                rank=rank,
-                workers=context.workers,
-                cache_tokens=context.tokens,
-                train=scale.adapt,
-                **context.config.cluster_options(),
-            )
+    # the good ones first, which the planted ones are put beside
+    wanted = {layout.adapters(mined): mined for mined in sets if mined.source != "random"}
+    for out, mined in sorted(wanted.items(), key=lambda item: item[1].planted):
+        scenes = layout.attribute_scenes(scale.bank(mined.bank))
+        adapters = AdaptConfig(
+            scenes=scenes,
+            out=out,
+            weights=context.config.weights,
+            rank=mined.rank,
+            gradient_steps=scale.gradient_steps if mined.source == "gradient" else 0,
+            workers=context.workers,
+            cache_tokens=context.tokens,
+            train=scale.adapt,
+            **context.config.cluster_options(),
+        )
+        if not mined.planted:
             adapt.run(adapters)
-            if not any(mined.planted for mined in sets if (mined.bank, mined.rank) == (bank.name, rank)):
-                continue
-            planted.write_wrong_scenes(layout.attribute_scenes(bank), layout.wrong_scenes)
-            wrong = layout.wrong_adapters(bank.name, rank)
-            adapt.run(replace(adapters, scenes=layout.wrong_scenes, out=wrong))
-            planted.gather(adapters.out, wrong, layout.planted_adapters(bank.name, rank))
+            continue
+        planted.write_wrong_scenes(scenes, layout.wrong_scenes)
+        wrong = layout.wrong_adapters(mined)
+        adapt.run(replace(adapters, scenes=layout.wrong_scenes, out=wrong))
+        planted.gather(layout.adapters(replace(mined, planted=False)), wrong, out)
 
 
 def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
-    """Mine every set, and analyze the usual ones of each bank at their middle k."""
+    """Mine every set, and analyze those that `analyzed` names."""
     from subspace3d.mining import analyze, mine
 
     layout, scale = context.layout, context.scale
     for mined in sets:
-        adapters = layout.planted_adapters if mined.planted else layout.adapters
-        for attribute in next(bank for bank in scale.banks if bank.name == mined.bank).attributes:
-            mine.run(
-                MineConfig(
-                    adapters=adapters(mined.bank, mined.rank) / attribute,
-                    out=layout.subspaces(mined) / f"{attribute}.safetensors",
-                    k=mined.k,
-                    p=mined.p,
-                )
-            )
-    for bank in _banks(scale, sets):
-        usual = Mined(bank.name, scale.adapter_rank, scale.ks[len(scale.ks) // 2])
-        if usual in sets:
+        folder, adapters = layout.subspaces(mined), layout.adapters(mined)
+        if mined.source == "random":
+            _write_random_basis(context, folder / "random.safetensors", mined.k)
+            continue
+        roots = {attribute: adapters / attribute for attribute in scale.bank(mined.bank).attributes}
+        for name, root in ({"all": adapters} if mined.source == "pooled" else roots).items():
+            mine.run(MineConfig(adapters=root, out=folder / f"{name}.safetensors", k=mined.k, p=mined.p))
+    for name, mined in analyzed(scale).items():
+        if mined in sets:
             analyze.run(
                 AnalyzeConfig(
-                    subspaces=(layout.subspaces(usual),),
-                    adapters=(layout.adapters(bank.name, scale.adapter_rank),),
-                    out=layout.out / "analysis" / bank.name,
+                    subspaces=(layout.subspaces(mined),),
+                    adapters=(layout.adapters(mined),),
+                    out=layout.analysis(name).parent,
                 )
             )
     planted.compare(layout, scale, sets)
+
+
+def _write_random_basis(context: Context, path: Path, K: int) -> None:
+    """K random orthonormal directions on each side of every module that gets a core."""
+    from subspace3d.adapters.basis import save_basis
+    from subspace3d.adapters.placement import matrix_shape, place
+    from subspace3d.training.backbone import load_backbone, record_backbone
+
+    if path.is_file():
+        return
+    model = load_backbone(record_backbone("vggt-nano", context.config.weights))
+    generator = torch.Generator().manual_seed(0)
+    basis = {}
+    for name in place(model, "subspace").cores:
+        sides = [torch.randn(size, K, generator=generator) for size in matrix_shape(model.get_submodule(name))]
+        basis[name] = (torch.linalg.qr(sides[0])[0], torch.linalg.qr(sides[1])[0])
+    save_basis(path, basis)
 
 
 def _banks(scale: Scale, sets: Sequence[Mined]) -> list[Bank]:

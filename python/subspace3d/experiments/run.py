@@ -20,8 +20,8 @@ from subspace3d.configs import EXPERIMENTS, EvaluateConfig, Experiment, Experime
 from subspace3d.experiments import jobs, page, prepare
 from subspace3d.experiments.jobs import Context, Job
 from subspace3d.experiments.layout import Layout
-from subspace3d.experiments.plan import SPLITS, VALIDATION, budget, mined_sets, rate_runs, table_runs
-from subspace3d.experiments.rates import chosen_rates, read_choices
+from subspace3d.experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_sets, rate_runs, table_runs
+from subspace3d.experiments.rates import chosen_rates, finalists, read_choices
 from subspace3d.experiments.scale import SCALES, Scale
 from subspace3d.files import read_json, write_json
 from subspace3d.progress import format_duration
@@ -111,8 +111,11 @@ def _run_all(
         failures.update(jobs.run_all(context, [Job(task, splits) for task in scale.tasks], "base model"))
 
     def find_rates() -> None:
-        grid = [Job(run.task, (VALIDATION,), run) for run in rate_runs(scale, experiments)]
-        failures.update(jobs.run_all(context, grid, "learning rates"))
+        grid = rate_runs(scale, experiments)
+        failures.update(jobs.run_all(context, [Job(run.task, (VALIDATION,), run) for run in grid], "learning rates"))
+        finals = final_rate_runs(grid, config.seeds, finalists(read_choices(layout, scale, experiments)))
+        decide = [Job(run.task, (VALIDATION,), run) for run in finals]
+        failures.update(jobs.run_all(context, decide, "learning rates, finalists"))
 
     def run_tables() -> None:
         chosen = chosen_rates(read_choices(layout, scale, experiments))

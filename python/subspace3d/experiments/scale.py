@@ -42,11 +42,16 @@ class Scale:
     adalora_ranks: tuple[int, ...]
     ks: tuple[int, ...]  # directions per attribute
     rates: tuple[float, ...]  # the grid of learning rates, the same for every method
+    finalists: int  # the best rates of the first seed, which all seeds decide between
+    gradient_steps: int  # of adapters that start at the gradient
     adapt: TrainConfig
     tune: TrainConfig
 
+    def bank(self, name: str) -> Bank:
+        return next(bank for bank in self.banks if bank.name == name)
+
     def bank_of(self, task: Task) -> Bank:
-        return next(bank for bank in self.banks if bank.name == self.tasks[task])
+        return self.bank(self.tasks[task])
 
     def test_scenes(self, split: str) -> int:
         """Scenes of a split that is measured: a test split of a task has a fifth of the training scenes."""
@@ -80,6 +85,8 @@ NANO = Scale(
     adalora_ranks=(4, 16),
     ks=(4, 8, 16),
     rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    finalists=3,
+    gradient_steps=8,
     adapt=replace(_NANO_TUNE, lr=1e-3),
     tune=_NANO_TUNE,
 )
@@ -112,6 +119,8 @@ SMOKE = Scale(
     adalora_ranks=(2,),
     ks=(1, 2),
     rates=(1e-4, 1e-3),
+    finalists=2,
+    gradient_steps=1,
     adapt=replace(_SMOKE_TUNE, steps=2, save_every=2, lr=1e-3),
     tune=_SMOKE_TUNE,
 )

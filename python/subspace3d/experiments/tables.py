@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from subspace3d.configs import Experiment
 from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.experiments.claims import TASK_NAMES, Claim, Comparison, Results
-from subspace3d.experiments.plan import Cost, table_rows
-from subspace3d.experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults
+from subspace3d.experiments.plan import RATE_SEED, Cost, table_rows
+from subspace3d.experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults, summarize
 from subspace3d.experiments.scale import Scale
 
 
@@ -64,13 +64,15 @@ def label_of(row: RowResult) -> str:
 
 
 def rates_table(task: TaskResults, scale: Scale) -> str:
-    """The grid: error on the validation scenes at every rate, the chosen one in bold."""
+    """The grid: error on the validation scenes at every rate, of finalists mean and spread; the chosen one in bold."""
     body = []
     for choice in task.choices.values():
         cells = []
         for rate in scale.rates:
-            error = choice.errors.get(rate)
-            text = "diverged" if rate in choice.errors and error is None else "–" if error is None else f"{error:.4g}"
+            errors = choice.errors.get(rate, {})
+            if rate not in choice.finalists:
+                errors = {seed: error for seed, error in errors.items() if seed == RATE_SEED}
+            text = "diverged" if None in errors.values() else number(summarize(errors.values()))
             cells.append(_bold(text, rate == choice.rate))
         note = "not finished" if not choice.complete else "edge of the grid" if choice.at_edge else ""
         body.append([choice.row, *cells, note])

@@ -26,6 +26,7 @@ from subspace3d.progress import Progress
 from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
 from subspace3d.training.cluster import Cluster, absolute, joined_cluster
 from subspace3d.training.device import choose_device
+from subspace3d.training.gradient_start import start_at_gradient
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
@@ -68,7 +69,15 @@ def run(config: AdaptConfig) -> list[Path]:
     target_regex(config.targets)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
-    wanted = run_settings(config.train, {"backbone": backbone.identity, "rank": config.rank, "targets": config.targets})
+    wanted = run_settings(
+        config.train,
+        {
+            "backbone": backbone.identity,
+            "rank": config.rank,
+            "targets": config.targets,
+            "gradient_steps": config.gradient_steps,
+        },
+    )
     todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
     if todo:
         settings.save(config.out / "config.yaml", config)
@@ -167,6 +176,8 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
     start = np.random.SeedSequence([config.train.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
     torch.manual_seed(int(start))
     tuned = add_lora(model, config.rank, config.targets, grid.backbone.identity)
+    if config.gradient_steps:
+        start_at_gradient(tuned, dataset, config.train, config.gradient_steps, label, grid.quiet)
     work = config.out / ".work" / name
     result = train(
         tuned,

@@ -58,7 +58,7 @@ class TrainResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class _StepData:
+class StepData:
     """One step's scenes: this process's forward passes, and the counts over all scenes of all processes."""
 
     parts: list[dict]
@@ -159,8 +159,8 @@ def train(
         if processes.is_first and not quiet:
             progress = stack.enter_context(Progress(label, config.steps, initial=run.step))
 
-        def draw(step: int) -> Future[_StepData] | None:
-            return pool.submit(_draw, dataset, config, step, processes) if step < config.steps else None
+        def draw(step: int) -> Future[StepData] | None:
+            return pool.submit(draw_step, dataset, config, step, processes) if step < config.steps else None
 
         pending = draw(run.step)
         while pending is not None:
@@ -179,7 +179,7 @@ def train(
     return run.result()
 
 
-def _draw(dataset: BatchSource, config: TrainConfig, step: int, processes: Processes) -> _StepData:
+def draw_step(dataset: BatchSource, config: TrainConfig, step: int, processes: Processes) -> StepData:
     """This process's share of the scenes of a step, normalised, in parts of at most ``max_images`` images."""
     batch = dataset.batch(config.seed, step, config.frames, config.images_per_step)
     scenes, frames = batch["images"].shape[:2]
@@ -191,7 +191,22 @@ def _draw(dataset: BatchSource, config: TrainConfig, step: int, processes: Proce
         part, _ = normalize_scenes({key: value[chosen] for key, value in batch.items()})
         del part["world_points"]  # no loss looks at them
         parts.append(part)
-    return _StepData(parts, LossCounts.of(batch), scenes * frames)
+    return StepData(parts, LossCounts.of(batch), scenes * frames)
+
+
+def loss_terms(
+    model: nn.Module,
+    part: Mapping[str, Any],
+    counts: LossCounts,
+    config: TrainConfig,
+    device: torch.device,
+    objective: Objective = multitask_loss,
+) -> dict[str, torch.Tensor]:
+    """The terms of the loss of a part of a step, a scalar ``loss`` among them; forward in ``config.precision``."""
+    batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in part.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        predictions = model(batch["images"])
+    return objective(predictions, batch, config.camera_weight, counts)
 
 
 class _Run:
@@ -289,7 +304,7 @@ class _Run:
                     "choose another output folder or start over"
                 )
 
-    def take_step(self, data: _StepData) -> str:
+    def take_step(self, data: StepData) -> str:
         """One optimiser step; returns the note for the progress display."""
         rate = learning_rate(self.step, self.config.steps, self.config.lr, self.config.warmup)
         for group in self.optimizer.param_groups:
@@ -323,17 +338,14 @@ class _Run:
         loss = f"{terms['loss']:.4f}" if finite else "not finite, step skipped"
         return f"loss {loss}, {speed:.1f} images/s, {self._memory() / 2**30:.2f} GiB"
 
-    def _accumulate(self, data: _StepData) -> dict[str, float]:
+    def _accumulate(self, data: StepData) -> dict[str, float]:
         """Gradients of the loss of the whole step, and its terms, summed over parts and processes."""
         totals: dict[str, torch.Tensor] = {}
         for number, part in enumerate(data.parts, 1):
             last = number == len(data.parts)
-            batch = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in part.items()}
             alone = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    predictions = self.wrapped(batch["images"])
-                terms = self.objective(predictions, batch, self.config.camera_weight, data.counts)
+                terms = loss_terms(self.wrapped, part, data.counts, self.config, self.device, self.objective)
                 total = terms["loss"]
                 if self.hook is not None and last:
                     # beside the loss, not in it: curves of different methods stay comparable
