@@ -8,7 +8,7 @@ import pytest
 
 from subspace3d.backbones.config import named_config
 from subspace3d.configs import EXPERIMENTS
-from subspace3d.experiments.plan import all_rows, budget, mined_sets, rate_runs, table_rows, table_runs
+from subspace3d.experiments.plan import all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
 from subspace3d.experiments.scale import NANO, SCALES
 from subspace3d.experiments.tables import budget_table
 
@@ -74,6 +74,13 @@ def test_seeds_come_one_after_the_other_and_a_family_without_a_rate_is_left_out(
     fewer = table_runs(NANO, EXPERIMENTS, 3, chosen)
     assert len(runs) - len(fewer) == 9
     assert all(run.row.method != "pissa" for run in fewer if run.task == "glass")
+
+
+def test_finalists_are_run_with_the_seeds_that_the_grid_has_not():
+    grid = rate_runs(NANO, ["psv"])
+    runs = final_rate_runs(grid, 3, {"bodies": {"psv": (1e-3, 3e-3), "subspace": ()}})
+    assert {run.name for run in runs} == {f"psv-32_lr{rate}_s{seed}" for rate in ("0.001", "0.003") for seed in (1, 2)}
+    assert final_rate_runs(grid, 1, {"bodies": {"psv": (1e-3, 3e-3)}}) == []
 
 
 def test_a_part_needs_less():

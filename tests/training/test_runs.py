@@ -142,6 +142,24 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
         adapt.run(dataclasses.replace(config, rank=4))
 
 
+def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> None:
+    config = AdaptConfig(
+        scenes=folder / "scenes/camera",
+        out=tmp_path / "adapters",
+        weights=folder / "nano.safetensors",
+        rank=2,
+        gradient_steps=1,
+        train=TRAIN,
+    )
+    (written,) = adapt.run(config)
+    modules = read_adapter(written).modules
+    # orthogonal rows, which a random start does not have, hardly moved by two small steps
+    rows = torch.stack([modules[name][1] for name in target_modules(_base(folder), "aggregator") if "qkv" in name])
+    torch.testing.assert_close(3 * rows @ rows.mT, torch.eye(2).expand(len(rows), 2, 2), rtol=0, atol=0.02)
+    with pytest.raises(ValueError, match="made with gradient_steps 1, not 0"):
+        adapt.run(dataclasses.replace(config, gradient_steps=0))
+
+
 def test_data_sets_are_named_by_their_path(folder: Path) -> None:
     assert list(adapt.find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
     assert list(adapt.find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]

@@ -85,7 +85,7 @@ NANO = Scale(
     adalora_ranks=(4, 16),
     ks=(4, 8, 16),
     rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    finalists=3,
+    finalists=2,
     gradient_steps=8,
     adapt=replace(_NANO_TUNE, lr=1e-3),
     tune=_NANO_TUNE,

@@ -8,7 +8,9 @@ data have in common. The idea is that of LoRA-GA (Wang et al. 2024), without its
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.spectral import leading_directions
 from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
-from subspace3d.training.device import Processes, choose_device, joined_processes
+from subspace3d.training.device import choose_device, joined_processes
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.loop import draw_step, loss_terms
 
@@ -58,9 +60,7 @@ def start_at_gradient(
 
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
-    device = choose_device(config.device)
-    with joined_processes(device) as processes:
-        gradients = _summed_gradients(model, weights, dataset, config, steps, device, processes, label, quiet)
+    gradients = _summed_gradients(model, weights, dataset, config, steps, None if quiet else f"{label}, gradient")
     with torch.no_grad():
         for name, gradient in gradients.items():
             if not torch.isfinite(gradient).all():
@@ -69,32 +69,27 @@ def start_at_gradient(
                 continue
             a = layers[name].lora_A[adapter].weight
             k = min(len(a), len(gradient), gradient[0].numel())
-            _, _, v = leading_directions(gradient.to(device), k)
+            _, _, v = leading_directions(gradient.to(a.device), k)
             a[:k] = (_ROW_NORM * v.T).reshape(a[:k].shape)
 
 
 def _summed_gradients(
     model: nn.Module,
-    weights: dict[str, nn.Parameter],
+    weights: Mapping[str, nn.Parameter],
     dataset: BatchSource,
     config: TrainConfig,
     steps: int,
-    device: torch.device,
-    processes: Processes,
-    label: str,
-    quiet: bool,
+    label: str | None,
 ) -> dict[str, torch.Tensor]:
     """Name -> gradient of the loss summed over the first ``steps`` batches, in the shape of the weight, on the CPU."""
+    device = choose_device(config.device)
     trained = trainable_parameters(model).values()
     sums = {name: torch.zeros(weight.shape) for name, weight in weights.items()}
 
-    def collect(name: str) -> Any:
-        def take(weight: torch.Tensor) -> None:
-            assert weight.grad is not None
-            sums[name] += weight.grad.cpu()
-            weight.grad = None
-
-        return take
+    def take(name: str, weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        sums[name] += weight.grad.cpu()
+        weight.grad = None
 
     hooks = []
     try:
@@ -102,8 +97,11 @@ def _summed_gradients(
             parameter.requires_grad_(False)
         for name, weight in weights.items():
             weight.requires_grad_(True)
-            hooks.append(weight.register_post_accumulate_grad_hook(collect(name)))
-        with contextlib.nullcontext() if quiet else Progress(f"{label}, gradient", steps) as progress:
+            hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, name)))
+        with (
+            joined_processes(device) as processes,
+            Progress(label, steps) if label else contextlib.nullcontext() as progress,
+        ):
             for step in range(steps):
                 data = draw_step(dataset, config, step, processes)
                 for part in data.parts:
