@@ -34,7 +34,7 @@ def test_rows_of_one_name_are_one_row():
             rows: dict[str, set] = {}
             for experiment in EXPERIMENTS:
                 for row in table_rows(scale, experiment, task):
-                    computed = (row.family, row.method, row.rank, row.K, row.mined, row.attributes)
+                    computed = (row.family, row.method, row.rank, row.K, row.mined, row.attributes, row.targets)
                     rows.setdefault(row.name, set()).add(computed)
             assert all(len(variants) == 1 for variants in rows.values())
 
@@ -51,7 +51,8 @@ def test_compared_rows_have_equal_size():
 
 
 def test_directions_of_all_sources_have_equal_size():
-    rows = table_rows(NANO, "source", "bodies")
+    *rows, heads = table_rows(NANO, "source", "bodies")
+    assert heads.targets == "heads" and heads.mined is None
     assert [row.mined.source for row in rows] == [*["attributes"] * 3, *["gradient"] * 3, "pooled", "random"]
     assert [row.mined.k for row in rows] == [4, 8, 16, 4, 8, 16, 32, 32]
     assert len({row.mined.folder for row in rows}) == len(rows)
@@ -69,7 +70,7 @@ def test_seeds_come_one_after_the_other_and_a_family_without_a_rate_is_left_out(
     chosen = {task: dict.fromkeys(FAMILIES, 1e-3) for task in NANO.tasks}
     runs = table_runs(NANO, EXPERIMENTS, 3, chosen)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
-    assert len(runs) == 171 == len({(run.task, run.name) for run in runs})
+    assert len(runs) == 174 == len({(run.task, run.name) for run in runs})
     del chosen["glass"]["pissa"]
     fewer = table_runs(NANO, EXPERIMENTS, 3, chosen)
     assert len(runs) - len(fewer) == 9

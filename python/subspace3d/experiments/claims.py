@@ -240,7 +240,7 @@ def _own_attribute(analysis: Mapping[str, Any] | None, which: str = "") -> Claim
 def _direction_claims(task: TaskResults, scale: Scale) -> list[Claim]:
     rows = [task.rows[row.name] for row in table_rows(scale, "source", task.task)]
     count = len(scale.ks)
-    usual, gradient, (pooled, random) = rows[:count], rows[count : 2 * count], rows[2 * count :]
+    usual, gradient, (pooled, random, heads) = rows[:count], rows[count : 2 * count], rows[2 * count :]
     middle, name = usual[count // 2], TASK_NAMES[task.task]
 
     def against(pairs: Iterable[tuple[RowResult, RowResult]]) -> list[Comparison]:
@@ -248,6 +248,9 @@ def _direction_claims(task: TaskResults, scale: Scale) -> list[Claim]:
 
     source = "directions"
     return [
+        Claim(
+            f"{name}: cores beside the LoRA on the heads are better than it alone", source, against([(middle, heads)])
+        ),
         Claim(f"{name}: mined subspaces are better than random ones, same K", source, against([(middle, random)])),
         Claim(
             f"{name}: one subspace per attribute is better than one of all adapters, same K",

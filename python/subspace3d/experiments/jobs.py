@@ -180,6 +180,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
             attributes=row.attributes,
             K=row.K,
             rank=row.rank,
+            targets=row.targets,
             cache_tokens=context.tokens,
             train=replace(context.scale.tune, lr=run.rate, seed=run.seed, device=device),
         )

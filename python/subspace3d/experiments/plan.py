@@ -61,6 +61,7 @@ class Row:
     K: int = 0
     mined: Mined | None = None
     attributes: tuple[str, ...] = ()  # of the mined ones; empty: all
+    targets: str = "all"  # of the LoRA family
     finds_rate: bool = False  # the row of its family on which the learning rate is chosen
 
 
@@ -102,6 +103,8 @@ def table_rows(scale: Scale, experiment: Experiment, task: Task) -> list[Row]:
             *gradient,
             _subspace(scale, task, K, source="pooled"),
             _subspace(scale, task, K, source="random"),
+            # the same adapters on the heads, at the same rate, and nothing on the aggregator
+            Row("heads", "no cores, LoRA on the heads", "subspace", "lora", scale.adapter_rank, targets="heads"),
         ]
     return [_subspace(scale, task, middle, p=p, planted=planted) for planted in (False, True) for p in (1.0, 2.0)]
 
