@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from experiments.result_files import FAMILIES
 
 from subspace3d.backbones.config import named_config
 from subspace3d.configs import EXPERIMENTS
@@ -13,7 +14,6 @@ from subspace3d.experiments.scale import NANO, SCALES
 from subspace3d.experiments.tables import budget_table
 
 DOCS = Path(__file__).parents[2] / "docs"
-FAMILIES = {"full", "lora", "pissa", "adalora", "psv", "subspace"}
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
