@@ -59,7 +59,7 @@ class Context:
 class _Shared:
     context: Context
     jobs: dict[str, Job]
-    device: str  # empty: GPUs in turn where there are any, else the CPU
+    device: str  # auto: GPUs in turn where there are any, else the CPU
     threads: int  # of a job
 
 
@@ -70,8 +70,7 @@ def run_all(context: Context, jobs: Sequence[Job], label: str) -> dict[str, str]
         print(f"{label}: all {len(jobs)} done before", flush=True)
         return {}
     with joined_cluster(context.config) as cluster, _one_thread_each():
-        # a job that asked the cluster for no GPU may still see those of its machine
-        device = "cpu" if cluster is not None and not cluster.gpus else ""
+        device = cluster.device if cluster is not None else "auto"
         shared = _Shared(context, todo, device, cluster.cpus if cluster is not None else 1)
         workers = min(context.workers, len(todo))
         with Progress(label, len(jobs), "run", initial=len(jobs) - len(todo)) as progress:
@@ -131,7 +130,7 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
     torch.set_num_threads(shared.threads)
     import_open3d()  # both before the first job, so that every job's peak memory holds the same libraries
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = shared.device or (f"cuda:{worker % gpus}" if gpus else "cpu")
+    device = f"cuda:{worker % gpus}" if gpus and shared.device == "auto" else "cpu"
 
     def work(name: str) -> None:
         job = shared.jobs[name]

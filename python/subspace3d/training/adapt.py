@@ -120,9 +120,8 @@ def _tune_all(grid: _Grid, todo: list[str], cluster: Cluster | None) -> dict[str
     if cluster is None and workers == 1:
         return run_here(todo, _set_up, grid)
     if cluster is not None:
-        if not cluster.gpus and train_config.device == "auto":
-            # a job that asked for no GPU may still see those of its machine
-            train_config = dataclasses.replace(train_config, device="cpu")
+        if train_config.device == "auto":
+            train_config = dataclasses.replace(train_config, device=cluster.device)
         config = dataclasses.replace(grid.config, train=train_config)
         sharing = max(1, round(1 / cluster.gpus)) if cluster.gpus else 1
         grid = dataclasses.replace(grid, config=config, threads=cluster.cpus, sharing=sharing, quiet=True)

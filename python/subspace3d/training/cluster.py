@@ -67,6 +67,11 @@ class Cluster:
     cpus: int
     gpus: float
 
+    @property
+    def device(self) -> str:
+        """Where a job computes: on the CPU if it asked for no GPU, for it may still see those of its machine."""
+        return "auto" if self.gpus else "cpu"
+
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """``function(*arguments)`` on a machine that could do a job.
 
