@@ -86,8 +86,8 @@ def count_units() -> dict[str, Any]:
 def scene_bytes(views: int) -> int:
     """Bytes on disk of one rendered image with its depth map and its share of scene.json."""
     from subspace3d.configs import GenerateConfig
+    from subspace3d.mitsuba_variant import choose_variant
     from subspace3d.scenes.generate import Job, render_scene
-    from subspace3d.scenes.variant import choose_variant
 
     with tempfile.TemporaryDirectory() as folder:
         config = GenerateConfig(out=Path(folder), attribute="all", views=views, resolution=RESOLUTION, spp=SPP)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d.configs import GenerateConfig, Variant
+from subspace3d.mitsuba_variant import VARIANTS, check_variant
 from subspace3d.scenes.generate import Job, render_scene
-from subspace3d.scenes.variant import VARIANTS, check_variant
 
 
 def main() -> None:

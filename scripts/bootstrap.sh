@@ -91,9 +91,10 @@ if ! { command -v chromium && command -v chromedriver; } >/dev/null && [ ! -e "$
 fi
 
 # ---- the project itself ----------------------------------------------------------------------------------------------
-# Editable: Python edits count at once, the native module is rebuilt when its sources or the build files change.
-built=$( (cat pyproject.toml CMakeLists.txt; find csrc -type f | LC_ALL=C sort | xargs cat; echo "${SUBSPACE_CUDA:-AUTO}") \
-  | sha256sum | cut -c1-16)
+# Editable: Python edits count at once. Built anew when the native sources or the build files change, and when Python
+# files come, go or move, since the installed package knows them by name.
+built=$( (cat pyproject.toml CMakeLists.txt; find csrc -type f | LC_ALL=C sort | xargs cat; echo "${SUBSPACE_CUDA:-AUTO}"
+  find python subspace_ext -name '*.py' | LC_ALL=C sort) | sha256sum | cut -c1-16)
 if [ ! -e "$venv/.built-$built" ]; then
   say "building the native module"
   pip install --quiet --no-build-isolation --no-deps --editable .

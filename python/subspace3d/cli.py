@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "export": (configs.ExportConfig, "subspace3d.training.export"),
     "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
     "report": (configs.ReportConfig, "subspace3d.reporting.report"),
-    "view": (configs.ViewConfig, "subspace3d.viewer.view"),
+    "view": (configs.ViewConfig, "subspace3d.reporting.viewer"),
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
     "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),

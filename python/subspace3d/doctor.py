@@ -70,7 +70,7 @@ def examine() -> dict[str, Any]:
     }
     render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
     if not missing["render"]:
-        from subspace3d.scenes.variant import probe
+        from subspace3d.mitsuba_variant import probe
 
         render = probe()
     return {

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from subspace3d.adapters.basis import Basis
 from subspace3d.adapters.placement import matrix_shape
 from subspace3d.backbones.config import VGGTConfig
 from subspace3d.backbones.targets import target_modules
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.mining.subspace_file import ModuleSubspace, save_subspace
+from subspace3d.formats.basis import Basis
+from subspace3d.formats.subspace import ModuleSubspace, save_subspace
 
 TINY = VGGTConfig(
     name="tiny",

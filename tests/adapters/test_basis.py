@@ -10,11 +10,12 @@ from adapters.models import random_basis, tiny_vggt, write_subspace
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters.basis import basis_digest, build_basis, load_basis, read_basis, save_basis, select_files
+from subspace3d.adapters.basis import build_basis, load_basis, select_files
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_modules
 from subspace3d.files import load_tensors, save_tensors
-from subspace3d.mining.subspace_file import load_subspace, save_authors
+from subspace3d.formats.basis import basis_digest, read_basis, save_authors, save_basis
+from subspace3d.formats.subspace import load_subspace
 
 QKV = "aggregator.frame_blocks.1.attn.qkv"
 

@@ -25,12 +25,13 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters import SubspaceConfig
-from subspace3d.adapters.basis import Basis, basis_digest, load_basis, save_basis
+from subspace3d.adapters.basis import load_basis
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_regex
+from subspace3d.formats.basis import Basis, basis_digest, save_basis
 
 
 class Net(nn.Module):

@@ -1,4 +1,4 @@
-"""Camera encodings and unprojection against scipy and against numbers worked by hand."""
+"""Camera encodings against scipy and against numbers worked by hand."""
 
 import math
 
@@ -12,7 +12,6 @@ from subspace3d.backbones.pose import (
     encode_pose,
     matrix_to_quaternion,
     quaternion_to_matrix,
-    unproject_depth,
 )
 
 
@@ -82,29 +81,6 @@ def test_gradients(rng: np.random.Generator) -> None:
     assert torch.autograd.gradcheck(lambda pose: decode_pose(pose, (84, 112)), encoded)
     matrices = extrinsics[:, :, :3].clone().requires_grad_()
     assert torch.autograd.gradcheck(matrix_to_quaternion, matrices)
-    depth = torch.rand(3, 2, 4, dtype=torch.float64, requires_grad=True)
-    leaves = (depth, extrinsics.requires_grad_(), intrinsics.requires_grad_())
-    assert torch.autograd.gradcheck(unproject_depth, leaves)
-
-
-def test_points_project_back_to_pixel_centres(rng: np.random.Generator) -> None:
-    extrinsics, intrinsics = cameras(rng, 6)
-    depth = torch.from_numpy(rng.uniform(1, 3, (6, 5, 7)))
-    points = unproject_depth(depth, extrinsics, intrinsics)
-    assert points.shape == (6, 5, 7, 3)
-    seen = torch.einsum("nij,nhwj->nhwi", extrinsics[:, :, :3], points) + extrinsics[:, None, None, :, 3]
-    torch.testing.assert_close(seen[..., 2], depth)
-    pixels = torch.einsum("nij,nhwj->nhwi", intrinsics, seen / depth[..., None])
-    columns, rows = torch.meshgrid(torch.arange(7) + 0.5, torch.arange(5) + 0.5, indexing="xy")
-    torch.testing.assert_close(pixels[..., 0], columns.double().expand(6, 5, 7))
-    torch.testing.assert_close(pixels[..., 1], rows.double().expand(6, 5, 7))
-
-
-def test_top_left_pixel_by_hand() -> None:
-    intrinsics = torch.tensor([[2.0, 0, 2], [0, 2, 1], [0, 0, 1]])
-    extrinsics = torch.cat((torch.eye(3), torch.tensor([[0.0], [0], [1]])), dim=1)
-    points = unproject_depth(torch.full((2, 4), 4.0), extrinsics, intrinsics)
-    torch.testing.assert_close(points[0, 0], torch.tensor([-3.0, -1.0, 3.0]))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +91,6 @@ def test_top_left_pixel_by_hand() -> None:
         (lambda: decode_pose(torch.zeros(8), (4, 4)), "pose_enc"),
         (lambda: quaternion_to_matrix(torch.zeros(3)), "quaternion"),
         (lambda: matrix_to_quaternion(torch.zeros(3, 4)), "rotation"),
-        (lambda: unproject_depth(torch.zeros(4), torch.eye(3, 4), torch.eye(3)), "depth"),
     ],
 )
 def test_wrong_shapes_are_refused(call, name: str) -> None:

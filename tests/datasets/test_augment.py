@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.backbones.pose import unproject_depth
 from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.geometry import unproject
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
@@ -22,7 +22,7 @@ def test_mirrored_scene_is_consistent(tmp_path: Path) -> None:
     sample = {key: batch[key][0] for key in ("images", "depths", "extrinsics", "intrinsics")}
     sample["intrinsics"][:, 0, 2] += 3  # off-centre, to see that it is mirrored too
     mirrored = mirror_views(sample)
-    points, seen = (unproject_depth(s["depths"], s["extrinsics"], s["intrinsics"]) for s in (sample, mirrored))
+    points, seen = (unproject(s["depths"], s["extrinsics"], s["intrinsics"]) for s in (sample, mirrored))
     # the pixel at column j shows what was at W - 1 - j, at the mirrored place
     torch.testing.assert_close(seen.flip(2) * torch.tensor([-1.0, 1, 1]), points, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.linalg.det(mirrored["extrinsics"][:, :, :3]), torch.ones(2))

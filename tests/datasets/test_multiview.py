@@ -12,7 +12,7 @@ from training.plane_scenes import write_plane_scenes
 
 from subspace3d.configs import TrainConfig
 from subspace3d.datasets.multiview import MultiViewBatchSampler, MultiViewDataset, collate, draw_frames
-from subspace3d.datasets.scene_format import Frame, write_frames
+from subspace3d.formats.scene import Frame, write_frames
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from datasets.plane_world import camera_path, color_error, plane_error
 from subspace3d.configs import GenerateConfig
 from subspace3d.datasets.readers import convert
 from subspace3d.datasets.readers.mesh_files import read_obj, read_ply
-from subspace3d.datasets.scene_format import SceneFile, load_scene
+from subspace3d.formats.scene import SceneFile, load_scene
 
 # half a step of the depth image, and how far a point moves off the plane with it: |NORMAL . ray| / |NORMAL| <= 1.3
 MILLIMETRE = 0.5e-3 * 1.3

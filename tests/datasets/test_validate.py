@@ -16,8 +16,8 @@ from PIL import Image
 
 from subspace3d.configs import GenerateConfig
 from subspace3d.datasets import reprojection, validate
-from subspace3d.datasets.scene_format import Frame, SceneFile, find_scenes, load_scene, write_frames, write_scene
 from subspace3d.datasets.validate import SceneReport
+from subspace3d.formats.scene import Frame, SceneFile, find_scenes, load_scene, write_frames, write_scene
 from subspace3d.scenes import generate
 
 FLIP = np.diag([1.0, -1.0, -1.0])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.datasets.scene_format import write_scene
 from subspace3d.evaluation.scene_metrics import Views
+from subspace3d.formats.scene import write_scene
 
 BALL = np.array([0.2, -0.1, 0.0])
 RADIUS = 0.5

@@ -11,11 +11,11 @@ from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 
 from subspace3d.backbones.pose import encode_pose
 from subspace3d.configs import EvaluateConfig, FinetuneConfig
-from subspace3d.datasets.scene_format import load_scene, write_scene
 from subspace3d.evaluation import evaluate, pictures
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import measure
 from subspace3d.evaluation.table import METRICS
+from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.training import finetune
 
 

@@ -8,10 +8,10 @@ import torch
 from mining.synthetic_adapters import orthonormal, write_adapter
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.experiments import planted
-from subspace3d.mining.adapters import read_adapter
-from subspace3d.mining.subspace_file import ModuleSubspace, SubspaceFile
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.scene import find_scenes
+from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile
 
 MODULES = {"a": (12, 20), "b": (8, 6)}
 

@@ -20,16 +20,16 @@ from PIL import Image
 from reporting.synthetic_run import write_run
 
 from subspace3d import settings
-from subspace3d.adapters.basis import read_basis, save_basis
 from subspace3d.configs import FinetuneConfig, GenerateConfig
 from subspace3d.datasets.multiview import read_mixture
 from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
-from subspace3d.datasets.scene_format import load_scene, write_scene
-from subspace3d.mining.adapters import read_adapter
-from subspace3d.mining.subspace_file import ModuleSubspace, load_authors, load_subspace, save_authors, save_subspace
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.basis import load_authors, read_basis, save_authors, save_basis
+from subspace3d.formats.run import read_tuned
+from subspace3d.formats.scene import load_scene, write_scene
+from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
 from subspace3d.reporting.collect import collect
 from subspace3d.training import checkpoints
-from subspace3d.training.tuned import read_tuned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,12 @@ from fuzz.readers import READERS, npy_of, zip_of
 from subspace3d import files, settings
 from subspace3d.backbones.weights import load_weights
 from subspace3d.configs import FinetuneConfig
-from subspace3d.datasets.image_files import MOST_PIXELS, open_image, read_raw_depth
 from subspace3d.datasets.readers import mesh_files
 from subspace3d.datasets.readers.clearpose import _read_metadata
 from subspace3d.datasets.readers.npz_bundle import Bundle
-from subspace3d.datasets.scene_format import load_scene
-from subspace3d.mining.adapters import read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.images import MOST_PIXELS, open_image, read_raw_depth
+from subspace3d.formats.scene import load_scene
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import torch
 from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
 
 from subspace3d.configs import AnalyzeConfig, MineConfig
+from subspace3d.formats.subspace import load_subspaces
 from subspace3d.mining import analyze, mine
 from subspace3d.mining.spectra import behaviour, find_drops, place
 from subspace3d.mining.stacks import explained_energy
-from subspace3d.mining.subspace_file import load_subspaces
 
 NAMES = [f"aggregator.frame_blocks.{layer}.attn.qkv" for layer in range(2)] + ["head.out"]
 RANK = 2

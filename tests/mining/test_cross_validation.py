@@ -10,10 +10,10 @@ import torch
 from mining.synthetic_adapters import AT_REST, dense_mining, orthonormal, planted_pair, random_pair, write_adapter
 
 from subspace3d.configs import AnalyzeConfig, MineConfig
+from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.subspace import load_subspaces
 from subspace3d.mining import analyze, mine
-from subspace3d.mining.adapters import find_adapters, read_adapter
 from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters, overlap
-from subspace3d.mining.subspace_file import load_subspaces
 
 NAMES = [f"blocks.{layer}.mlp.fc1" for layer in range(2)]
 OUT, IN, RANK, COUNT = 12, 14, 2, 4

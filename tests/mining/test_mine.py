@@ -18,9 +18,9 @@ from mining.synthetic_adapters import (
 )
 
 from subspace3d.configs import MineConfig
+from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.subspace import load_subspace
 from subspace3d.mining import mine, stacks
-from subspace3d.mining.adapters import find_adapters, read_adapter
-from subspace3d.mining.subspace_file import load_subspace
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 

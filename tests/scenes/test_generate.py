@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from subspace3d.configs import ATTRIBUTES, GenerateConfig
-from subspace3d.datasets.scene_format import find_scenes, load_scene
+from subspace3d.formats.scene import find_scenes, load_scene
 from subspace3d.scenes.generate import run
 
 SMALL = {"scenes": 2, "views": 2, "resolution": 32, "spp": 4, "workers": 1}

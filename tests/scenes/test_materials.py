@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.scenes.materials import (
+from subspace3d.scenes.materials.atlas import (
     GLASS_CELL,
     PALETTE,
     MaterialSpec,
@@ -15,8 +15,8 @@ from subspace3d.scenes.materials import (
     cell_uv,
     draw_texture,
 )
-from subspace3d.scenes.patterns import LATTICE_SIZE, PATTERNS
-from subspace3d.scenes.texture_maps import find_textures, load_maps, srgb_to_linear
+from subspace3d.scenes.materials.patterns import LATTICE_SIZE, PATTERNS
+from subspace3d.scenes.materials.texture_maps import find_textures, load_maps, srgb_to_linear
 
 PLAIN = MaterialSpec(
     "clouds", [[0.1] * 3, [0.5] * 3, [0.9] * 3], [1.0] * 3, 4.0, 1.0, 0.0, [0.0, 0.0], 1.0, 0.5, 5, 0.0, 0.5, 0.0

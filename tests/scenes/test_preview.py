@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from subspace3d.configs import ATTRIBUTES, GenerateConfig
-from subspace3d.datasets.scene_format import write_scene
+from subspace3d.formats.scene import write_scene
 from subspace3d.scenes.preview import draw_sheet, previews
 
 

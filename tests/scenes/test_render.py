@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.scenes.cameras import CameraSpec, look_at
-from subspace3d.scenes.geometry import BlockSpec, BoxSpec, GeometrySpec, PartSpec
+from subspace3d.geometry import look_at
+from subspace3d.mitsuba_variant import VARIANTS, check_variant, choose_variant, probe
+from subspace3d.scenes.cameras import CameraSpec
+from subspace3d.scenes.geometry.objects import BlockSpec, BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.geometry.shapes import build_mesh
 from subspace3d.scenes.lights import LampSpec, LightingSpec
-from subspace3d.scenes.materials import TextureSpec
+from subspace3d.scenes.materials.atlas import TextureSpec
 from subspace3d.scenes.render import SceneRenderer, tone_map
 from subspace3d.scenes.sampler import SceneSpec, sample_scene, scene_seeds
-from subspace3d.scenes.shapes import build_mesh
-from subspace3d.scenes.variant import VARIANTS, check_variant, choose_variant, probe
 
 SIZE = 24
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from subspace3d.scenes.geometry import RoomSpec, WindowSpec
+from subspace3d.scenes.geometry.objects import RoomSpec, WindowSpec
+from subspace3d.scenes.geometry.rooms import half_extent, obstacles, wall_frame
+from subspace3d.scenes.geometry.shapes import build_mesh
+from subspace3d.scenes.geometry.structures import room_meshes
 from subspace3d.scenes.lights import LampSpec, LightingSpec, place_in_room
 from subspace3d.scenes.room_cameras import draw_room_cameras
-from subspace3d.scenes.rooms import half_extent, obstacles, wall_frame
 from subspace3d.scenes.sampler import sample_scene, scene_seeds
-from subspace3d.scenes.shapes import build_mesh
-from subspace3d.scenes.structures import room_meshes
 
 SCENES = 6
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from subspace3d.configs import ATTRIBUTES
-from subspace3d.scenes.cameras import BASE_DISTANCE, closed_spline, intrinsic_matrix, look_at
-from subspace3d.scenes.geometry import KINDS, BoxSpec, GeometrySpec, PartSpec
-from subspace3d.scenes.heightfield import displacement
+from subspace3d.scenes.cameras import BASE_DISTANCE, closed_spline
+from subspace3d.scenes.geometry.heightfield import displacement
+from subspace3d.scenes.geometry.objects import KINDS, BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.geometry.shapes import build_mesh
 from subspace3d.scenes.lights import LampSpec, LightingSpec, environment_image
 from subspace3d.scenes.sampler import PRESETS, REGIMES, TRAJECTORIES, sample_scene, scene_seeds
-from subspace3d.scenes.shapes import build_mesh
 
 
 def one_part(kind: str, axes: list[float], amplitude: float = 0.0) -> GeometrySpec:
@@ -112,21 +112,6 @@ def test_scene_is_normalised():
         vertices = build_mesh(spec.geometry).objects.vertices
         assert np.ptp(vertices, axis=0).max() == pytest.approx(2)
         assert np.allclose(vertices.max(axis=0) + vertices.min(axis=0), 0, atol=1e-9)
-
-
-def test_look_at_uses_opencv_axes():
-    extrinsic = look_at(np.array([0.0, -3.0, 0.0]), np.zeros(3))
-    in_camera = extrinsic @ np.array([[0, 0, 0, 1], [1, 0, 0, 1], [0, 0, 1, 1]]).T
-    # the origin lies 3 ahead; world x is to the right; world z is up, which is -y in the image
-    assert np.allclose(in_camera.T, [[0, 0, 3], [1, 0, 3], [0, -1, 3]])
-    for position in ([0, 0, 2.0], [1.0, 2, -3]):
-        rotation = look_at(np.array(position), np.zeros(3), roll=30)[:, :3]
-        assert np.allclose(rotation @ rotation.T, np.eye(3)) and np.linalg.det(rotation) == pytest.approx(1)
-
-
-def test_intrinsics_follow_the_field_of_view():
-    matrix = intrinsic_matrix(90, 100)
-    assert np.allclose(matrix, [[50, 0, 50], [0, 50, 50], [0, 0, 1]])
 
 
 def test_spline_passes_through_its_points_and_closes(rng):

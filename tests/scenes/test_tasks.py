@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from subspace3d.configs import GenerateConfig
-from subspace3d.datasets.scene_format import load_scene
 from subspace3d.files import read_json
+from subspace3d.formats.scene import load_scene
 from subspace3d.scenes.generate import run
+from subspace3d.scenes.geometry.surface_nets import gradient, surface_nets
 from subspace3d.scenes.sampler import scene_seeds
 from subspace3d.scenes.tasks.bodies import DISTANCE, HFOV, LONGEST_SIDE, azimuth_ring, build_body
 from subspace3d.scenes.tasks.face_pictures import draw_portrait
 from subspace3d.scenes.tasks.faces import draw_faces, on_plate
 from subspace3d.scenes.tasks.glass import VesselSpec, build_vessel, draw_glass, smooth_profile
 from subspace3d.scenes.tasks.skeleton import draw_body
-from subspace3d.scenes.tasks.surface_nets import gradient, surface_nets
 
 
 def volume(vertices: np.ndarray, faces: np.ndarray) -> float:

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from subspace3d.scenes.cameras import BASE_DISTANCE, look_at
-from subspace3d.scenes.mesh import rotation_matrix
+from subspace3d.geometry import look_at
+from subspace3d.scenes.cameras import BASE_DISTANCE
+from subspace3d.scenes.geometry.mesh import rotation_matrix
 from subspace3d.scenes.sampler import sample_scene, scene_seeds
 from subspace3d.scenes.trajectories import FRAMES, TREMOR, WALK, draw_micro, natural_spline, slerp_path
 

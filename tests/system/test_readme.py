@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from subspace3d.mining.subspace_file import ModuleSubspace, save_subspace
+from subspace3d.formats.subspace import ModuleSubspace, save_subspace
 
 README = Path(__file__).parents[2] / "README.md"
 

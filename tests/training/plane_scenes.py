@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.datasets.scene_format import write_scene
+from subspace3d.formats.scene import write_scene
 
 
 def plane_views(seed: int, views: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

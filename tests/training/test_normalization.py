@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from training.plane_scenes import plane_views
 
-from subspace3d.backbones.pose import unproject_depth
+from subspace3d.geometry import unproject
 from subspace3d.training.normalization import normalize_scenes
 
 
@@ -36,12 +36,12 @@ def test_first_camera_is_the_world_and_mean_distance_the_unit() -> None:
 def test_points_agree_with_the_original_world() -> None:
     batch = _batch()
     normalized, scale = normalize_scenes(batch)
-    world = unproject_depth(batch["depths"], batch["extrinsics"], batch["intrinsics"])
+    world = unproject(batch["depths"], batch["extrinsics"], batch["intrinsics"])
     first = batch["extrinsics"][0, 0]
     expected = (world @ first[:, :3].T + first[:, 3]) / scale[0]
     valid = batch["point_masks"]
     torch.testing.assert_close(normalized["world_points"][valid], expected[valid])
-    again = unproject_depth(normalized["depths"], normalized["extrinsics"], batch["intrinsics"])
+    again = unproject(normalized["depths"], normalized["extrinsics"], batch["intrinsics"])
     torch.testing.assert_close(again[valid], expected[valid])
 
 

@@ -1,24 +1,17 @@
-"""The frozen basis of the subspace method: mined subspaces combined, module by module; its files and its hash."""
+"""The frozen basis of the subspace method: mined subspaces combined, module by module."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
-from subspace3d.files import check_values, load_tensors, save_tensors
-from subspace3d.mining import subspace_file
-from subspace3d.mining.subspace_file import find_subspaces, load_authors, load_subspace
-
-Basis = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Module name -> (``U [out, K]``, ``V [in, K]``), a convolution unrolled to ``in = Cin * kh * kw``."""
-FORMAT = "subspace3d-basis"
-_VERSION = 1
+from subspace3d.files import load_tensors
+from subspace3d.formats.basis import Basis, read_basis
+from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace
 
 
 def select_files(paths: Iterable[Path], attributes: Sequence[str] = ()) -> dict[str, Path]:
@@ -115,57 +108,6 @@ def check_shapes(what: str, basis: Basis, modules: Mapping[str, nn.Module]) -> N
 def _read_pairs(path: Path) -> tuple[Basis, bool]:
     """(u, v) of every module, and whether the file holds a combined basis rather than one mined subspace."""
     _, header = load_tensors(path)
-    if header.get("format") == subspace_file.FORMAT:
+    if header.get("format") == FORMAT:
         return {name: (module.u, module.v) for name, module in load_subspace(path).modules.items()}, False
     return read_basis(path), True
-
-
-def save_basis(path: Path, basis: Basis) -> None:
-    """Write ``<module>.U`` and ``<module>.V``, float32."""
-    tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
-    save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
-
-
-def read_basis(path: Path) -> Basis:
-    """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
-
-    Raises:
-        FileNotFoundError: ``path`` does not exist.
-        ValueError: truncated, another kind of file, a half missing, or values that are not finite.
-    """
-    tensors, header = load_tensors(path)
-    if not header:
-        basis = load_authors(path)
-    elif header.get("format") != FORMAT or header.get("version") != _VERSION:
-        raise ValueError(
-            f"{path}: header format must be {FORMAT!r} version {_VERSION}, got {header.get('format')!r} "
-            f"version {header.get('version')!r}"
-        )
-    else:
-        basis = _pairs_of(path, tensors)
-    for name, pair in basis.items():
-        for side in pair:
-            check_values(path, name, side)
-    return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
-
-
-def _pairs_of(path: Path, tensors: Mapping[str, torch.Tensor]) -> Basis:
-    names = list(dict.fromkeys(key.rpartition(".")[0] for key in tensors))
-    if not names:
-        raise ValueError(f"{path}: must hold at least one module")
-    for name in names:
-        u, v = tensors.get(f"{name}.U"), tensors.get(f"{name}.V")
-        if u is None or v is None or u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
-            raise ValueError(f"{path}: {name} must have U [out, K] and V [in, K]")
-    return {name: (tensors[f"{name}.U"], tensors[f"{name}.V"]) for name in names}
-
-
-def basis_digest(basis: Basis) -> str:
-    """sha256 of names, shapes and float32 values, so that equal bases have it in whatever file they lie."""
-    digest = hashlib.sha256()
-    for name in sorted(basis):
-        for side in basis[name]:
-            values = side.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"{name} {list(values.shape)};".encode())
-            digest.update(values.numpy().tobytes())
-    return digest.hexdigest()

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from subspace3d.adapters.adalora import adalora_config
-from subspace3d.adapters.basis import Basis
-from subspace3d.adapters.lora_folder import target_expression
 from subspace3d.adapters.pissa import start_pissa
 from subspace3d.adapters.placement import is_trained_in_full, place, select_modules
 from subspace3d.backbones.targets import PRESETS, target_regex
 from subspace3d.configs import METHODS, Method
+from subspace3d.formats.adapter import target_expression
+from subspace3d.formats.basis import Basis
 
 
 def apply_method(

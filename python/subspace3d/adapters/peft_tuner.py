@@ -18,11 +18,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters.basis import Basis, basis_digest, check_shapes, read_basis
+from subspace3d.adapters.basis import check_shapes
 from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names
+from subspace3d.formats.basis import Basis, basis_digest, read_basis
 
 # before anything below asks PEFT for what older releases lack
 check_release(peft.__version__)

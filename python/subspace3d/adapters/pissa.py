@@ -21,7 +21,7 @@ def start_pissa(model: nn.Module, adapter: str = "default") -> None:
     """``A = (S_r / s)^(1/2) V_r^T``, ``B = U_r (S_r / s)^(1/2)``, ``w <- w - s B A`` for ``w = U S V^T``, in place.
 
     s is the LoRA's scaling; a convolution is unrolled. The model computes what it did before. Directions beyond
-    min(out, in) keep LoRA's start, with B zero. What the factors started with is kept for `lora_folder`.
+    min(out, in) keep LoRA's start, with B zero. What the factors started with is kept for `low_rank.adapter_factors`.
 
     Args:
         model (nn.Module): a PeftModel with a LoRA fresh from PEFT.

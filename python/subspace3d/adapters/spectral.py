@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from subspace3d.adapters.basis import Basis
+from subspace3d.formats.basis import Basis
 from subspace3d.progress import Progress
 
 

@@ -1,4 +1,4 @@
-"""Camera encodings and the geometry between depth maps, cameras and points.
+"""The encoding of cameras that VGGT predicts.
 
 Cameras are OpenCV ones (x right, y down, z forward); extrinsics [R | t] take world points to camera points. The centre
 of the top-left pixel is at (0.5, 0.5). All functions are differentiable and work on any leading dimensions.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from subspace3d.geometry import check_shape
 
 MIN_FIELD_OF_VIEW = 1e-3
 
@@ -26,8 +28,8 @@ def encode_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, i
     Raises:
         ValueError: wrong shapes.
     """
-    _check("extrinsics", extrinsics, (3, 4))
-    _check("intrinsics", intrinsics, (3, 3))
+    check_shape("extrinsics", extrinsics, (3, 4))
+    check_shape("intrinsics", intrinsics, (3, 3))
     height, width = image_size
     quaternion = matrix_to_quaternion(extrinsics[..., :3])
     focal = torch.stack((intrinsics[..., 1, 1], intrinsics[..., 0, 0]), dim=-1)
@@ -52,7 +54,7 @@ def decode_pose(pose_enc: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, 
     Raises:
         ValueError: wrong shape.
     """
-    _check("pose_enc", pose_enc, (9,))
+    check_shape("pose_enc", pose_enc, (9,))
     height, width = image_size
     rotation = quaternion_to_matrix(pose_enc[..., 3:7])
     extrinsics = torch.cat((rotation, pose_enc[..., :3, None]), dim=-1)
@@ -70,7 +72,7 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     Raises:
         ValueError: wrong shape.
     """
-    _check("quaternion", quaternion, (4,))
+    check_shape("quaternion", quaternion, (4,))
     x, y, z, w = quaternion.unbind(-1)
     tiny = torch.finfo(quaternion.dtype).tiny
     s = 2 / (quaternion * quaternion).sum(-1).clamp_min(tiny)
@@ -97,7 +99,7 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     Raises:
         ValueError: wrong shape.
     """
-    _check("rotation", rotation, (3, 3))
+    check_shape("rotation", rotation, (3, 3))
     (r00, r01, r02), (r10, r11, r12), (r20, r21, r22) = (row.unbind(-1) for row in rotation.unbind(-2))
     xy, xz, yz = r01 + r10, r02 + r20, r12 + r21
     wx, wy, wz = r21 - r12, r02 - r20, r10 - r01
@@ -108,38 +110,3 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     index = largest[..., None, None].expand(*largest.shape, 1, 4)
     quaternion = torch.nn.functional.normalize(outer.gather(-2, index).squeeze(-2), dim=-1)
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
-
-
-def unproject_depth(depth: Tensor, extrinsics: Tensor, intrinsics: Tensor) -> Tensor:
-    """``X = R^T (d K^-1 (j + 0.5, i + 0.5, 1)^T - t)`` for the pixel in row i and column j.
-
-    Args:
-        depth: [..., H, W] z-depth.
-        extrinsics: [..., 3, 4] camera-from-world, translation in the unit of ``depth``.
-        intrinsics: [..., 3, 3] in pixels.
-
-    Returns:
-        [..., H, W, 3] world points in the unit of ``depth``; a pixel without depth (0) gives the camera's centre.
-
-    Raises:
-        ValueError: wrong shapes.
-    """
-    _check("extrinsics", extrinsics, (3, 4))
-    _check("intrinsics", intrinsics, (3, 3))
-    if depth.dim() < 2:
-        raise ValueError(f"depth must be [..., H, W], got {tuple(depth.shape)}")
-    height, width = depth.shape[-2:]
-    rows = torch.arange(height, device=depth.device, dtype=intrinsics.dtype) + 0.5
-    columns = torch.arange(width, device=depth.device, dtype=intrinsics.dtype) + 0.5
-    pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    pixels = torch.cat((pixels, torch.ones_like(pixels[..., :1])), dim=-1)
-    rays = torch.einsum("...ij,hwj->...hwi", torch.linalg.inv(intrinsics), pixels)
-    camera_points = depth[..., None] * rays
-    centred = camera_points - extrinsics[..., None, None, :, 3]
-    return torch.einsum("...ji,...hwj->...hwi", extrinsics[..., :3], centred)
-
-
-def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape[-len(shape) :]) != shape:
-        wanted = ", ".join(str(size) for size in shape)
-        raise ValueError(f"{name} must be [..., {wanted}], got {tuple(value.shape)}")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from subspace3d.geometry import camera_rays, invert_pose, pixel_centres, project
+
 TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
 _COARSE_TOLERANCE = 0.08
 _POINTS = 1000  # per pair of views
@@ -56,11 +58,6 @@ class Agreement:
         return self.agreeing / decided if decided else float("nan")
 
 
-def invert(extrinsic: np.ndarray) -> np.ndarray:
-    rotation = extrinsic[:, :3]
-    return np.concatenate([rotation.T, -rotation.T @ extrinsic[:, 3:]], axis=1)
-
-
 def scaled(factor: float) -> Reading:
     """The depth is in another unit than the translations: true depth is the stored one times ``factor``."""
     known = [words for value, words in _UNITS.items() if abs(factor / value - 1) < 0.05]
@@ -83,7 +80,7 @@ READINGS = (
     Reading(
         "inverted",
         "extrinsics_w2c holds camera-to-world matrices (c2w): store their inverse, camera-from-world (w2c)",
-        invert,
+        invert_pose,
     ),
     Reading(
         "y and z negated",
@@ -94,7 +91,7 @@ READINGS = (
         "inverted, y and z negated",
         "extrinsics_w2c holds camera-to-world matrices (c2w) in OpenGL axes (y up, z backward), as Blender and "
         "nerfstudio write them: invert them, then negate the second and third row",
-        lambda stored: _FLIP @ invert(stored),
+        lambda stored: _FLIP @ invert_pose(stored),
     ),
     Reading(
         "depth as distance along the ray",
@@ -124,9 +121,7 @@ def measure(
     for i, j in pairs:
         world, luma = points[i]
         nearest, farthest = bounds[j]
-        camera = world @ extrinsics[j][:, :3].T + extrinsics[j][:, 3]
-        row, column, inside = _pixels(camera, views[j])
-        z = camera[inside, 2]
+        row, column, inside, z = _pixels(world, extrinsics[j], views[j])
         near, far = nearest[row, column], farthest[row, column]
         shown = far > 0
         front = shown & (z < near * (1 - tolerance))
@@ -163,21 +158,20 @@ def _world_points(view: View, extrinsic: np.ndarray, reading: Reading) -> tuple[
     # a step that shares no factor with the rows, so that the choice does not line up in columns
     step = max(1, len(row) // _POINTS) | 1
     row, column = row[::step], column[::step]
-    rays = np.stack([column + 0.5, row + 0.5, np.ones(len(row))], axis=1) @ np.linalg.inv(view.intrinsic).T
+    rays = camera_rays(view.intrinsic, np.stack([column, row], axis=1) + 0.5)
     depth = view.depth[row, column].astype(np.float64) * reading.scale
     if reading.along_ray:
         depth /= np.linalg.norm(rays, axis=1)
     return (rays * depth[:, None] - extrinsic[:, 3]) @ extrinsic[:, :3], view.luma[row, column]
 
 
-def _pixels(camera: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of the camera points that fall into the view, and which points these are."""
+def _pixels(world: np.ndarray, extrinsic: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
+    """Rows and columns of the points that fall into the view, which points these are, and their depths."""
     height, width = view.depth.shape
-    inside = np.flatnonzero(camera[:, 2] > 1e-9)
-    pixel = camera[inside] @ view.intrinsic.T
-    column, row = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
-    keep = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return row[keep].astype(np.int64), column[keep].astype(np.int64), inside[keep]
+    pixels, z = project(world, extrinsic, view.intrinsic)
+    inside = np.flatnonzero((z > 1e-9) & ((pixels >= 0) & (pixels < (width, height))).all(axis=1))
+    column, row = pixels[inside].T.astype(np.int64)
+    return row, column, inside, z[inside]
 
 
 def _depth_range(view: View, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +179,7 @@ def _depth_range(view: View, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     depth = view.depth.astype(np.float64) * reading.scale
     height, width = depth.shape
     if reading.along_ray:
-        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-        rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ np.linalg.inv(view.intrinsic).T
-        depth /= np.linalg.norm(rays, axis=-1)
+        depth /= np.linalg.norm(camera_rays(view.intrinsic, pixel_centres(height, width)), axis=-1)
     padded = np.pad(depth, 1)
     around = np.stack([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)])
     return np.where(around > 0, around, np.inf).min(axis=0), around.max(axis=0)

@@ -16,9 +16,9 @@ import numpy as np
 
 from subspace3d.datasets import reprojection
 from subspace3d.datasets.crop import crop_resize
-from subspace3d.datasets.image_files import EXR_INVALID, read_raw_depth
 from subspace3d.datasets.reprojection import READINGS, STORED, Agreement, View
-from subspace3d.datasets.scene_format import PNG_MAX, SceneFile, find_scenes
+from subspace3d.formats.images import EXR_INVALID, read_raw_depth
+from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
 from subspace3d.progress import track
 
 _SIDE = 160  # longer side of the views that are reprojected, pixels

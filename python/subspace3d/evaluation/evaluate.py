@@ -29,8 +29,8 @@ from subspace3d.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-    from subspace3d.datasets.scene_format import Scene
-    from subspace3d.training.backbone import BackboneRecord
+    from subspace3d.backbones.record import BackboneRecord
+    from subspace3d.formats.scene import Scene
 
 BASE = "base"
 # true.safetensors stands beside <method>.safetensors
@@ -52,8 +52,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: a setting is out of range, two run folders have one name, or no scene can be evaluated.
         ImportError: Open3D or SciPy cannot be imported; names the remedy.
     """
-    from subspace3d.datasets.scene_format import find_scenes
-    from subspace3d.training.backbone import record_backbone
+    from subspace3d.backbones.record import record_backbone
+    from subspace3d.formats.scene import find_scenes
 
     if config.frames < 1 or config.images < 0 or not config.icp_threshold > 0:
         raise ValueError(
@@ -119,7 +119,7 @@ def method_folders(tuned: tuple[Path, ...]) -> dict[str, Path | None]:
 def _measure_method(
     name: str, run_folder: Path | None, scenes: Mapping[str, Path], config: EvaluateConfig, backbone: BackboneRecord
 ) -> dict[str, Any]:
-    from subspace3d.training.backbone import load_backbone
+    from subspace3d.backbones.record import load_backbone
     from subspace3d.training.loop import choose_device
     from subspace3d.training.tuned import load_tuned
 
@@ -196,7 +196,7 @@ def _can_be_read(path: Path, config: EvaluateConfig) -> bool:
 
 def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
     from subspace3d.backbones.config import named_config
-    from subspace3d.datasets.scene_format import SceneFile, load_scene
+    from subspace3d.formats.scene import SceneFile, load_scene
 
     frames = choose_frames(len(SceneFile(path)), config.frames)
     return load_scene(path, image_size=named_config(config.backbone).image_size, frames=frames), frames

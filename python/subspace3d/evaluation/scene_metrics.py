@@ -27,6 +27,7 @@ from subspace3d.evaluation.point_cloud import (
     surface_distances,
 )
 from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG, pose_auc, relative_pose_errors, trajectory_error
+from subspace3d.geometry import unproject
 
 ALIGNED_CLOUD = (
     "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "normal_consistency",
@@ -63,13 +64,8 @@ class Views:
         return self._unproject(np.broadcast_to(np.eye(3, 4), (len(self.depths), 3, 4)), mask)
 
     def _unproject(self, extrinsics: Array, mask: NDArray[np.bool_]) -> Array:
-        import torch
-
-        from subspace3d.backbones.pose import unproject_depth
-
         arrays = (self.depths, extrinsics, self.intrinsics)
-        depths, poses, intrinsics = (torch.from_numpy(np.array(array, np.float64)) for array in arrays)
-        return unproject_depth(depths, poses, intrinsics).numpy()[mask]
+        return unproject(*(np.asarray(array, np.float64) for array in arrays))[mask]
 
     def first_camera(self) -> Similarity:
         """World to the first camera."""

@@ -23,9 +23,9 @@ from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import Run
 from subspace3d.experiments.scale import Scale, Task
 from subspace3d.files import read_json, write_json
+from subspace3d.jobs.cluster import joined_cluster
+from subspace3d.jobs.pool import run_jobs
 from subspace3d.progress import Progress
-from subspace3d.training.cluster import joined_cluster
-from subspace3d.training.pool import run_jobs
 
 BASE = "base"
 RECORD = "job.json"

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from subspace3d.adapters.basis import select_files
-from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import Mined
 from subspace3d.experiments.scale import Scale
 from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, write_json
-from subspace3d.mining.adapters import WEIGHTS_NAME, read_adapter
+from subspace3d.formats.adapter import WEIGHTS_NAME, read_adapter
+from subspace3d.formats.scene import find_scenes
+from subspace3d.formats.subspace import SubspaceFile, load_subspace
 from subspace3d.mining.cross_validation import overlap
-from subspace3d.mining.subspace_file import SubspaceFile, load_subspace
 
 NOISE_STRENGTH = 3.0
 """Frobenius norm of the noise adapter's updates, over the largest of the good adapters' in the same module."""

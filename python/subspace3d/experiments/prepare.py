@@ -122,9 +122,9 @@ def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
 
 def _write_random_basis(context: Context, path: Path, K: int) -> None:
     """K random orthonormal directions on each side of every module that gets a core."""
-    from subspace3d.adapters.basis import save_basis
     from subspace3d.adapters.placement import matrix_shape, place
-    from subspace3d.training.backbone import load_backbone, record_backbone
+    from subspace3d.backbones.record import load_backbone, record_backbone
+    from subspace3d.formats.basis import save_basis
 
     if path.is_file():
         return

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from subspace3d import __version__
+from subspace3d.backbones.record import record_backbone
 from subspace3d.bench.harness import provenance
 from subspace3d.configs import EXPERIMENTS, EvaluateConfig, Experiment, ExperimentsConfig
 from subspace3d.experiments import jobs, page, prepare
@@ -24,9 +25,8 @@ from subspace3d.experiments.plan import SPLITS, VALIDATION, budget, final_rate_r
 from subspace3d.experiments.rates import chosen_rates, finalists, read_choices
 from subspace3d.experiments.scale import SCALES, Scale
 from subspace3d.files import read_json, write_json
+from subspace3d.jobs.cluster import absolute
 from subspace3d.progress import format_duration
-from subspace3d.training.backbone import record_backbone
-from subspace3d.training.cluster import absolute
 from subspace3d.training.device import choose_device
 
 RUN_RECORD = "experiments.json"

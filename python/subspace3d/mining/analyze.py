@@ -15,10 +15,10 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
+from subspace3d.formats.subspace import SubspaceFile, find_subspaces, load_subspace, natural_key
 from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
-from subspace3d.mining.subspace_file import SubspaceFile, find_subspaces, load_subspace, natural_key
 
 FORMAT = "subspace3d-analysis"
 VERSION = 2

@@ -16,7 +16,8 @@ import torch
 
 import subspace_ext
 from subspace3d import files
-from subspace3d.mining.adapters import CONFIG_NAME, WEIGHTS_NAME, find_adapters, read_adapter
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, find_adapters, read_adapter
+from subspace3d.formats.subspace import SubspaceFile
 from subspace3d.mining.stacks import (
     Factors,
     Group,
@@ -27,7 +28,6 @@ from subspace3d.mining.stacks import (
     projected_energy,
     stack,
 )
-from subspace3d.mining.subspace_file import SubspaceFile
 from subspace3d.progress import Progress
 
 SIDES = {"output": "u", "input": "v"}

@@ -14,9 +14,9 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import MineConfig
-from subspace3d.mining.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
+from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
 from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
-from subspace3d.mining.subspace_file import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
 from subspace3d.progress import Progress
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from subspace3d.mining.subspace_file import natural_key
+from subspace3d.formats.subspace import natural_key
 
 # A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
 _BATCH_BYTES = 1 << 30

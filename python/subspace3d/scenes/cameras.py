@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from subspace3d.geometry import look_at
+
 BASE_DISTANCE = 1.5 * np.sqrt(3)  # one and a half times the half diagonal of the cube [-1, 1]^3
 
 Control = dict[str, list[float] | list[list[float]]]
@@ -73,29 +75,6 @@ def draw_orbit(rng: np.random.Generator, preset: str, views: int, varied: str) -
         control, positions = draw_loop(rng, views, ranges)
     extrinsics = [look_at(position, target, roll).tolist() for position in positions]
     return CameraSpec(hfov, target.tolist(), roll, control, positions.tolist(), extrinsics)
-
-
-def intrinsic_matrix(hfov: float, width: int, height: int | None = None) -> np.ndarray:
-    """K [3, 3] in pixels: f = (width / 2) / tan(hfov / 2), principal point in the middle; a square without height."""
-    focal = width / 2 / np.tan(np.deg2rad(hfov) / 2)
-    return np.array([[focal, 0, width / 2], [0, focal, (height or width) / 2], [0, 0, 1]])
-
-
-def look_at(position: np.ndarray, target: np.ndarray, roll: float = 0.0) -> np.ndarray:
-    """[R | t] [3, 4], camera-from-world with OpenCV axes, of a camera at ``position`` that sees ``target`` ahead.
-
-    World z points up in the image unless the camera looks along it; ``roll`` (degrees) then turns the camera about its
-    viewing direction.
-    """
-    forward = target - position
-    forward = forward / np.linalg.norm(forward)
-    up = np.array([0.0, 0.0, 1.0]) if abs(forward[2]) < 0.999 else np.array([0.0, 1.0, 0.0])
-    right = np.cross(forward, up)
-    right /= np.linalg.norm(right)
-    down = np.cross(forward, right)
-    cos, sin = np.cos(np.deg2rad(roll)), np.sin(np.deg2rad(roll))
-    rotation = np.stack([cos * right + sin * down, cos * down - sin * right, forward])
-    return np.concatenate([rotation, (-rotation @ position)[:, None]], axis=1)
 
 
 def closed_spline(points: np.ndarray, count: int) -> np.ndarray:

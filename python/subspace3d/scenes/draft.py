@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from subspace3d.datasets.scene_format import DEPTH_SCALE
+from subspace3d.formats.scene import DEPTH_SCALE
+from subspace3d.scenes.geometry.shapes import SceneMeshes
 from subspace3d.scenes.sampler import SceneSpec
-from subspace3d.scenes.shapes import SceneMeshes
 
 
 @dataclass

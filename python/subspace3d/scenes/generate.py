@@ -17,20 +17,21 @@ import numpy as np
 
 from subspace3d import settings
 from subspace3d.configs import GenerateConfig, Variant
-from subspace3d.datasets.scene_format import write_scene
+from subspace3d.formats.scene import write_scene
+from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
+from subspace3d.jobs.pool import run_here, run_jobs
+from subspace3d.jobs.work import exit_on_failures
+from subspace3d.mitsuba_variant import choose_variant, set_threads
 from subspace3d.progress import Progress
 from subspace3d.scenes.draft import Draft
+from subspace3d.scenes.geometry.shapes import build_mesh
 from subspace3d.scenes.lights import place_in_room
+from subspace3d.scenes.materials.texture_maps import find_textures
 from subspace3d.scenes.preview import draw_sheet, previews
 from subspace3d.scenes.render import SceneRenderer, tone_map
 from subspace3d.scenes.sampler import Seeds, sample_scene, scene_seeds
-from subspace3d.scenes.shapes import build_mesh
 from subspace3d.scenes.tasks import SPLITS, draw_task
 from subspace3d.scenes.tasks.faces import find_pictures
-from subspace3d.scenes.texture_maps import find_textures
-from subspace3d.scenes.variant import choose_variant, set_threads
-from subspace3d.training.cluster import Cluster, absolute, joined_cluster
-from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
 
 MIN_COVERAGE = 0.03  # least share of a view's pixels with a surface
 MIN_DEPTH = 0.15  # nearest surface allowed in any view

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from subspace3d.scenes.geometry import RoomSpec
-from subspace3d.scenes.rooms import half_extent, wall_frame
+from subspace3d.scenes.geometry.objects import RoomSpec
+from subspace3d.scenes.geometry.rooms import half_extent, wall_frame
 
 LampKind = Literal["sun", "point", "area", "glow"]
 KINDS: tuple[LampKind, ...] = ("sun", "point", "area", "glow")

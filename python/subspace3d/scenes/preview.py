@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from subspace3d.configs import ATTRIBUTES, GenerateConfig
-from subspace3d.datasets.scene_format import load_scene
 from subspace3d.files import atomic_path
+from subspace3d.formats.scene import load_scene
 
 _WIDTH = 160  # pixels of one picture
 _SPP = 64

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from subspace3d.configs import Variant
-from subspace3d.scenes.cameras import intrinsic_matrix
+from subspace3d.geometry import intrinsic_matrix, unproject
+from subspace3d.mitsuba_variant import load_mitsuba
+from subspace3d.scenes.geometry.mesh import Mesh
+from subspace3d.scenes.geometry.shapes import SceneMeshes
 from subspace3d.scenes.lights import LampSpec, environment_image
-from subspace3d.scenes.materials import Surface, bake_atlas
-from subspace3d.scenes.mesh import Mesh
+from subspace3d.scenes.materials.atlas import Surface, bake_atlas
 from subspace3d.scenes.sampler import SceneSpec
-from subspace3d.scenes.shapes import SceneMeshes
-from subspace3d.scenes.variant import load_mitsuba
 
 MAX_BOUNCES = 12
 _LANES = 1 << 22  # samples traced in one launch: bounds memory
@@ -71,11 +71,7 @@ class SceneRenderer:
 
     def points(self, depths: np.ndarray) -> np.ndarray:
         """World points float64 [S, H, W, 3] of the pixel centres at z-depth ``depths`` [S, H, W]."""
-        column, row = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
-        pixel = np.stack([column, row, np.ones_like(column)], -1)
-        inside = np.einsum("sij,hwj->shwi", np.linalg.inv(self.intrinsics), pixel) * depths[..., None]
-        rotation, translation = self.extrinsics[:, :, :3], self.extrinsics[:, :, 3]
-        return np.einsum("sji,shwj->shwi", rotation, inside - translation[:, None, None])
+        return unproject(depths, self.extrinsics, self.intrinsics)
 
     def exposed(self) -> np.ndarray:
         """Bool [S, H, W]: pixels whose centre ray meets a surface that does not shine; the exposure follows them."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from subspace3d.scenes.cameras import CameraSpec, Control, look_at
-from subspace3d.scenes.mesh import rotation_matrix
-from subspace3d.scenes.rooms import CLEARANCE
+from subspace3d.geometry import look_at
+from subspace3d.scenes.cameras import CameraSpec, Control
+from subspace3d.scenes.geometry.mesh import rotation_matrix
+from subspace3d.scenes.geometry.rooms import CLEARANCE
 from subspace3d.scenes.trajectories import MicroRanges, draw_micro
 
 _TRIES_PER_RELAXATION = 300

@@ -15,11 +15,11 @@ import numpy as np
 
 from subspace3d.configs import ATTRIBUTES
 from subspace3d.scenes.cameras import CameraSpec, draw_orbit
-from subspace3d.scenes.geometry import RANGES, GeometrySpec, draw_geometry, release_group
+from subspace3d.scenes.geometry.objects import RANGES, GeometrySpec, draw_geometry, release_group
+from subspace3d.scenes.geometry.rooms import draw_room, half_extent, obstacles
 from subspace3d.scenes.lights import LightingSpec, draw_lighting
-from subspace3d.scenes.materials import TextureSpec, draw_texture
+from subspace3d.scenes.materials.atlas import TextureSpec, draw_texture
 from subspace3d.scenes.room_cameras import draw_reach, draw_room_cameras, draw_room_video
-from subspace3d.scenes.rooms import draw_room, half_extent, obstacles
 from subspace3d.scenes.trajectories import RANGES as MICRO_RANGES
 from subspace3d.scenes.trajectories import draw_micro_orbit
 

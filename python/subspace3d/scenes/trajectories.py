@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subspace3d.scenes.cameras import BASE_DISTANCE, CameraSpec, Control, look_at
-from subspace3d.scenes.mesh import rotation_matrix
+from subspace3d.geometry import look_at
+from subspace3d.scenes.cameras import BASE_DISTANCE, CameraSpec, Control
+from subspace3d.scenes.geometry.mesh import rotation_matrix
 
 FRAMES = 42  # two seconds at 21 frames per second
 

@@ -16,20 +16,21 @@ import torch
 from subspace3d import settings
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.backbones.record import BackboneRecord, load_backbone, record_backbone
 from subspace3d.backbones.targets import target_regex
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.datasets.scene_format import find_scenes
 from subspace3d.files import atomic_folder, read_record, write_json
+from subspace3d.formats.scene import find_scenes
+from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
+from subspace3d.jobs.pool import run_here, run_jobs
+from subspace3d.jobs.work import exit_on_failures
 from subspace3d.progress import Progress
-from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
-from subspace3d.training.cluster import Cluster, absolute, joined_cluster
 from subspace3d.training.device import choose_device
 from subspace3d.training.gradient_start import start_at_gradient
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
-from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from subspace3d.adapters.basis import read_basis
-from subspace3d.adapters.lora_folder import adapter_factors, write_lora
+from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.placement import CORE_METHODS
+from subspace3d.backbones.record import BackboneRecord
 from subspace3d.backbones.targets import target_modules
 from subspace3d.configs import ExportConfig
-from subspace3d.mining.subspace_file import save_authors
-from subspace3d.training.backbone import BackboneRecord
-from subspace3d.training.tuned import BASIS, base_of, load_tuned, read_tuned, tuned_folder
+from subspace3d.formats.adapter import write_lora
+from subspace3d.formats.basis import read_basis, save_authors
+from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
+from subspace3d.training.tuned import base_of, load_tuned
 
 
 def run(config: ExportConfig) -> Path:

@@ -12,22 +12,24 @@ from typing import Any
 import torch
 
 from subspace3d import __version__, settings
-from subspace3d.adapters.basis import Basis, load_basis, select_files
+from subspace3d.adapters.basis import load_basis, select_files
 from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.adapters.placement import place
 from subspace3d.adapters.spectral import singular_basis
+from subspace3d.backbones.record import load_backbone, record_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import sha256
-from subspace3d.training.backbone import load_backbone, record_backbone
+from subspace3d.formats.basis import Basis
+from subspace3d.formats.run import read_tuned
 from subspace3d.training.device import Processes, choose_device, device_name, joined_processes
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.token_cache import TokenCache
-from subspace3d.training.tuned import read_tuned, save_adapter, save_tuned
+from subspace3d.training.tuned import save_adapter, save_tuned
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from subspace3d.backbones.pose import unproject_depth
+from subspace3d.geometry import unproject
 
 
 def normalize_scenes(batch: dict) -> tuple[dict, torch.Tensor]:
@@ -26,7 +26,7 @@ def normalize_scenes(batch: dict) -> tuple[dict, torch.Tensor]:
     # [R | t] [R_1 | t_1]^-1 = [R R_1^T | t - R R_1^T t_1]
     rotation = extrinsics[..., :3] @ first_rotation.transpose(-1, -2)
     translation = extrinsics[..., 3:] - rotation @ first_translation
-    points = unproject_depth(depths, torch.cat([rotation, translation], dim=-1), batch["intrinsics"])
+    points = unproject(depths, torch.cat([rotation, translation], dim=-1), batch["intrinsics"])
 
     distance = torch.where(masks, points.norm(dim=-1), 0.0)
     count = masks.sum(dim=(1, 2, 3), dtype=depths.dtype)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subspace3d.backbones.layers import Attention, Rotation, rotate
-from subspace3d.backbones.pose import unproject_depth
 from subspace3d.backbones.vggt import VGGT
+from subspace3d.geometry import unproject
 from subspace3d.training.losses import LossCounts, camera_loss, multitask_loss
 
 POINTS_PER_SIDE = 2  # of a patch
@@ -135,7 +135,7 @@ class Pretraining(nn.Module):
         else:
             terms = camera_loss(predictions["pose_enc_list"], batch, counts=counts)
             terms["loss"] = camera_weight * terms["camera"]
-        world_points = unproject_depth(batch["depths"], batch["extrinsics"], batch["intrinsics"])
+        world_points = unproject(batch["depths"], batch["extrinsics"], batch["intrinsics"])
         points = points_loss(predictions["patch_points"], world_points, batch["point_masks"])
         target, visible = match_targets(batch, world_points, self.model.config.patch_size)
         match = torch.stack([matching_loss(logits, target, visible) for logits in predictions["match_logits"]]).mean()

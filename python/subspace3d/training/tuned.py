@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspace3d.adapters.basis import Basis, save_basis
-from subspace3d.adapters.lora_folder import adapter_factors, write_lora
+from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import CORE_METHODS
-from subspace3d.files import atomic_folder, inside, load_tensors, read_record, save_tensors, sha256, write_json
-from subspace3d.training.backbone import BackboneRecord, load_backbone
-
-FORMAT = "subspace3d-tuned"
-VERSION = 2
-ADAPTER = "adapter"
-BASIS = "basis.safetensors"
-_WEIGHTS = "model.safetensors"
+from subspace3d.backbones.record import BackboneRecord, load_backbone
+from subspace3d.files import atomic_folder, load_tensors, save_tensors, sha256, write_json
+from subspace3d.formats.adapter import write_lora
+from subspace3d.formats.basis import Basis, save_basis
+from subspace3d.formats.run import ADAPTER, BASIS, FORMAT, VERSION, WEIGHTS, read_tuned, tuned_folder
 
 
 def save_tuned(
@@ -64,7 +60,7 @@ def save_trained(folder: Path, model: nn.Module, method: str, backbone: Backbone
     subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it. Args as in `save_tuned`.
     """
     if method == "full":
-        save_tensors(folder / _WEIGHTS, trainable_parameters(model))
+        save_tensors(folder / WEIGHTS, trainable_parameters(model))
     elif method == "pissa":
         write_lora(folder / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
     elif method != "none":
@@ -97,29 +93,6 @@ def base_of(model: nn.Module) -> nn.Module:
     return model.get_base_model()  # type: ignore[operator]
 
 
-def read_tuned(out: Path) -> dict[str, Any]:
-    """tuned.json of a run folder (or of its ``tuned`` folder itself), its files checked against their hashes.
-
-    Raises:
-        FileNotFoundError: there is no result, or one of its files is missing.
-        ValueError: another format, or a file that is not the one recorded.
-    """
-    folder = tuned_folder(out)
-    record = read_record(folder / "tuned.json")
-    if record.get("format") != FORMAT or record.get("version") != VERSION:
-        raise ValueError(f"{folder / 'tuned.json'} must have format {FORMAT!r} version {VERSION}")
-    for key in ("files", "backbone", "settings"):
-        if not isinstance(record.get(key), dict):
-            raise ValueError(f"{folder / 'tuned.json'}: {key} must be an object, got {record.get(key)!r:.80}")
-    if not isinstance(record.get("method"), str):
-        raise ValueError(f"{folder / 'tuned.json'}: method must be text, got {record.get('method')!r:.80}")
-    for name, digest in record["files"].items():
-        path = inside(folder, name, f"{folder / 'tuned.json'}: files")
-        if not isinstance(digest, str) or sha256(path) != digest:
-            raise ValueError(f"{path} must have the sha256 in tuned.json ({str(digest)[:12]}...), it was changed")
-    return record
-
-
 def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
     """Rebuild backbone and method of a run folder, in evaluation mode.
 
@@ -136,7 +109,7 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
     method = record["method"]
     if method == "full":
         model = apply_method(model, "full")
-        trained, (weights, _) = trainable_parameters(model), load_tensors(folder / _WEIGHTS)
+        trained, (weights, _) = trainable_parameters(model), load_tensors(folder / WEIGHTS)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])
@@ -151,15 +124,3 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
             warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
             model = PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device="cpu")
     return model.to(device).eval()
-
-
-def tuned_folder(out: Path) -> Path:
-    """The folder that holds tuned.json: ``out/tuned``, or ``out`` itself.
-
-    Raises:
-        FileNotFoundError: neither does.
-    """
-    for folder in (Path(out) / "tuned", Path(out)):
-        if (folder / "tuned.json").is_file():
-            return folder
-    raise FileNotFoundError(f"no tuned result (tuned.json) in {out}")

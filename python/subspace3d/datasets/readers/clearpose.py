@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from subspace3d.configs import GenerateConfig
-from subspace3d.datasets.image_files import read_depth, read_rgb
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
-from subspace3d.datasets.scene_format import Frame
+from subspace3d.formats.images import read_depth, read_rgb
+from subspace3d.formats.scene import Frame
 
 _FRAME_STEP, _TEST_FRAMES = 100, 12  # the paper keeps one frame of a hundred, and tests on so many of these
 _TEST_SCENE = {1: 5, 2: 6, 3: 8, 4: 6, 5: 6, 6: 6, 7: 6}  # the last scene of each training set

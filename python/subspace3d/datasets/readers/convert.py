@@ -14,8 +14,8 @@ from pathlib import Path
 from subspace3d import settings
 from subspace3d.configs import GenerateConfig
 from subspace3d.datasets.readers.source import Report, SourceScene
-from subspace3d.datasets.scene_format import Frame, write_frames
 from subspace3d.files import read_record, write_json
+from subspace3d.formats.scene import Frame, write_frames
 from subspace3d.progress import Progress
 
 _READERS = {

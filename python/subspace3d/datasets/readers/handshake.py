@@ -25,7 +25,7 @@ from subspace3d.datasets.readers.source import (
     rotation_from_quaternion,
     storable_depth,
 )
-from subspace3d.datasets.scene_format import DEPTH_SCALE, Frame
+from subspace3d.formats.scene import DEPTH_SCALE, Frame
 
 # a phone's axes are x right, y up, z to the user
 _FLIP = np.diag([1.0, -1.0, -1.0])

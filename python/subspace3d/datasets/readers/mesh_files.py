@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.datasets.image_files import read_rgb
 from subspace3d.files import inside
+from subspace3d.formats.images import read_rgb
 
 _PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",

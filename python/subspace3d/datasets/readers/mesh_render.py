@@ -14,8 +14,8 @@ import numpy as np
 
 from subspace3d.configs import Variant
 from subspace3d.datasets.readers.mesh_files import ColouredMesh
-from subspace3d.scenes.cameras import look_at
-from subspace3d.scenes.variant import load_mitsuba
+from subspace3d.geometry import look_at
+from subspace3d.mitsuba_variant import load_mitsuba
 
 FOCAL = 35 / 32  # focal length per image width
 _BOUNCES = 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.datasets.image_files import check_npy
+from subspace3d.formats.images import check_npy
 
 # all that a dict of arrays and numbers needs; whatever else a pickle names is refused, so that it cannot run code
 _ALLOWED = {

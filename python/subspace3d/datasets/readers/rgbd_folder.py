@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from subspace3d.configs import GenerateConfig
-from subspace3d.datasets.image_files import read_depth, read_rgb
 from subspace3d.datasets.readers.source import (
     Content,
     Report,
@@ -28,7 +27,8 @@ from subspace3d.datasets.readers.source import (
     rotation_from_quaternion,
     storable_depth,
 )
-from subspace3d.datasets.scene_format import Frame
+from subspace3d.formats.images import read_depth, read_rgb
+from subspace3d.formats.scene import Frame
 
 _IMAGE_FOLDERS = ("rgb", "images", "color")
 _IMAGES = (".png", ".jpg", ".jpeg")

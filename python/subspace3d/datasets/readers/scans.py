@@ -15,7 +15,7 @@ import numpy as np
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.datasets.readers.mesh_files import ColouredMesh, read_obj, read_ply
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
-from subspace3d.datasets.scene_format import Frame
+from subspace3d.formats.scene import Frame
 
 _DISTANCE = {"thuman": 1.1, "2k2k": 1.5}  # of the camera from the centre of the scan, in its unit
 _TEST_SCANS = 100  # of THuman2.1: the last hundred by id
@@ -103,7 +103,7 @@ def _render(
     mesh: ColouredMesh, level: float, extrinsics: np.ndarray, config: GenerateConfig, name: str
 ) -> Iterator[Frame]:
     from subspace3d.datasets.readers.mesh_render import MeshRenderer, develop, scan_intrinsic
-    from subspace3d.scenes.variant import choose_variant
+    from subspace3d.mitsuba_variant import choose_variant
 
     variant: Variant = choose_variant(config.variant)
     renderer = MeshRenderer(mesh, level, config.resolution, variant)

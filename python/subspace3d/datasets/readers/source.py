@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from subspace3d import geometry
 from subspace3d.datasets.crop import crop_resize
-from subspace3d.datasets.scene_format import DEPTH_SCALE, PNG_MAX, Frame
+from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
 
 Report = Callable[[str], None]  # takes one sentence about what was left out and why
 _ROTATION_ERROR = 1e-2  # entries of a matrix further from any rotation than this are a fault, not rounding
@@ -54,8 +55,8 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
     """[R | t] -> [R^T | -R^T t] float64 [3, 4], of a pose [3, 4] or [4, 4]: c2w to w2c, or back."""
-    rotation = nearest_rotation(np.asarray(pose)[:3, :3])
-    return np.concatenate([rotation.T, -rotation.T @ np.asarray(pose, np.float64)[:3, 3:]], axis=1)
+    pose = np.asarray(pose, np.float64)[:3]
+    return geometry.invert_pose(np.concatenate([nearest_rotation(pose[:, :3]), pose[:, 3:]], axis=1))
 
 
 def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from subspace3d.scenes.cameras import CameraSpec, look_at
+from subspace3d.geometry import look_at
+from subspace3d.scenes.cameras import CameraSpec
 from subspace3d.scenes.draft import Draft
+from subspace3d.scenes.geometry.mesh import Mesh
+from subspace3d.scenes.geometry.shapes import SceneMeshes
+from subspace3d.scenes.geometry.surface_nets import gradient, surface_nets
 from subspace3d.scenes.lights import LightingSpec
-from subspace3d.scenes.materials import TextureSpec, cell_uv, draw_texture
-from subspace3d.scenes.mesh import Mesh
+from subspace3d.scenes.materials.atlas import TextureSpec, cell_uv, draw_texture
 from subspace3d.scenes.sampler import SceneSpec, Seeds
-from subspace3d.scenes.shapes import SceneMeshes
 from subspace3d.scenes.tasks.skeleton import BodySpec, Bones, draw_body, pose
-from subspace3d.scenes.tasks.surface_nets import gradient, surface_nets
 
 DISTANCE = 1.1
 HFOV = 49.13

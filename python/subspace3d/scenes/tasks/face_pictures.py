@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from subspace3d.scenes.patterns import LATTICE_SIZE, fractal
+from subspace3d.scenes.materials.patterns import LATTICE_SIZE, fractal
 
 _SKIN = np.array([[0.93, 0.76, 0.65], [0.82, 0.60, 0.46], [0.64, 0.42, 0.29], [0.42, 0.26, 0.18]])
 _HAIR = np.array([[0.08, 0.06, 0.05], [0.30, 0.18, 0.10], [0.62, 0.43, 0.20], [0.55, 0.54, 0.53], [0.45, 0.15, 0.07]])

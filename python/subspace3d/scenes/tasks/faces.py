@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.scenes.cameras import look_at
+from subspace3d.geometry import look_at
 from subspace3d.scenes.draft import Draft
-from subspace3d.scenes.geometry import RoomSpec
+from subspace3d.scenes.geometry.mesh import Mesh, Patch, grid_uv, merge, triangulate
+from subspace3d.scenes.geometry.objects import RoomSpec
+from subspace3d.scenes.geometry.rooms import half_extent
+from subspace3d.scenes.geometry.shapes import SceneMeshes
+from subspace3d.scenes.geometry.structures import cuboid_patches, room_meshes
 from subspace3d.scenes.lights import draw_lighting
-from subspace3d.scenes.materials import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL, draw_texture
-from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, merge, triangulate
-from subspace3d.scenes.rooms import half_extent
+from subspace3d.scenes.materials.atlas import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL, draw_texture
+from subspace3d.scenes.materials.texture_maps import read_picture, srgb_to_linear
 from subspace3d.scenes.sampler import SceneSpec, Seeds
-from subspace3d.scenes.shapes import SceneMeshes
-from subspace3d.scenes.structures import cuboid_patches, room_meshes
 from subspace3d.scenes.tasks.face_pictures import draw_portrait
-from subspace3d.scenes.texture_maps import read_picture, srgb_to_linear
 from subspace3d.scenes.trajectories import TREMOR, WALK, draw_micro
 
 PICTURE_CELL = GLASS_CELL  # this room has no window

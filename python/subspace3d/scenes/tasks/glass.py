@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from subspace3d.scenes.cameras import CameraSpec, Control, look_at
+from subspace3d.geometry import look_at
+from subspace3d.scenes.cameras import CameraSpec, Control
 from subspace3d.scenes.draft import Draft
-from subspace3d.scenes.geometry import RANGES, BoxSpec, GroundSpec, draw_box
+from subspace3d.scenes.geometry.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix, triangulate
+from subspace3d.scenes.geometry.objects import RANGES, BoxSpec, GroundSpec, draw_box
+from subspace3d.scenes.geometry.shapes import SceneMeshes, fill_box
+from subspace3d.scenes.geometry.structures import cuboid_patches, ground_meshes
 from subspace3d.scenes.lights import LampSpec, LightingSpec
-from subspace3d.scenes.materials import FLOOR_CELL, PALETTE, ROOF_CELL, WALL_CELL, TextureSpec, draw_texture
-from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix, triangulate
+from subspace3d.scenes.materials.atlas import FLOOR_CELL, PALETTE, ROOF_CELL, WALL_CELL, TextureSpec, draw_texture
 from subspace3d.scenes.sampler import SceneSpec, Seeds
-from subspace3d.scenes.shapes import SceneMeshes, fill_box
-from subspace3d.scenes.structures import cuboid_patches, ground_meshes
 
 TABLE_CELL = ROOF_CELL
 _FIRST_GLASS = 12  # palette cells from here on are glass

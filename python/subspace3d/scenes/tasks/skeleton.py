@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from subspace3d.scenes.mesh import rotation_matrix
+from subspace3d.scenes.geometry.mesh import rotation_matrix
 
 SKIN, HAIR, SHIRT, TROUSERS, SHOES = range(5)  # cells of the atlas
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from subspace3d.scenes.geometry import CageSpec, GroundSpec, RoomSpec, WindowSpec
-from subspace3d.scenes.materials import FLOOR_CELL, GLASS_CELL, ROOF_CELL, WALL_CELL
-from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, rotation_matrix, triangulate
-from subspace3d.scenes.rooms import half_extent, wall_frame
+from subspace3d.scenes.geometry.mesh import Mesh, Patch, grid_uv, rotation_matrix, triangulate
+from subspace3d.scenes.geometry.objects import CageSpec, GroundSpec, RoomSpec, WindowSpec
+from subspace3d.scenes.geometry.rooms import half_extent, wall_frame
+from subspace3d.scenes.materials.atlas import FLOOR_CELL, GLASS_CELL, ROOF_CELL, WALL_CELL
 
 _WIRE_SIDES = 6
 _PANE = 0.02  # thickness of a window pane, layout units

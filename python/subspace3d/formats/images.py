@@ -131,7 +131,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    from subspace3d.scenes.variant import load_mitsuba
+    from subspace3d.mitsuba_variant import load_mitsuba
 
     _check_exr(path)
     mi = load_mitsuba()

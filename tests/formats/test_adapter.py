@@ -9,7 +9,7 @@ import torch
 from mining.synthetic_adapters import random_pair, write_adapter
 from safetensors.torch import load_file, save_file
 
-from subspace3d.mining.adapters import find_adapters, read_adapter
+from subspace3d.formats.adapter import find_adapters, read_adapter
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.datasets.image_files import open_image
+from subspace3d.formats.images import open_image
 
 MAPS = {
     "basecolor": ("basecolor", "base_color", "albedo", "diffuse", "diff", "color", "col"),

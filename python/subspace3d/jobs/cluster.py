@@ -1,4 +1,4 @@
-"""The jobs of `subspace3d.training.pool` as tasks of a Ray cluster, whose machines share the folders of the run."""
+"""The jobs of `subspace3d.jobs.pool` as tasks of a Ray cluster, whose machines share the folders of the run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from subspace3d import __version__
 from subspace3d.configs import ClusterOptions
+from subspace3d.jobs.work import Work, describe, sigterm_exits
 from subspace3d.locks import FolderInUse
-from subspace3d.training.pool import Work, describe, sigterm_exits
 
 RETRIES = 3
 """How often a job is started again because the process or the machine it ran on died."""

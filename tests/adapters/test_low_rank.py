@@ -18,13 +18,13 @@ from torch import nn
 
 from subspace3d.adapters import SubspaceConfig
 from subspace3d.adapters.hooks import method_hook
-from subspace3d.adapters.lora_folder import adapter_factors, write_lora
+from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.placement import place
 from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones.targets import target_modules, target_regex
 from subspace3d.files import read_json
-from subspace3d.mining.adapters import read_adapter
+from subspace3d.formats.adapter import read_adapter, write_lora
 
 
 def _tuned(method: str, head_cores: bool = False) -> PeftModel:

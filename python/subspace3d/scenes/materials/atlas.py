@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.scenes.patterns import LATTICE_SIZE, PATTERNS, fractal, noise
-from subspace3d.scenes.texture_maps import load_maps
+from subspace3d.scenes.materials.patterns import LATTICE_SIZE, PATTERNS, fractal, noise
+from subspace3d.scenes.materials.texture_maps import load_maps
 
 PALETTE = 20
 FLOOR_CELL, WALL_CELL, ROOF_CELL, GLASS_CELL = range(PALETTE, PALETTE + 4)

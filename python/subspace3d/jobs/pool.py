@@ -6,19 +6,16 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from subspace3d.training.cluster import Cluster
+from subspace3d.jobs.work import Work, describe, sigterm_exits
 
-Work = Callable[[str], object]
-_LISTED = 20  # failures that are named one by one
+if TYPE_CHECKING:
+    from subspace3d.jobs.cluster import Cluster
 
 
 def run_jobs(
@@ -44,7 +41,7 @@ def run_jobs(
         workers (int): most processes at a time.
         done (Callable): called with the name of every job that ended, well or not.
         recycle (int): a process is replaced after so many jobs, which bounds its memory; 0: never.
-        cluster (Cluster | None): do the jobs there instead, see `subspace3d.training.cluster`; ``workers`` is not used.
+        cluster (Cluster | None): do the jobs there instead, see `subspace3d.jobs.cluster`; ``workers`` is not used.
 
     Returns:
         dict: what went wrong, by name of the job.
@@ -120,22 +117,6 @@ def run_here(
     return failures
 
 
-def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int, out: Path) -> None:
-    """List what went wrong, if anything did, and exit with 1.
-
-    Raises:
-        SystemExit: there are failures.
-    """
-    if not failures:
-        return
-    print(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:", file=sys.stderr)
-    for name in list(failures)[:_LISTED]:
-        print(f"  {name}: {failures[name]}", file=sys.stderr)
-    if len(failures) > _LISTED:
-        print(f"  and {len(failures) - _LISTED} more", file=sys.stderr)
-    raise SystemExit(1)
-
-
 def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # closed by the parent: no more jobs; interrupted: the parent reports it
@@ -156,40 +137,12 @@ def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: 
             name = connection.recv()
 
 
-def describe(error: Exception) -> str:
-    """One line about an exception; its type only where the text alone would not say what happened."""
-    text = " ".join(str(error).split())
-    return (
-        text
-        if isinstance(error, (ValueError, OSError, ArithmeticError)) and text
-        else f"{type(error).__name__}: {text}"
-    )
-
-
 def _end_with_parent() -> None:
     """End this process at once when the one that started it is gone; for a thread of its own."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-@contextlib.contextmanager
-def sigterm_exits() -> Iterator[None]:
-    """SIGTERM raises SystemExit here, so that what waits in ``finally`` is done."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    # only the main thread may set handlers
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from subspace3d.configs import ViewConfig
 from subspace3d.evaluation.pictures import IDENTITY, ShownViews
 from subspace3d.evaluation.scene_metrics import Views
-from subspace3d.viewer.sources import Source, open_source
+from subspace3d.reporting.viewer_sources import Source, open_source
 
 if TYPE_CHECKING:
     import viser

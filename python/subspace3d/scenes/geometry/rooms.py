@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from subspace3d.scenes.geometry import (
+from subspace3d.scenes.geometry.objects import (
     BlockSpec,
     BoxSpec,
     CageSpec,

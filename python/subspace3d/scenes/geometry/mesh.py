@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subspace3d.scenes.materials import cell_uv
+from subspace3d.scenes.materials.atlas import cell_uv
 
 
 @dataclass

@@ -17,10 +17,10 @@ from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 from reporting.synthetic_run import ALIGNMENT, METHODS, predicted_views, write_results
 
 from subspace3d.configs import ViewConfig
-from subspace3d.datasets.scene_format import write_scene
 from subspace3d.evaluation import pictures
-from subspace3d.viewer.sources import align, open_source
-from subspace3d.viewer.view import Viewer, place
+from subspace3d.formats.scene import write_scene
+from subspace3d.reporting.viewer import Viewer, place
+from subspace3d.reporting.viewer_sources import align, open_source
 
 
 @pytest.fixture(scope="module")

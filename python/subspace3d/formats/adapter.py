@@ -1,23 +1,32 @@
-"""Read LoRA adapters as stock PEFT writes them, from JSON and safetensors alone: PEFT itself is not needed."""
+"""LoRA adapter folders as stock PEFT has them: adapter_config.json and adapter_model.safetensors.
+
+They are read from JSON and safetensors alone, without PEFT.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from subspace3d import files
+from subspace3d.backbones.targets import PRESETS, target_regex
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Module name -> (``lora_b [out, r]``, ``lora_a [r, in]``) with ``delta W = lora_b lora_a``, scaling included."""
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 # These initialisations subtract something from the base weight, so B A alone is not the change of the model.
@@ -92,7 +101,7 @@ def read_adapter(folder: Path) -> Adapter:
     for key, tensor in tensors.items():
         if "lora_magnitude_vector" in key:
             raise ValueError(f"{weights_path}: {key} belongs to DoRA, which is not a plain low-rank update")
-        match = _FACTOR_KEY.fullmatch(key.removeprefix(_PEFT_PREFIX))
+        match = _FACTOR_KEY.fullmatch(key.removeprefix(PEFT_PREFIX))
         if match is None:
             ignored.append(key)
             continue
@@ -183,3 +192,70 @@ def _pattern_value(pattern: Mapping[str, float], name: str, default: float) -> f
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str | None = None) -> Path:
+    """Write one LoRA folder: alpha = r for every module, so that PEFT's scaling is exactly one.
+
+    Modules of another rank than the most common one stand in rank_pattern and alpha_pattern.
+
+    Args:
+        folder (Path): folder to write, whole or not at all.
+        factors (dict): see `Factors`; a module's rank may be its own.
+        model (nn.Module): the model they belong to, plain or adapted; it gives the kernels of convolutions.
+        base_model (str | None): identity of its weights, for base_model_name_or_path.
+
+    Raises:
+        ValueError: no factors; or a convolution that PEFT's LoRA cannot represent (dilation, groups, padding mode).
+    """
+    from peft import LoraConfig
+
+    if not factors:
+        raise ValueError("the adapter must change at least one module, got none")
+    tensors = {}
+    for name, (b, a) in factors.items():
+        module = model.get_submodule(name)
+        module = getattr(module, "base_layer", module)
+        if isinstance(module, nn.Conv2d):
+            _check_convolution(name, module)
+            a, b = a.reshape(len(a), *module.weight.shape[1:]), b[:, :, None, None]
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = a.float()
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = b.float()
+    ranks = {name: len(a) for name, (_, a) in factors.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    # PEFT reads the keys as expressions that may match a suffix; the anchor makes them match one module alone
+    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual}
+    config = LoraConfig(
+        r=usual,
+        lora_alpha=usual,
+        target_modules=target_expression(factors, model),
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        lora_dropout=0.0,
+        bias="none",
+        inference_mode=True,
+        base_model_name_or_path=base_model,
+    )
+    with files.atomic_folder(folder) as temporary:
+        config.save_pretrained(str(temporary))
+        files.save_tensors(temporary / WEIGHTS_NAME, tensors)
+    return folder
+
+
+def _check_convolution(name: str, module: nn.Conv2d) -> None:
+    for setting, plain in (("dilation", (1, 1)), ("groups", 1), ("padding_mode", "zeros")):
+        value = getattr(module, setting)
+        if value != plain:
+            raise ValueError(
+                f"{name} cannot be exported: PEFT's LoRA for Conv2d needs {setting} {plain!r}, the module has {value!r}"
+            )
+
+
+def target_expression(names: Iterable[str], model: nn.Module) -> str:
+    """A full-match expression for exactly these modules: a preset's if one fits, else their names."""
+    wanted = set(names)
+    for preset in PRESETS:
+        expression = target_regex(preset)
+        if {name for name, _ in model.named_modules() if re.fullmatch(expression, name)} == wanted:
+            return expression
+    return "|".join(re.escape(name) for name in names)

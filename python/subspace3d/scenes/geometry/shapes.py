@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subspace3d.scenes.geometry import FIELDS, BoxSpec, GeometrySpec, PartSpec
-from subspace3d.scenes.heightfield import displacement, lookup
-from subspace3d.scenes.materials import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL
-from subspace3d.scenes.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix, triangulate
-from subspace3d.scenes.structures import cage_patches, cuboid_patches, ground_meshes, room_meshes
+from subspace3d.scenes.geometry.heightfield import displacement, lookup
+from subspace3d.scenes.geometry.mesh import Mesh, Patch, grid_uv, merge, rotation_matrix, triangulate
+from subspace3d.scenes.geometry.objects import FIELDS, BoxSpec, GeometrySpec, PartSpec
+from subspace3d.scenes.geometry.structures import cage_patches, cuboid_patches, ground_meshes, room_meshes
+from subspace3d.scenes.materials.atlas import FLOOR_CELL, GLASS_CELL, PALETTE, ROOF_CELL, WALL_CELL
 
 # quads at detail 1
 _ELLIPSOID = (28, 56)  # along latitude and longitude

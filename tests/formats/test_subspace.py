@@ -6,14 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from subspace3d.mining.subspace_file import (
-    ModuleSubspace,
-    load_authors,
-    load_subspace,
-    load_subspaces,
-    save_authors,
-    save_subspace,
-)
+from subspace3d.formats.basis import load_authors, save_authors
+from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subspaces, save_subspace
 
 
 def _module(out=6, in_=4, k=2):

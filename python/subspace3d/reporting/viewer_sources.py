@@ -18,7 +18,7 @@ from subspace3d.files import read_json
 if TYPE_CHECKING:
     import torch
 
-    from subspace3d.training.backbone import BackboneRecord
+    from subspace3d.backbones.record import BackboneRecord
 
 
 class Source(Protocol):
@@ -82,9 +82,9 @@ class Predicted:
     """Scene folders; a model is loaded and a scene predicted when it is first asked for."""
 
     def __init__(self, config: ViewConfig) -> None:
-        from subspace3d.datasets.scene_format import find_scenes
+        from subspace3d.backbones.record import record_backbone
         from subspace3d.evaluation.evaluate import check_backbones, method_folders, scene_name
-        from subspace3d.training.backbone import record_backbone
+        from subspace3d.formats.scene import find_scenes
         from subspace3d.training.device import choose_device
 
         self._config = config
@@ -110,8 +110,8 @@ class Predicted:
 
     def _load(self, scene: str) -> tuple[Any, Views]:
         from subspace3d.backbones.config import named_config
-        from subspace3d.datasets.scene_format import SceneFile, load_scene
         from subspace3d.evaluation.predict import choose_frames
+        from subspace3d.formats.scene import SceneFile, load_scene
 
         path = self._paths[scene]
         frames = choose_frames(len(SceneFile(path)), self._config.frames)
@@ -119,7 +119,7 @@ class Predicted:
         return loaded.images, Views(loaded.depths, loaded.intrinsics, loaded.extrinsics, loaded.translation_known)
 
     def _model(self, method: str) -> torch.nn.Module:
-        from subspace3d.training.backbone import load_backbone
+        from subspace3d.backbones.record import load_backbone
         from subspace3d.training.tuned import load_tuned
 
         if method not in self._models:

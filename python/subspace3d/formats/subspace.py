@@ -1,4 +1,4 @@
-"""Subspace files: one safetensors file per attribute, and the layout of the authors' release."""
+"""Subspace files: what the adapters of one attribute share, module by module."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ FORMAT = "subspace3d-subspace"
 VERSION = 1
 
 _FIELDS = ("u", "v", "singular_values", "weights")
-_AUTHORS_MODULE = re.compile(
-    r"aggregator\.(?P<blocks>frame_blocks|global_blocks)\.(?P<layer>\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
-)
-_AUTHORS_KEY = re.compile(
-    r"(?P<blocks>frame_blocks|global_blocks)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))\.(?P<layer>\d+)\.(?P<side>[AB])"
-)
 
 
 @dataclass(frozen=True)
@@ -130,59 +124,3 @@ def load_subspaces(paths: Iterable[Path]) -> dict[str, SubspaceFile]:
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key in which ``blocks.2`` comes before ``blocks.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write a combined basis in the layout of the authors' release: ``A = V^T [K, in]``, ``B = U [out, K]``.
-
-    Args:
-        path: safetensors file to write.
-        basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the aggregator's linears have a key in that layout.
-
-    Raises:
-        ValueError: a module has no key in the layout, or U and V differ in K.
-    """
-    tensors = {}
-    for name, (u, v) in basis.items():
-        match = _AUTHORS_MODULE.fullmatch(name)
-        if match is None:
-            raise ValueError(f"the authors' layout has no key for {name!r}: it holds the aggregator's linears only")
-        if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
-            raise ValueError(f"{name}: U and V must be [out, K] and [in, K], got {list(u.shape)} and {list(v.shape)}")
-        stem = f"{match['blocks']}.{match['part']}.{match['layer']}"
-        tensors[f"{stem}.A"] = v.T
-        tensors[f"{stem}.B"] = u
-    files.save_tensors(path, tensors)
-
-
-def load_authors(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Read a basis in the layout of the authors' release: module name -> (U ``[out, K]``, V ``[in, K]``).
-
-    Raises:
-        FileNotFoundError: ``path`` does not exist.
-        ValueError: truncated, a foreign key, a missing half, or halves that differ in K.
-    """
-    tensors, _ = files.load_tensors(path)
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _AUTHORS_KEY.fullmatch(key)
-        if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
-            raise ValueError(
-                f"{path}: {key!r} {list(tensor.shape)} {tensor.dtype} is foreign; keys are "
-                "{frame_blocks|global_blocks}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
-            )
-        name = f"aggregator.{match['blocks']}.{match['layer']}.{match['part']}"
-        halves.setdefault(name, {})[match["side"]] = tensor
-    basis = {}
-    for name in sorted(halves, key=natural_key):
-        half = halves[name]
-        for side in "AB":
-            if side not in half:
-                raise ValueError(f"{path}: {name} has no {side}")
-        if half["A"].shape[0] != half["B"].shape[1]:
-            raise ValueError(
-                f"{path}: {name} must have A [K, in] and B [out, K], "
-                f"got {list(half['A'].shape)} and {list(half['B'].shape)}"
-            )
-        basis[name] = (half["B"], half["A"].T.contiguous())
-    return basis

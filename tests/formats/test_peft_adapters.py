@@ -8,9 +8,9 @@ import torch
 from mining.synthetic_adapters import AT_REST, dense_mining
 
 from subspace3d.configs import MineConfig
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.subspace import load_subspace
 from subspace3d.mining import mine
-from subspace3d.mining.adapters import read_adapter
-from subspace3d.mining.subspace_file import load_subspace
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.datasets.scene_format import (
+from subspace3d.formats.scene import (
     DEPTH_SCALE,
     Frame,
     SceneFile,
@@ -140,7 +140,7 @@ def test_npy_depth_is_never_unpickled(tmp_path, rng):
 
 
 def test_exr_depth_is_read(tmp_path, rng):
-    from subspace3d.scenes.variant import load_mitsuba
+    from subspace3d.mitsuba_variant import load_mitsuba
 
     make_scene(tmp_path / "s", rng)
     depth = rng.uniform(1, 5, (6, 6)).astype(np.float32)
@@ -154,9 +154,9 @@ def test_exr_depth_is_read(tmp_path, rng):
 def test_exr_is_read_on_a_machine_with_one_core(tmp_path):
     script = (
         "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from subspace3d.scenes.variant import load_mitsuba\n"
+        "from subspace3d.mitsuba_variant import load_mitsuba\n"
         "import numpy as np; from pathlib import Path\n"
-        "from subspace3d.datasets.image_files import read_raw_depth\n"
+        "from subspace3d.formats.images import read_raw_depth\n"
         "load_mitsuba().Bitmap(np.full((3, 4, 1), 2.5, np.float32)).write(sys.argv[1])\n"
         "assert (read_raw_depth(Path(sys.argv[1]), 1.0) == np.full((3, 4), 2.5)).all()\n"
     )

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs.pool_work import note_process, visible_resources, wait_for_go
 from training.plane_scenes import write_plane_scenes
-from training.pool_work import note_process, visible_resources, wait_for_go
 from training.tiny import read_metrics, without_time
 
 from subspace3d import __version__
 from subspace3d.cli import main
 from subspace3d.configs import AdaptConfig, GenerateConfig, TrainConfig
 from subspace3d.files import read_json
+from subspace3d.jobs import cluster
+from subspace3d.jobs.pool import run_jobs
 from subspace3d.locks import FolderInUse
 from subspace3d.scenes import generate
-from subspace3d.training import adapt, cluster
-from subspace3d.training.pool import run_jobs
+from subspace3d.training import adapt
 
 NODES = 2
 

@@ -1,0 +1,132 @@
+"""Basis files: the frozen U and V of every module, ours and in the layout of the authors' release; and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from subspace3d.files import check_values, load_tensors, save_tensors
+from subspace3d.formats.subspace import natural_key
+
+Basis = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Module name -> (``U [out, K]``, ``V [in, K]``), a convolution unrolled to ``in = Cin * kh * kw``."""
+FORMAT = "subspace3d-basis"
+_VERSION = 1
+
+_AUTHORS_MODULE = re.compile(
+    r"aggregator\.(?P<blocks>frame_blocks|global_blocks)\.(?P<layer>\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
+)
+_AUTHORS_KEY = re.compile(
+    r"(?P<blocks>frame_blocks|global_blocks)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))\.(?P<layer>\d+)\.(?P<side>[AB])"
+)
+
+
+def save_basis(path: Path, basis: Basis) -> None:
+    """Write ``<module>.U`` and ``<module>.V``, float32."""
+    tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
+    save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
+
+
+def read_basis(path: Path) -> Basis:
+    """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: truncated, another kind of file, a half missing, or values that are not finite.
+    """
+    tensors, header = load_tensors(path)
+    if not header:
+        basis = load_authors(path)
+    elif header.get("format") != FORMAT or header.get("version") != _VERSION:
+        raise ValueError(
+            f"{path}: header format must be {FORMAT!r} version {_VERSION}, got {header.get('format')!r} "
+            f"version {header.get('version')!r}"
+        )
+    else:
+        basis = _pairs_of(path, tensors)
+    for name, pair in basis.items():
+        for side in pair:
+            check_values(path, name, side)
+    return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
+
+
+def _pairs_of(path: Path, tensors: Mapping[str, torch.Tensor]) -> Basis:
+    names = list(dict.fromkeys(key.rpartition(".")[0] for key in tensors))
+    if not names:
+        raise ValueError(f"{path}: must hold at least one module")
+    for name in names:
+        u, v = tensors.get(f"{name}.U"), tensors.get(f"{name}.V")
+        if u is None or v is None or u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
+            raise ValueError(f"{path}: {name} must have U [out, K] and V [in, K]")
+    return {name: (tensors[f"{name}.U"], tensors[f"{name}.V"]) for name in names}
+
+
+def basis_digest(basis: Basis) -> str:
+    """sha256 of names, shapes and float32 values, so that equal bases have it in whatever file they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(basis):
+        for side in basis[name]:
+            values = side.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{name} {list(values.shape)};".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write a combined basis in the layout of the authors' release: ``A = V^T [K, in]``, ``B = U [out, K]``.
+
+    Args:
+        path: safetensors file to write.
+        basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the aggregator's linears have a key in that layout.
+
+    Raises:
+        ValueError: a module has no key in the layout, or U and V differ in K.
+    """
+    tensors = {}
+    for name, (u, v) in basis.items():
+        match = _AUTHORS_MODULE.fullmatch(name)
+        if match is None:
+            raise ValueError(f"the authors' layout has no key for {name!r}: it holds the aggregator's linears only")
+        if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
+            raise ValueError(f"{name}: U and V must be [out, K] and [in, K], got {list(u.shape)} and {list(v.shape)}")
+        stem = f"{match['blocks']}.{match['part']}.{match['layer']}"
+        tensors[f"{stem}.A"] = v.T
+        tensors[f"{stem}.B"] = u
+    save_tensors(path, tensors)
+
+
+def load_authors(path: Path) -> Basis:
+    """Read a basis in the layout of the authors' release: module name -> (U ``[out, K]``, V ``[in, K]``).
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: truncated, a foreign key, a missing half, or halves that differ in K.
+    """
+    tensors, _ = load_tensors(path)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _AUTHORS_KEY.fullmatch(key)
+        if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
+            raise ValueError(
+                f"{path}: {key!r} {list(tensor.shape)} {tensor.dtype} is foreign; keys are "
+                "{frame_blocks|global_blocks}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
+            )
+        name = f"aggregator.{match['blocks']}.{match['layer']}.{match['part']}"
+        halves.setdefault(name, {})[match["side"]] = tensor
+    basis = {}
+    for name in sorted(halves, key=natural_key):
+        half = halves[name]
+        for side in "AB":
+            if side not in half:
+                raise ValueError(f"{path}: {name} has no {side}")
+        if half["A"].shape[0] != half["B"].shape[1]:
+            raise ValueError(
+                f"{path}: {name} must have A [K, in] and B [out, K], "
+                f"got {list(half['A'].shape)} and {list(half['B'].shape)}"
+            )
+        basis[name] = (half["B"], half["A"].T.contiguous())
+    return basis

@@ -1,0 +1,58 @@
+"""What a job is, wherever it runs, and what is said when some of them fail."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Work = Callable[[str], object]
+"""Does the job of a name."""
+_LISTED = 20  # failures that are named one by one
+
+
+def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int, out: Path) -> None:
+    """List what went wrong, if anything did, and exit with 1.
+
+    Raises:
+        SystemExit: there are failures.
+    """
+    if not failures:
+        return
+    print(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:", file=sys.stderr)
+    for name in list(failures)[:_LISTED]:
+        print(f"  {name}: {failures[name]}", file=sys.stderr)
+    if len(failures) > _LISTED:
+        print(f"  and {len(failures) - _LISTED} more", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def describe(error: Exception) -> str:
+    """One line about an exception; its type only where the text alone would not say what happened."""
+    text = " ".join(str(error).split())
+    return (
+        text
+        if isinstance(error, (ValueError, OSError, ArithmeticError)) and text
+        else f"{type(error).__name__}: {text}"
+    )
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """SIGTERM raises SystemExit here, so that what waits in ``finally`` is done."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
