@@ -31,7 +31,7 @@ demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo
 
 experiments: setup  ## the paper's tables at nano scale (about 3 hours on two cores; resumes), writes docs/results.md
-	$(BIN)/subspace3d experiments --out runs/experiments --publish .
+	$(BIN)/python -m experiments --out runs/experiments --publish .
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
 	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --products bf16

@@ -32,7 +32,6 @@ VERBS: dict[str, tuple[type, str]] = {
     "params": (configs.ParamsConfig, "subspace3d.training.params"),
     "bench": (configs.BenchConfig, "subspace3d.bench.run"),
     "demo": (configs.DemoConfig, "subspace3d.pipeline"),
-    "experiments": (configs.ExperimentsConfig, "subspace3d.experiments.run"),
 }
 
 # import name -> extra that brings it, for the advice given when an import fails

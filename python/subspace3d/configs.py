@@ -14,8 +14,6 @@ ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting"
 Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
 METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
-Experiment = Literal["tasks", "psv", "rank", "attributes", "source", "mining"]
-EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "source", "mining")
 
 
 def _flag(name: str) -> Any:
@@ -25,7 +23,7 @@ def _flag(name: str) -> Any:
     return tyro.conf.arg(name=name)
 
 
-def _require(condition: bool, name: str, rule: str, value: object) -> None:
+def require(condition: bool, name: str, rule: str, value: object) -> None:
     if not condition:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
 
@@ -42,10 +40,10 @@ class ClusterOptions:
     """With ray: GPUs of one job, or a part of one; none: 1 where the cluster has any and the job can use it."""
 
     def __post_init__(self) -> None:
-        _require(self.ray_cpus >= 1, "ray_cpus", "at least 1", self.ray_cpus)
+        require(self.ray_cpus >= 1, "ray_cpus", "at least 1", self.ray_cpus)
         gpus, rule = self.ray_gpus, "in [0, 1] or a whole number"
         # Ray gives away parts of one GPU, or whole ones
-        _require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", rule, gpus)
+        require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", rule, gpus)
 
     def cluster_options(self) -> dict[str, Any]:
         """The same settings for another verb."""
@@ -128,24 +126,24 @@ class GenerateConfig(ClusterOptions):
     """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
 
     def __post_init__(self) -> None:
-        _require(self.out != Path() or self.validate is not None, "out", "given (--out DIR)", str(self.out))
-        _require((self.from_ is None) == (self.root is None), "root", "given with from, and only with it", self.root)
+        require(self.out != Path() or self.validate is not None, "out", "given (--out DIR)", str(self.out))
+        require((self.from_ is None) == (self.root is None), "root", "given with from, and only with it", self.root)
         for name in ("frame_step", "max_side", "depth_scale"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _require(self.scan_views >= 1, "scan_views", "at least 1", self.scan_views)
-        _require(self.scan_scale > 0, "scan_scale", "positive", self.scan_scale)
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.scan_views >= 1, "scan_views", "at least 1", self.scan_views)
+        require(self.scan_scale > 0, "scan_scale", "positive", self.scan_scale)
         for name in ("datasets", "scenes", "resolution", "spp"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.views is None or self.views >= 1, "views", "at least 1", self.views)
-        _require(0 < self.arc <= 360, "arc", "in (0, 360]", self.arc)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.views is None or self.views >= 1, "views", "at least 1", self.views)
+        require(0 < self.arc <= 360, "arc", "in (0, 360]", self.arc)
         if self.task != "bodies":
-            _require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
-        _require(self.workers >= 0, "workers", "at least 0", self.workers)
+            require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         if self.task != "none":
-            _require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
+            require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
         if self.task != "faces":
-            _require(self.pictures is None, "pictures", "given with the task faces only", self.pictures)
+            require(self.pictures is None, "pictures", "given with the task faces only", self.pictures)
 
     @property
     def scene_views(self) -> int:
@@ -208,33 +206,33 @@ class TrainConfig:
     """Frames of a scene come from a stretch of so many times their number, in recorded order; 0: the whole scene."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", "at least 1", self.steps)
-        _require(self.lr > 0, "lr", "positive", self.lr)
-        _require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
-        _require(self.camera_weight >= 0, "camera_weight", "at least 0", self.camera_weight)
-        _require(1 <= self.frames[0] <= self.frames[1], "frames", "1 <= least <= most", self.frames)
-        _require(
+        require(self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.lr > 0, "lr", "positive", self.lr)
+        require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
+        require(self.camera_weight >= 0, "camera_weight", "at least 0", self.camera_weight)
+        require(1 <= self.frames[0] <= self.frames[1], "frames", "1 <= least <= most", self.frames)
+        require(
             self.images_per_step >= self.frames[1],
             "images_per_step",
             f"at least the most frames per scene ({self.frames[1]})",
             self.images_per_step,
         )
-        _require(
+        require(
             self.max_images == 0 or self.max_images >= self.frames[1],
             "max_images",
             f"0 or at least the most frames per scene ({self.frames[1]})",
             self.max_images,
         )
-        _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
+        require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
 
 
 def _check_cache(folder: Path | None, gigabytes: float, train: TrainConfig) -> None:
     if folder is not None:
         same = "with cache_tokens (the same image must look the same)"
-        _require(not train.augment, "augment", f"off {same}", True)
+        require(not train.augment, "augment", f"off {same}", True)
         for name in ("aspect", "zoom"):
-            _require(getattr(train, name) == (1.0, 1.0), name, f"1 1 {same}", getattr(train, name))
-        _require(gigabytes > 0, "cache_gigabytes", "positive", gigabytes)
+            require(getattr(train, name) == (1.0, 1.0), name, f"1 1 {same}", getattr(train, name))
+        require(gigabytes > 0, "cache_gigabytes", "positive", gigabytes)
 
 
 @dataclass(frozen=True)
@@ -264,8 +262,8 @@ class AdaptConfig(ClusterOptions):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
-        _require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
@@ -290,11 +288,11 @@ class MineConfig:
     """Stop when no weight moves by more than this, relative."""
 
     def __post_init__(self) -> None:
-        _require(self.k >= 1, "k", "at least 1", self.k)
-        _require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
-        _require(self.eps > 0, "eps", "positive", self.eps)
-        _require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)
-        _require(self.tol >= 0, "tol", "at least 0", self.tol)
+        require(self.k >= 1, "k", "at least 1", self.k)
+        require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
+        require(self.eps > 0, "eps", "positive", self.eps)
+        require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)
+        require(self.tol >= 0, "tol", "at least 0", self.tol)
 
 
 @dataclass(frozen=True)
@@ -349,10 +347,10 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "rank", "at least 1", self.rank)
-        _require(self.k >= 0, "k", "at least 0", self.k)
-        _require(self.K >= 0, "K", "at least 0", self.K)
-        _require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.k >= 0, "k", "at least 0", self.k)
+        require(self.K >= 0, "K", "at least 0", self.K)
+        require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 
@@ -424,8 +422,8 @@ class ViewConfig:
     """Port to listen on; the next free one when it is taken."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.frames <= 8, "frames", "1 to 8", self.frames)
-        _require(0 < self.port < 65536, "port", "1 to 65535", self.port)
+        require(1 <= self.frames <= 8, "frames", "1 to 8", self.frames)
+        require(0 < self.port < 65536, "port", "1 to 65535", self.port)
 
 
 @dataclass(frozen=True)
@@ -444,7 +442,7 @@ class ParamsConfig:
     """Print the counts per part as JSON."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
 
 
 @dataclass(frozen=True)
@@ -492,13 +490,13 @@ class BenchConfig:
     def __post_init__(self) -> None:
         for name in ("views", "cores"):
             values = getattr(self, name)
-            _require(len(values) > 0 and min(values) >= 1, name, "one or more sizes of at least 1", values)
-        _require(max(self.cores) <= 1024, "cores", "at most 1024, the width of VGGT-1B", self.cores)
-        _require(len(self.shapes) > 0, "shapes", "at least one shape", self.shapes)
+            require(len(values) > 0 and min(values) >= 1, name, "one or more sizes of at least 1", values)
+        require(max(self.cores) <= 1024, "cores", "at most 1024, the width of VGGT-1B", self.cores)
+        require(len(self.shapes) > 0, "shapes", "at least one shape", self.shapes)
         for name in ("rank", "layers", "adapters", "k", "iterations"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("rounds", "dense"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
     def rounds_on(self, device: str) -> int:
         return self.rounds or (30 if device == "cuda" else 7)
@@ -514,34 +512,3 @@ class DemoConfig:
     """The least that still runs every stage, in about a minute; its numbers mean nothing."""
     seed: int = 0
     """Root seed."""
-
-
-@dataclass(frozen=True)
-class ExperimentsConfig(ClusterOptions):
-    """Re-run the paper's tables at nano scale, in a few hours, and write a page on what holds: OUT/results.md."""
-
-    out: Path = Path("runs/experiments")
-    """Run folder; a run that was cut off continues in it."""
-    scale: Literal["nano", "smoke"] = "nano"
-    """smoke: the least that still runs everything; its numbers mean nothing."""
-    only: tuple[Experiment, ...] = ()
-    """Only these; none: all. tasks: Tables 1 to 3. psv: Table 4. rank: Table 5. attributes: each left out. mining: IRLS
-    against the plain mean, with bad adapters planted. What was not run is named on the page."""
-    tasks: tuple[Literal["faces", "bodies", "glass"], ...] = ()
-    """Only these tasks; none: all. Tables 4 and 5 and the ablations are about bodies."""
-    seeds: int = 3
-    """Runs of every row; more can be added later."""
-    workers: int = 0
-    """Jobs at a time, each in a process of its own; 0: one per GPU, on the CPU one per core, of one thread each."""
-    weights: Path | None = None
-    """Weights of vggt-nano; none: those shipped with the package."""
-    publish: Path | None = None
-    """Checkout of this project, whose docs/results.md, docs/images and README are brought up to date as well."""
-    collect: bool = False
-    """Run nothing: only write the page from what is there."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
-        _require(self.workers >= 0, "workers", "at least 0", self.workers)
-        _require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)

@@ -6,16 +6,16 @@ import json
 import statistics
 
 import pytest
-from experiments.result_files import CHOSEN, write_results
+from experiment_results import CHOSEN, write_results
 
-from subspace3d.experiments import page, tables
-from subspace3d.experiments.claims import Check, Claim, Comparison, further_claims, paper_claims
-from subspace3d.experiments.jobs import RECORD
-from subspace3d.experiments.layout import Layout
-from subspace3d.experiments.plan import Run, rate_runs
-from subspace3d.experiments.rates import Choice, read_choices
-from subspace3d.experiments.results import Outcome, RowResult, Stat, compare, load
-from subspace3d.experiments.scale import NANO
+from experiments import page, tables
+from experiments.claims import Check, Claim, Comparison, further_claims, paper_claims
+from experiments.jobs import RECORD
+from experiments.layout import Layout
+from experiments.plan import Run, rate_runs
+from experiments.rates import Choice, read_choices
+from experiments.results import Outcome, RowResult, Stat, compare, load
+from experiments.scale import NANO
 from subspace3d.files import read_json, write_json
 
 NOISE = (-0.001, 0.0, 0.001)  # of the seeds: standard deviation 0.001

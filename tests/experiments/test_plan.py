@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from experiments.result_files import FAMILIES
+from experiment_results import FAMILIES
 
 from subspace3d.backbones.config import named_config
-from subspace3d.configs import EXPERIMENTS
-from subspace3d.experiments.plan import all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
-from subspace3d.experiments.scale import NANO, SCALES
-from subspace3d.experiments.tables import budget_table
+from experiments.settings import EXPERIMENTS
+from experiments.plan import all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
+from experiments.scale import NANO, SCALES
+from experiments.tables import budget_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -8,7 +8,7 @@ import torch
 from mining.synthetic_adapters import orthonormal, write_adapter
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.experiments import planted
+from experiments import planted
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.scene import find_scenes
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.datasets.crop import centred_box, crop_resize
+from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.files import atomic_folder, inside, read_json, write_json
 from subspace3d.formats.images import open_image, read_depth, read_rgb, save_png
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d import geometry
-from subspace3d.datasets.crop import crop_resize
+from subspace3d.cropping import crop_resize
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
 
 Report = Callable[[str], None]  # takes one sentence about what was left out and why

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subspace3d.configs import EXPERIMENTS
+from experiments.settings import EXPERIMENTS
 from subspace3d.evaluation.table import METRICS as SHOWN
-from subspace3d.experiments import tables
-from subspace3d.experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claims, paper_claims
-from subspace3d.experiments.figures import draw_parameters, draw_rows
-from subspace3d.experiments.layout import Layout
-from subspace3d.experiments.plan import budget
-from subspace3d.experiments.results import MAIN, RowResult, load
-from subspace3d.experiments.scale import Scale
+from experiments import tables
+from experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claims, paper_claims
+from experiments.figures import draw_parameters, draw_rows
+from experiments.layout import Layout
+from experiments.plan import budget
+from experiments.results import MAIN, RowResult, load
+from experiments.scale import Scale
 from subspace3d.files import atomic_path, read_json, write_text
 from subspace3d.reporting.figures import to_png
 

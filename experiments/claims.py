@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from subspace3d.experiments.plan import Row, table_rows
-from subspace3d.experiments.results import METRICS, Outcome, RowResult, TaskResults, compare
-from subspace3d.experiments.scale import Scale, Task
+from experiments.plan import Row, table_rows
+from experiments.results import METRICS, Outcome, RowResult, TaskResults, compare
+from experiments.scale import Scale, Task
 from subspace3d.mining.cross_validation import own_and_nearest
 
 Results = Mapping[Task, TaskResults]

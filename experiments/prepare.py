@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
-from subspace3d.experiments import planted
-from subspace3d.experiments.jobs import Context
-from subspace3d.experiments.plan import VALIDATION, Mined, analyzed
-from subspace3d.experiments.scale import Bank, Scale
+from experiments import planted
+from experiments.jobs import Context
+from experiments.plan import VALIDATION, Mined, analyzed
+from experiments.scale import Bank, Scale
 
 # Root seeds of the scenes: the draws of different kinds have nothing in common.
 _ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3

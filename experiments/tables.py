@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from subspace3d.configs import Experiment
+from experiments.settings import Experiment
 from subspace3d.evaluation.table import METRICS as SHOWN
-from subspace3d.experiments.claims import TASK_NAMES, Claim, Comparison, Results
-from subspace3d.experiments.plan import RATE_SEED, Cost, table_rows
-from subspace3d.experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults, summarize
-from subspace3d.experiments.scale import Scale
+from experiments.claims import TASK_NAMES, Claim, Comparison, Results
+from experiments.plan import RATE_SEED, Cost, table_rows
+from experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults, summarize
+from experiments.scale import Scale
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from subspace3d.experiments.plan import VALIDATION, Mined, Run
-from subspace3d.experiments.scale import Bank
+from experiments.plan import VALIDATION, Mined, Run
+from experiments.scale import Bank
 
 
 @dataclass(frozen=True)

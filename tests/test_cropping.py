@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from subspace3d.datasets.crop import centred_box, crop_resize
+from subspace3d.cropping import centred_box, crop_resize
 
 
 def intrinsic(cx: float, cy: float) -> np.ndarray:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from subspace3d.evaluation.table import METRICS as SHOWN
-from subspace3d.experiments.claims import SPLIT_NAMES, TASK_NAMES
-from subspace3d.experiments.plan import table_rows
-from subspace3d.experiments.results import MAIN, RowResult, TaskResults
-from subspace3d.experiments.scale import Scale, Task
+from experiments.claims import SPLIT_NAMES, TASK_NAMES
+from experiments.plan import table_rows
+from experiments.results import MAIN, RowResult, TaskResults
+from experiments.scale import Scale, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,43 @@
+"""The settings of `python -m experiments`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from subspace3d.configs import ClusterOptions, require
+
+Experiment = Literal["tasks", "psv", "rank", "attributes", "source", "mining"]
+EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "source", "mining")
+
+
+@dataclass(frozen=True)
+class ExperimentsConfig(ClusterOptions):
+    """Re-run the paper's tables at nano scale, in a few hours, and write a page on what holds: OUT/results.md."""
+
+    out: Path = Path("runs/experiments")
+    """Run folder; a run that was cut off continues in it."""
+    scale: Literal["nano", "smoke"] = "nano"
+    """smoke: the least that still runs everything; its numbers mean nothing."""
+    only: tuple[Experiment, ...] = ()
+    """Only these; none: all. tasks: Tables 1 to 3. psv: Table 4. rank: Table 5. attributes: each left out. mining: IRLS
+    against the plain mean, with bad adapters planted. What was not run is named on the page."""
+    tasks: tuple[Literal["faces", "bodies", "glass"], ...] = ()
+    """Only these tasks; none: all. Tables 4 and 5 and the ablations are about bodies."""
+    seeds: int = 3
+    """Runs of every row; more can be added later."""
+    workers: int = 0
+    """Jobs at a time, each in a process of its own; 0: one per GPU, on the CPU one per core, of one thread each."""
+    weights: Path | None = None
+    """Weights of vggt-nano; none: those shipped with the package."""
+    publish: Path | None = None
+    """Checkout of this project, whose docs/results.md, docs/images and README are brought up to date as well."""
+    collect: bool = False
+    """Run nothing: only write the page from what is there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)
