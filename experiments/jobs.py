@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from subspace3d import settings
-from subspace3d.configs import EvaluateConfig, FinetuneConfig
-from experiments.settings import ExperimentsConfig
 from experiments.layout import Layout
 from experiments.plan import Run
 from experiments.scale import Scale, Task
+from experiments.settings import ExperimentsConfig
+from subspace3d import settings
+from subspace3d.commands.evaluate import EvaluateConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import joined_cluster
 from subspace3d.jobs.pool import run_jobs
@@ -167,7 +168,7 @@ def _do(context: Context, job: Job, folder: Path, device: str) -> None:
 
 
 def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
-    from subspace3d.training import finetune
+    from subspace3d.commands import finetune
 
     row = run.row
     finetune.run(
@@ -188,7 +189,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
 
 
 def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], device: str) -> None:
-    from subspace3d.evaluation import evaluate
+    from subspace3d.commands import evaluate
 
     # results of all runs of a task gather in one folder; each call writes those of its own run
     evaluate.run(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from subspace3d.configs import ClusterOptions, require
+from subspace3d.jobs.options import ClusterOptions
+from subspace3d.settings import require
 
 Experiment = Literal["tasks", "psv", "rank", "attributes", "source", "mining"]
 EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "source", "mining")

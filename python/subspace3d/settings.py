@@ -9,6 +9,20 @@ from typing import Any
 
 from subspace3d.files import write_text
 
+
+def require(condition: bool, name: str, rule: str, value: object) -> None:
+    """Raise ValueError with argument, rule and value unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def flag(name: str) -> Any:
+    """The flag of a setting whose name Python has reserved; evaluated by the command line alone."""
+    import tyro
+
+    return tyro.conf.arg(name=name)
+
+
 _LARGEST_FILE = 1 << 20
 _MOST_VALUES = 10_000
 

@@ -11,8 +11,8 @@ import pytest
 from datasets import official_layouts as layouts
 from datasets.plane_world import camera_path, color_error, plane_error
 
-from subspace3d.configs import GenerateConfig
-from subspace3d.datasets.readers import convert
+from subspace3d.commands import convert
+from subspace3d.commands.convert import ConvertConfig
 from subspace3d.datasets.readers.mesh_files import read_obj, read_ply
 from subspace3d.formats.scene import SceneFile, load_scene
 
@@ -20,8 +20,8 @@ from subspace3d.formats.scene import SceneFile, load_scene
 MILLIMETRE = 0.5e-3 * 1.3
 
 
-def settings(kind: str, root: Path, out: Path, **others) -> GenerateConfig:
-    return GenerateConfig(out=out, from_=kind, root=root, **others)  # type: ignore[arg-type]
+def settings(kind: str, root: Path, out: Path, **others) -> ConvertConfig:
+    return ConvertConfig(out=out, from_=kind, root=root, **others)  # type: ignore[arg-type]
 
 
 def assert_on_plane(folder: Path, depth_error: float, levels: float = 1.0) -> None:

@@ -17,10 +17,11 @@ from mining.synthetic_adapters import (
     write_adapter,
 )
 
-from subspace3d.configs import MineConfig
+from subspace3d.commands import mine
+from subspace3d.commands.mine import MineConfig
 from subspace3d.formats.adapter import find_adapters, read_adapter
 from subspace3d.formats.subspace import load_subspace
-from subspace3d.mining import mine, stacks
+from subspace3d.mining import stacks
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 

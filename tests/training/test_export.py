@@ -14,11 +14,12 @@ from subspace3d.adapters.basis import load_basis
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
 from subspace3d.cli import main
-from subspace3d.configs import FinetuneConfig, TrainConfig
+from subspace3d.commands import finetune
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.basis import basis_digest, read_basis
-from subspace3d.training import finetune
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.tuned import load_tuned
 
 

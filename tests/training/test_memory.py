@@ -14,8 +14,8 @@ import torch
 from training import train_and_measure
 from training.tiny import CONFIG, tiny_model
 
-from subspace3d.configs import TrainConfig
 from subspace3d.training import memory
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import peak_memory
 from subspace3d.training.memory import check_memory, estimate_memory
 

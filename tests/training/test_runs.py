@@ -14,11 +14,16 @@ from training.plane_scenes import write_plane_scenes
 
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
-from subspace3d.configs import AdaptConfig, FinetuneConfig, TrainConfig
+from subspace3d.commands import adapt, finetune
+from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import load_tensors, read_json, save_tensors
 from subspace3d.formats.adapter import find_adapters, read_adapter
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
-from subspace3d.training import adapt, finetune
+from subspace3d.training import adapters as adapters_module
+from subspace3d.training import tuned as tuned_module
+from subspace3d.training.adapters import find_datasets
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.export import export_lora
 from subspace3d.training.tuned import load_tuned
 
@@ -136,7 +141,7 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone was loaded though nothing was missing")
 
-    monkeypatch.setattr(adapt, "load_backbone", refuse)
+    monkeypatch.setattr(adapters_module, "load_backbone", refuse)
     adapt.run(config)
     with pytest.raises(ValueError, match="made with rank 2, not 4"):
         adapt.run(dataclasses.replace(config, rank=4))
@@ -161,20 +166,20 @@ def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> Non
 
 
 def test_data_sets_are_named_by_their_path(folder: Path) -> None:
-    assert list(adapt.find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
-    assert list(adapt.find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
+    assert list(find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
+    assert list(find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
 
 
 @pytest.mark.parametrize("method", ["none", "full", "lora", "pissa", "adalora", "psv", "subspace"])
 def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {}
-    save = finetune.save_tuned
+    save = tuned_module.save_tuned
 
     def keep(out: Path, model: nn.Module, *rest) -> Path:
         trained["model"] = model
         return save(out, model, *rest)
 
-    monkeypatch.setattr(finetune, "save_tuned", keep)
+    monkeypatch.setattr(tuned_module, "save_tuned", keep)
     config = _finetune(folder, tmp_path / "run", method)
     record = finetune.run(config)
     rebuilt = load_tuned(tmp_path / "run")

@@ -18,8 +18,8 @@ from torch import nn
 
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.spectral import leading_directions
-from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import choose_device, joined_processes
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.loop import draw_step, loss_terms

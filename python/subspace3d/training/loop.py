@@ -22,11 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
-from subspace3d.configs import TrainConfig
 from subspace3d.files import DamagedError
 from subspace3d.locks import exclusive
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.losses import LossCounts, multitask_loss

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import subspace_ext as se
-from subspace3d.configs import TrainConfig
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name
 from subspace3d.training.losses import gradient_loss
 

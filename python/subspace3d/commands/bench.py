@@ -1,14 +1,14 @@
-"""The verb bench: runs one benchmark and keeps its rows."""
+"""Run one benchmark and keep its rows."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from subspace3d.bench.config import BenchConfig
 
-from subspace3d.bench import harness
-from subspace3d.configs import BenchConfig
+if TYPE_CHECKING:
+    import torch
 
 
 def run(config: BenchConfig) -> list[dict[str, Any]]:
@@ -17,6 +17,10 @@ def run(config: BenchConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: a device or precision that is not there.
     """
+    import torch
+
+    from subspace3d.bench import harness
+
     device = _device(config.device)
     precision = config.precision
     if precision == "auto":
@@ -33,6 +37,8 @@ def run(config: BenchConfig) -> list[dict[str, Any]]:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ValueError("device must be cpu on this machine, got 'cuda': torch sees no GPU")

@@ -1,4 +1,4 @@
-"""``generate --from KIND --root DIR``: turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
+"""Turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
 
 A scene that stands is not made again, so a run that was cut off continues. What is left out, and why, is printed and
 kept in OUT/skipped-<name>.json.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from subspace3d import settings
-from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import Report, SourceScene
 from subspace3d.files import read_record, write_json
 from subspace3d.formats.scene import Frame, write_frames
@@ -39,7 +40,23 @@ _IDENTITY = {
 _SHOWN = 10  # reasons printed
 
 
-def run(config: GenerateConfig) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(ReaderConfig):
+    """Turn a data set on disk into scenes: OUT/<name>[_<split>]/<scene>/scene.json."""
+
+    out: Path
+    """Folder of the data sets."""
+    name: str = ""
+    """Prefix of the data set names; empty: the kind."""
+    only: tuple[str, ...] = ()
+    """Convert only the scenes of these names; none: all."""
+
+    def lock(self) -> tuple[Path, str]:
+        """Data sets of different names may be made in one folder at a time."""
+        return self.out, Path(self.name or self.from_).name
+
+
+def run(config: ConvertConfig) -> list[Path]:
     """Convert what is missing and return the folders of the data sets.
 
     Raises:
@@ -48,7 +65,6 @@ def run(config: GenerateConfig) -> list[Path]:
             or no scene could be converted.
     """
     kind = config.from_
-    assert kind is not None and config.root is not None
     name = config.name or kind
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")

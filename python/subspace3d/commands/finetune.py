@@ -1,4 +1,4 @@
-"""The verb finetune: one backbone, one method, one folder of scenes."""
+"""One backbone, one method, one folder of scenes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,69 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from subspace3d import __version__, settings
-from subspace3d.adapters.basis import load_basis, select_files
-from subspace3d.adapters.hooks import method_hook
-from subspace3d.adapters.methods import apply_method
-from subspace3d.adapters.parameters import count_trainable
-from subspace3d.adapters.placement import place
-from subspace3d.adapters.spectral import singular_basis
-from subspace3d.backbones.record import load_backbone, record_backbone
-from subspace3d.backbones.vggt import VGGT
-from subspace3d.configs import FinetuneConfig
-from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.choices import Method
 from subspace3d.files import sha256
-from subspace3d.formats.basis import Basis
-from subspace3d.formats.run import read_tuned
-from subspace3d.training.device import Processes, choose_device, device_name, joined_processes
-from subspace3d.training.loop import run_settings, train
-from subspace3d.training.memory import check_memory
-from subspace3d.training.token_cache import TokenCache
-from subspace3d.training.tuned import save_adapter, save_tuned
+from subspace3d.settings import require
+from subspace3d.training.config import TrainConfig, check_cache
+
+if TYPE_CHECKING:
+    from subspace3d.backbones.vggt import VGGT
+    from subspace3d.formats.basis import Basis
+    from subspace3d.training.device import Processes
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Tune a backbone on scenes by one method."""
+
+    scenes: Path
+    """Training scenes: a folder with scenes anywhere below it, or a YAML file of such folders and their shares."""
+    out: Path
+    """Run folder."""
+    method: Method = "subspace"
+    """none: only writes the run folder, so that it can be evaluated as the base."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    subspaces: tuple[Path, ...] = ()
+    """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
+    holds a combined basis, of this project or in the layout of the authors' release."""
+    attributes: tuple[str, ...] = ()
+    """subspace: only these of the subspace files, by their names without suffix; none: all."""
+    k: int = 0
+    """subspace: keep only this many leading directions of each attribute; 0: all."""
+    K: int = 0
+    """subspace: keep only this many leading principal directions of the concatenation; 0: all. psv: leading singular
+    vectors of each weight."""
+    head_cores: bool = False
+    """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    rank: int = 16
+    """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
+    targets: str = "all"
+    """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over."""
+    cache_tokens: Path | None = None
+    """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
+    cache_gigabytes: float = 20.0
+    """Most that is kept there, in 1e9 bytes."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.k >= 0, "k", "at least 0", self.k)
+        require(self.K >= 0, "K", "at least 0", self.K)
+        require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
+        check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -44,11 +80,27 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         ValueError: OUT holds a run with other settings, or settings that do not fit the backbone or the subspaces.
         FileNotFoundError: scenes, weights or subspaces are missing.
     """
+    from subspace3d.training.device import choose_device, joined_processes
+
     with joined_processes(choose_device(config.train.device)) as processes:
         return _run(config, processes)
 
 
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
+    import torch
+
+    from subspace3d.adapters.basis import select_files
+    from subspace3d.adapters.hooks import method_hook
+    from subspace3d.adapters.methods import apply_method
+    from subspace3d.adapters.parameters import count_trainable
+    from subspace3d.backbones.record import load_backbone, record_backbone
+    from subspace3d.datasets.multiview import MultiViewDataset
+    from subspace3d.formats.run import read_tuned
+    from subspace3d.training.device import choose_device, device_name
+    from subspace3d.training.loop import run_settings, train
+    from subspace3d.training.memory import check_memory
+    from subspace3d.training.tuned import save_adapter, save_tuned
+
     subspaces: list[Path] = []
     if config.method == "subspace":
         if not config.subspaces:
@@ -139,12 +191,18 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
 
 
 def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:
+    from subspace3d.training.token_cache import TokenCache
+
     if config.cache_tokens is None:
         return contextlib.nullcontext()
     return TokenCache(config.cache_tokens, vggt.aggregator.patch_embed, config.cache_gigabytes).attached()
 
 
 def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
+    from subspace3d.adapters.basis import load_basis
+    from subspace3d.adapters.placement import place
+    from subspace3d.adapters.spectral import singular_basis
+
     if config.method == "subspace":
         return load_basis(subspaces, vggt, config.K, config.k, config.head_cores)
     if config.method == "psv":

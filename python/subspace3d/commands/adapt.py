@@ -1,0 +1,102 @@
+"""One stock PEFT LoRA for every data set below a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from subspace3d import settings
+from subspace3d.jobs.options import ClusterOptions
+from subspace3d.settings import require
+from subspace3d.training.config import TrainConfig, check_cache
+
+
+@dataclass(frozen=True)
+class AdaptConfig(ClusterOptions):
+    """Tune one stock PEFT LoRA per data set found below SCENES; OUT/<data set> is a PEFT adapter folder."""
+
+    scenes: Path
+    """Folder with data sets anywhere below it (a data set is a folder of scenes)."""
+    out: Path
+    """Adapters are written below it at the same relative paths."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    rank: int = 16
+    """LoRA rank r; lora_alpha is 2 r."""
+    targets: str = "all"
+    """Target preset: aggregator, heads, all."""
+    gradient_steps: int = 0
+    """lora_A starts at the leading directions of the loss's gradient over this many steps; 0: at random, as LoRA."""
+    workers: int = 0
+    """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
+    cache_tokens: Path | None = None
+    """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
+    cache_gigabytes: float = 20.0
+    """Most that is kept there, in 1e9 bytes."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
+        super().__post_init__()
+        check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
+
+
+def run(config: AdaptConfig) -> list[Path]:
+    """Tune what is missing; returns the adapter folders, in the order of the data sets.
+
+    An adapter that stands is not made again; one that was cut off continues from its checkpoints in OUT/.work. A data
+    set that fails does not keep the others from being tuned; all failures are listed at the end.
+
+    Raises:
+        ValueError: an adapter in OUT was made with other settings, settings that suit no data set, or no cluster.
+        FileNotFoundError: scenes or weights are missing.
+        SystemExit: with 1 if some adapters could not be tuned.
+    """
+    from subspace3d.backbones.record import record_backbone
+    from subspace3d.backbones.targets import target_regex
+    from subspace3d.jobs.cluster import absolute, joined_cluster
+    from subspace3d.jobs.work import exit_on_failures
+    from subspace3d.training.adapters import AdapterJobs, find_datasets, is_done, tune_adapters
+    from subspace3d.training.loop import run_settings
+
+    if config.ray:
+        config = absolute(config, "scenes", "out", "cache_tokens")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
+    target_regex(config.targets)
+    datasets = find_datasets(config.scenes)
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    wanted = run_settings(
+        config.train,
+        {
+            "backbone": backbone.identity,
+            "rank": config.rank,
+            "targets": config.targets,
+            "gradient_steps": config.gradient_steps,
+        },
+    )
+    todo = [name for name in datasets if not is_done(config.out / name, wanted)]
+    if todo:
+        settings.save(config.out / "config.yaml", config)
+        jobs = AdapterJobs(
+            config.out,
+            backbone,
+            datasets,
+            wanted,
+            config.rank,
+            config.targets,
+            config.gradient_steps,
+            config.train,
+            config.cache_tokens,
+            config.cache_gigabytes,
+        )
+        with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
+            failures = tune_adapters(jobs, todo, config.workers, cluster)
+        exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
+    shutil.rmtree(config.out / ".work", ignore_errors=True)
+    return [config.out / name for name in datasets]
