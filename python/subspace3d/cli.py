@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from subspace3d import configs
+from subspace3d import configs, outputs
 
 # verb -> (settings, module whose run() does the work)
 VERBS: dict[str, tuple[type, str]] = {
@@ -93,7 +93,10 @@ def _parse(verb: str, arguments: list[str]) -> Any:
 
 
 def _exclusive(config: Any) -> contextlib.AbstractContextManager:
-    """What the verb writes, held for this process; of processes that torchrun started together, for the first."""
+    """What the verb writes, held for this process; of processes that torchrun started together, for the first.
+
+    The rule of `outputs` has been asked before: a lock is made nowhere where nothing else may be.
+    """
     from subspace3d.locks import exclusive
 
     out: Path | None = getattr(config, "out", None)
@@ -134,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     if verb not in VERBS:
         _fail("subspace3d", f"verb must be one of {', '.join(VERBS)}, got {verb!r}")
     try:
-        config = _parse(verb, arguments[1:])
+        config = outputs.check(_parse(verb, arguments[1:]))
         with _exclusive(config):
             importlib.import_module(VERBS[verb][1]).run(config)
     except KeyboardInterrupt:

@@ -126,6 +126,8 @@ class GenerateConfig(ClusterOptions):
     """Print the result of validate as one JSON object."""
     preview: bool = False
     """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
+    overwrite: bool = False
+    """Replace data sets of this name that were made with other settings, and say which; otherwise they are refused."""
 
     def __post_init__(self) -> None:
         _require(self.out != Path() or self.validate is not None, "out", "given (--out DIR)", str(self.out))
@@ -261,6 +263,8 @@ class AdaptConfig(ClusterOptions):
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
     """Most that is kept there, in 1e9 bytes."""
+    overwrite: bool = False
+    """Replace adapters in OUT that were made with other settings, and say which; otherwise they are refused."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -341,7 +345,8 @@ class FinetuneConfig:
     targets: str = "all"
     """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over."""
+    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over, deleting the run that is
+    in OUT and nothing else."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from subspace3d import __version__, settings
+from subspace3d import __version__, outputs, settings
 from subspace3d.configs import (
     ATTRIBUTES,
     AdaptConfig,
@@ -172,6 +172,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
 def run(config: DemoConfig) -> None:
     scale = SMOKE if config.smoke else NANO
+    config = outputs.check(config)
     _check_folder(config)
     stages = _stages(config, scale)
     print(

@@ -69,15 +69,26 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Raises:
         ValueError: one of the fields differs, or ``record`` does not hold settings.
     """
-    if not record.is_file():
-        return
-    old = read_table(record)
-    now = to_dict(config)
-    keys = [name.rstrip("_") for name in names]
-    different = [key for key in keys if old.get(key) != now[key]]
+    different = differing(record, config, names)
     if different:
-        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
-        raise ValueError(f"out must hold no {made} of this name made with other settings: {record} has {listed}")
+        listed = ", ".join(f"{key} {old!r} there, {now!r} now" for key, (old, now) in different.items())
+        raise ValueError(
+            f"out must hold no {made} of this name made with other settings, unless --overwrite is given: {record} has "
+            f"{listed}"
+        )
+
+
+def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Of the fields ``names`` those that differ from what `save` wrote to ``record``: key -> (there, now).
+
+    Raises:
+        ValueError: ``record`` is there and does not hold settings.
+    """
+    if not record.is_file():
+        return {}
+    old, now = read_table(record), to_dict(config)
+    keys = [name.rstrip("_") for name in names]
+    return {key: (old.get(key), now[key]) for key in keys if old.get(key) != now[key]}
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import subspace_ext as se
+from subspace3d import outputs
 from subspace3d.adapters.placement import matrix_shape, place
 from subspace3d.files import check_values, load_tensors, save_tensors
 from subspace3d.mining import subspace_file
@@ -121,7 +122,12 @@ def _read_pairs(path: Path) -> tuple[Basis, bool]:
 
 
 def save_basis(path: Path, basis: Basis) -> None:
-    """Write ``<module>.U`` and ``<module>.V``, float32."""
+    """Write ``<module>.U`` and ``<module>.V``, float32.
+
+    Raises:
+        ValueError: something else than such a file is at ``path``.
+    """
+    path = outputs.claim(path, outputs.BASIS)
     tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
     save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
 

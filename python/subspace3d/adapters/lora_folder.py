@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from subspace3d import outputs
 from subspace3d.backbones.targets import PRESETS, target_regex
 from subspace3d.files import atomic_folder, save_tensors
 
@@ -61,7 +62,7 @@ def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str
         inference_mode=True,
         base_model_name_or_path=base_model,
     )
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(outputs.claim(folder, outputs.EXPORTED, "folder")) as temporary:
         config.save_pretrained(str(temporary))
         save_tensors(temporary / "adapter_model.safetensors", tensors)
     return folder

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from subspace3d import outputs
 from subspace3d.bench import harness
 from subspace3d.configs import BenchConfig
 
@@ -17,6 +18,7 @@ def run(config: BenchConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: a device or precision that is not there.
     """
+    config = outputs.check(config)
     device = _device(config.device)
     precision = config.precision
     if precision == "auto":

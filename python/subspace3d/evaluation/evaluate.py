@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subspace3d import outputs
 from subspace3d.configs import EvaluateConfig
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
@@ -60,6 +61,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             "frames must be at least 1, images at least 0 and icp_threshold positive, "
             f"got {config.frames}, {config.images} and {config.icp_threshold}"
         )
+    config = outputs.check(config)
     methods = method_folders(config.tuned)
     check_backbones(methods, config.backbone)
     backbone = record_backbone(config.backbone, config.weights)
@@ -75,6 +77,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "backbone": config.backbone,
         "weights": backbone.sha256 or backbone.identity,
     }
+    outputs.mark(config.out, outputs.EVALUATION)
     measured = {}
     for name, folder in methods.items():
         key = {**shared_key, "tuned": None if folder is None else sha256(folder / "tuned" / "tuned.json")}

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any
 
 import torch
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.configs import EvaluateConfig, ExperimentsConfig, FinetuneConfig
 from subspace3d.experiments.layout import Layout
 from subspace3d.experiments.plan import Run
 from subspace3d.experiments.scale import Scale, Task
 from subspace3d.files import read_json, write_json
 from subspace3d.progress import Progress
+from subspace3d.training import checkpoints
 from subspace3d.training.cluster import joined_cluster
 from subspace3d.training.pool import run_jobs
 
@@ -136,6 +136,7 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
         job = shared.jobs[name]
         folder = _folder(shared.context, job)
         folder.mkdir(parents=True, exist_ok=True)
+        outputs.mark(folder, outputs.RUN)
         with (
             open(folder / "log.txt", "a", encoding="utf-8") as log,
             contextlib.redirect_stdout(log),
@@ -155,7 +156,7 @@ def _do(context: Context, job: Job, folder: Path, device: str) -> None:
         except FloatingPointError as error:
             # an outcome of this learning rate, not a fault: nothing is gained by trying again
             diverged = str(error)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        checkpoints.remove_all(folder / "checkpoints")
     if diverged is None:
         for split in job.splits:
             _measure(context, job, split, (folder,) if job.run else (), device)

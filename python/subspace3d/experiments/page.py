@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from subspace3d import outputs
 from subspace3d.configs import EXPERIMENTS
 from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.experiments import tables
@@ -59,7 +60,13 @@ def write(layout: Layout, scale: Scale, failures: Mapping[str, str], publish: Pa
     return path
 
 
+_PAGE = outputs.Kind(
+    "a page of results", False, lambda path: _NOTES[0] in path.read_text(encoding="utf-8", errors="replace")
+)
+
+
 def _write_page(path: Path, text: str, images: Mapping[str, bytes]) -> None:
+    path = outputs.claim(path, _PAGE, "out")
     notes = ""
     if path.is_file():
         notes = read_block(path.read_text(encoding="utf-8"), _NOTES)

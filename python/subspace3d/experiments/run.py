@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from subspace3d import __version__
+from subspace3d import __version__, outputs
 from subspace3d.bench.harness import provenance
 from subspace3d.configs import EXPERIMENTS, EvaluateConfig, Experiment, ExperimentsConfig
 from subspace3d.experiments import jobs, page, prepare
@@ -48,6 +48,7 @@ def run(config: ExperimentsConfig) -> Path:
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = SCALES[config.scale]
+    config = outputs.check(config)
     if config.ray:
         on_disk = config.weights is not None and config.weights.is_file()
         config = absolute(config, "out", "weights") if on_disk else absolute(config, "out")

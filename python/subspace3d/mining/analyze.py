@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import subspace_ext
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
 from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
@@ -47,6 +47,7 @@ def run(config: AnalyzeConfig) -> Path:
     """
     from subspace3d.reporting import analysis_figures
 
+    config = outputs.check(config)
     path = config.out / "analysis.json"
     found = find_subspaces(config.subspaces)
     inputs = {attribute: files.sha256(file) for attribute, file in found.items()}
@@ -58,6 +59,7 @@ def run(config: AnalyzeConfig) -> Path:
     if config.adapters:
         adapters = find_mined_adapters(subspaces, config.adapters)
         analysis["cross_validation"] = cross_validate(subspaces, analysis["attributes"], adapters)
+    outputs.mark(config.out, outputs.ANALYSIS)
     analysis_figures.draw_analysis(analysis, config.out)
     # written last: whoever sees it finds the figures beside it
     files.write_json(path, analysis)

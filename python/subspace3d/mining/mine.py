@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import subspace_ext
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.configs import MineConfig
 from subspace3d.mining.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
 from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
@@ -36,6 +36,7 @@ def run(config: MineConfig) -> Path:
         ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
             the sum of the adapters' ranks in every module.
     """
+    config = outputs.check(config)
     folders = find_adapters(config.adapters)
     inputs = _inputs(config, folders)
     if _is_done(config.out, inputs):

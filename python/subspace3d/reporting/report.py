@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.configs import ReportConfig
 from subspace3d.reporting import analysis_sections, depth_section, result_sections, run_sections, space_section
 from subspace3d.reporting.collect import RunContent, collect
@@ -21,6 +21,7 @@ def run(config: ReportConfig) -> Path:
         FileNotFoundError: the run folder does not exist or holds nothing to report.
         ValueError: one of its files cannot be read.
     """
+    config = outputs.check(config)
     content = collect(config.run)
     path = config.out or config.run / "report" / "index.html"
     try:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.datasets.scene_format import write_scene
+from subspace3d.files import sweep
 from subspace3d.progress import Progress
 from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.lights import place_in_room
@@ -74,6 +74,7 @@ def run(config: GenerateConfig) -> list[Path]:
             of textures or pictures holds too little.
         SystemExit: with 1 if some scenes could not be rendered; the others stand.
     """
+    config = outputs.check(config)
     if config.validate is not None or config.from_ is not None:
         from subspace3d.datasets.existing import run as run_on_existing
 
@@ -82,8 +83,8 @@ def run(config: GenerateConfig) -> list[Path]:
         return _run(config)
     folders = []
     for small in previews(config):
+        sheet = outputs.claim(small.out / f"{small.name}.jpg", outputs.SHEET, "out")
         rendered = _run(small)
-        sheet = small.out / f"{small.name}.jpg"
         draw_sheet(sheet, small.name, rendered)
         print(f"contact sheet: {sheet}")
         folders += rendered
@@ -113,6 +114,7 @@ def _run(config: GenerateConfig) -> list[Path]:
 def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Path]:
     name, variant = config.name, config.variant
     record = config.out / f"config-{name}.yaml"
+    outputs.check_datasets(config, _IDENTITY)
     settings.check_same(record, config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
@@ -151,8 +153,7 @@ def _count(config: GenerateConfig, dataset: int) -> int:
 def _remove_leftovers(datasets: list[Path]) -> None:
     """Remove unfinished scene folders, which a process that was killed could not remove itself."""
     for folder in datasets:
-        for path in folder.glob(".scene_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
 
 def _render_all(

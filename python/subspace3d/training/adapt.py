@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.backbones.targets import target_regex
@@ -21,13 +22,14 @@ from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.scene_format import find_scenes
-from subspace3d.files import atomic_folder, read_record, write_json
+from subspace3d.files import atomic_folder, discard, read_record, write_json
 from subspace3d.progress import Progress
+from subspace3d.training import checkpoints
 from subspace3d.training.backbone import BackboneRecord, load_backbone, record_backbone
 from subspace3d.training.cluster import Cluster, absolute, joined_cluster
 from subspace3d.training.device import choose_device
 from subspace3d.training.gradient_start import start_at_gradient
-from subspace3d.training.loop import run_settings, train
+from subspace3d.training.loop import remove_run, run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.pool import exit_on_failures, run_here, run_jobs
 from subspace3d.training.token_cache import TokenCache
@@ -67,6 +69,7 @@ def run(config: AdaptConfig) -> list[Path]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
     target_regex(config.targets)
+    config = outputs.check(config)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     wanted = run_settings(
@@ -78,13 +81,15 @@ def run(config: AdaptConfig) -> list[Path]:
             "gradient_steps": config.gradient_steps,
         },
     )
-    todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
+    todo = [name for name in datasets if not _is_done(config.out / name, wanted, config.overwrite)]
+    _check_targets(config, todo, datasets)
     if todo:
         settings.save(config.out / "config.yaml", config)
         with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
             failures = _tune_all(_Grid(config, backbone, wanted, datasets), todo, cluster)
         exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
-    shutil.rmtree(config.out / ".work", ignore_errors=True)
+    for name in datasets:
+        _remove_work(config.out / ".work", name)
     return [config.out / name for name in datasets]
 
 
@@ -97,7 +102,34 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
     }
 
 
-def _is_done(folder: Path, wanted: dict) -> bool:
+def _check_targets(config: AdaptConfig, todo: list[str], datasets: dict[str, Path]) -> None:
+    """Refuse, before any of them is tuned, adapters whose place is taken by something else."""
+    inputs = [("scenes", datasets[name]) for name in datasets]
+    for name in todo:
+        outputs.claim(config.out / name, outputs.ADAPTED, "out", inputs)
+        if (config.out / name / RECORD).is_file():
+            print(f"adapt --overwrite replaces {config.out / name}", file=sys.stderr)
+    work = config.out / ".work"
+    if not (config.out / "config.yaml").is_file() and os.path.lexists(work):
+        raise ValueError(f"out: {work} must be the working folder of adapt, but {config.out} has no config.yaml of it")
+
+
+def _remove_work(work: Path, name: str) -> None:
+    """Delete what the training of one adapter left, and the folders above it that are then empty."""
+    folder = work / name
+    if not folder.is_dir():
+        return
+    remove_run(folder)
+    if (folder / "wandb").is_dir():
+        discard(folder / "wandb")
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == work:
+                break
+
+
+def _is_done(folder: Path, wanted: dict, overwrite: bool = False) -> bool:
     if not (folder / RECORD).is_file():
         return False
     before = read_record(folder / RECORD).get("settings")
@@ -105,7 +137,11 @@ def _is_done(folder: Path, wanted: dict) -> bool:
         raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
     for name, value in wanted.items():
         if before.get(name) != value:
-            raise ValueError(f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}")
+            if overwrite:
+                return False
+            raise ValueError(
+                f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}; --overwrite replaces it"
+            )
     return True
 
 
@@ -157,13 +193,19 @@ def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
 
     def work(name: str) -> None:
         nonlocal model
-        if _is_done(config.out / name, grid.wanted):
+        if _is_done(config.out / name, grid.wanted, config.overwrite):
             return  # by a process that died before it could say so
         number = list(grid.folders).index(name) + 1
         with contextlib.nullcontext() if cache is None else cache.attached():
             model = _tune_one(config, model, name, grid, f"adapt {name} ({number}/{len(grid.folders)})")
 
     return work
+
+
+def _fits(work: Path, wanted: dict) -> bool:
+    """Whether training that was cut off here was going on with these settings."""
+    newest = checkpoints.latest(work / "checkpoints")
+    return newest is None or checkpoints.read_state(newest, ("settings",))["settings"] == wanted
 
 
 def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: str) -> VGGT:
@@ -178,6 +220,8 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
     if config.gradient_steps:
         start_at_gradient(tuned, dataset, config.train, config.gradient_steps, label, grid.quiet)
     work = config.out / ".work" / name
+    if config.overwrite and not _fits(work, grid.wanted):
+        remove_run(work)
     result = train(
         tuned,
         dataset,
@@ -188,7 +232,7 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
         snapshot=lambda path: save_adapter(tuned, path),
         quiet=grid.quiet,
     )
-    with atomic_folder(config.out / name) as temporary:
+    with atomic_folder(outputs.claim(config.out / name, outputs.ADAPTED, "out")) as temporary:
         save_adapter(tuned, temporary)
         write_json(
             temporary / RECORD,
@@ -202,5 +246,5 @@ def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: s
         shutil.copy(work / "metrics.jsonl", temporary / "metrics.jsonl")
         if (work / "tensorboard").is_dir():
             shutil.copytree(work / "tensorboard", temporary / "tensorboard")
-    shutil.rmtree(work)
+    _remove_work(config.out / ".work", name)
     return tuned.unload()  # type: ignore[operator]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from subspace3d import outputs
 from subspace3d.adapters.basis import read_basis
 from subspace3d.adapters.lora_folder import adapter_factors, write_lora
 from subspace3d.adapters.placement import CORE_METHODS
@@ -16,6 +17,7 @@ from subspace3d.training.tuned import BASIS, base_of, load_tuned, read_tuned, tu
 
 def run(config: ExportConfig) -> Path:
     """Write what ``config.to`` says and print where; returns the path."""
+    config = outputs.check(config)
     if config.to == "lora":
         path = export_lora(config.run, config.out or config.run / "export" / "lora")
         print(f"{path}: plain LoRA, PeftModel.from_pretrained(model, {str(path)!r})")

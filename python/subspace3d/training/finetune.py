@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from subspace3d import __version__, settings
+from subspace3d import __version__, outputs, settings
 from subspace3d.adapters.basis import Basis, load_basis, select_files
 from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import apply_method
@@ -39,9 +38,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     Under torchrun every process calls it; the first of them writes.
 
     Raises:
-        ValueError: OUT holds a run with other settings, or settings that do not fit the backbone or the subspaces.
+        ValueError: OUT holds a run with other settings or anything else, or settings that do not fit the backbone or
+            the subspaces.
         FileNotFoundError: scenes, weights or subspaces are missing.
     """
+    config = outputs.check(config)
     with joined_processes(choose_device(config.train.device)) as processes:
         return _run(config, processes)
 
@@ -66,7 +67,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     }
     wanted = run_settings(config.train, identity)
     if config.resume == "never" and processes.is_first:
-        shutil.rmtree(config.out / "tuned", ignore_errors=True)
+        outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
     processes.wait()
     if (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)

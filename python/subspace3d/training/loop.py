@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from subspace3d import outputs
 from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
 from subspace3d.configs import TrainConfig
@@ -120,10 +120,12 @@ def train(
 
     Raises:
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
-            processes than scenes in a step, they do not share ``out``, or another process trains in it.
+            processes than scenes in a step, they do not share ``out``, another process trains in it, or it holds
+            anything else than a run.
         FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
+    out = outputs.claim(out, outputs.RUN, "out")
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -177,6 +179,17 @@ def train(
                     print(f"\nstopped after step {run.step}; the same command continues from {saved}", file=sys.stderr)
                 raise SystemExit(128 + (stop[0] if stop else 15))
     return run.result()
+
+
+def remove_run(out: Path) -> None:
+    """Delete the checkpoints and records of a run in ``out``.
+
+    Raises:
+        ValueError: something among them is not the run's.
+    """
+    checkpoints.check_removable(out / "checkpoints")
+    remove_records(out)
+    checkpoints.remove_all(out / "checkpoints")
 
 
 def draw_step(dataset: BatchSource, config: TrainConfig, step: int, processes: Processes) -> StepData:
@@ -256,8 +269,7 @@ class _Run:
         if self.processes.is_first:
             checkpoints.remove_unfinished(folder)
             if not resume:
-                remove_records(self.out)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_run(self.out)
         self.processes.wait()
         candidates = checkpoints.newest_first(folder)
         self._check_shared(candidates)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from subspace3d import outputs
 from subspace3d.adapters.basis import Basis, save_basis
 from subspace3d.adapters.lora_folder import adapter_factors, write_lora
 from subspace3d.adapters.methods import apply_method
@@ -37,7 +38,7 @@ def save_tuned(
         basis (dict | None): the frozen basis of psv and subspace.
         record (dict): further JSON values for tuned.json.
     """
-    folder = out / "tuned"
+    folder = outputs.claim(out / "tuned", outputs.TUNED, "out")
     with atomic_folder(folder) as temporary:
         save_trained(temporary, model, method, backbone, basis)
         write_json(

@@ -7,15 +7,14 @@ kept in OUT/skipped-<name>.json.
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.configs import GenerateConfig
 from subspace3d.datasets.readers.source import Report, SourceScene
 from subspace3d.datasets.scene_format import Frame, write_frames
-from subspace3d.files import read_record, write_json
+from subspace3d.files import read_record, sweep, write_json
 from subspace3d.progress import Progress
 
 _READERS = {
@@ -55,6 +54,7 @@ def run(config: GenerateConfig) -> list[Path]:
     if not config.root.is_dir():
         raise FileNotFoundError(f"root: no such folder: {config.root}")
     record = config.out / f"config-{name}.yaml"
+    outputs.check_datasets(config, _IDENTITY[kind])
     settings.check_same(record, config, _IDENTITY[kind], "scenes")
     skipped: dict[str, list[str]] = {}
     module, function = _READERS[kind]
@@ -143,8 +143,7 @@ def _read_skipped(path: Path) -> dict[str, list[str]]:
 def _remove_leftovers(datasets: list[Path]) -> None:
     """Remove unfinished scene folders, which a process that was killed could not remove itself."""
     for folder in datasets:
-        for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
 
 def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
