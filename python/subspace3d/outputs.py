@@ -283,6 +283,20 @@ def _settings_of(*keys: str) -> Callable[[Path], bool]:
     return is_own
 
 
+def settings_like(settings: dict[str, Any]) -> Kind:
+    """Settings that have half of these keys or more: those of the same verb, in whatever version."""
+
+    def is_own(path: Path) -> bool:
+        from subspace3d.settings import read_table
+
+        try:
+            return 2 * len(settings.keys() & read_table(path).keys()) >= len(settings)
+        except ValueError:
+            return False
+
+    return Kind("settings of this verb", False, is_own)
+
+
 def _is_marked(path: Path, kind: str) -> bool:
     return _record(path / MARK).get("kind") == kind
 

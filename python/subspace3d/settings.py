@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from subspace3d import outputs
 from subspace3d.files import write_text
 
 _LARGEST_FILE = 1 << 20
@@ -29,12 +30,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save(path: Path, config: Any, **provenance: Any) -> None:
-    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips."""
+    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips.
+
+    Raises:
+        ValueError: something else than settings of this verb is at ``path``.
+    """
     import yaml
 
     settings = to_dict(config)
     if provenance:
         settings["provenance"] = provenance
+    path = outputs.claim(path, outputs.settings_like(settings))
     write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 

@@ -165,7 +165,7 @@ def test_a_foreign_folder(here: Path, verb: str) -> None:
         (here / "mydocs/config.yaml").write_bytes(b"precious: true\n")
     if verb == "bench":
         (here / "mydocs/cpu.jsonl").write_bytes(PRECIOUS)
-        with pytest.raises(ValueError, match="folder must be a new file or rows of a benchmark"):
+        with pytest.raises(ValueError, match="out must be a new file or rows of a benchmark"):
             append_rows(here / "mydocs", [{"device": "cpu"}])
         assert (here / "mydocs/cpu.jsonl").read_bytes() == PRECIOUS
         return
@@ -329,6 +329,21 @@ def test_the_functions_that_write_files_ask_the_same_rule(here: Path, writer: st
     write(here / "to_own")
     assert (here / "to_own").is_symlink()
     assert (here / "real/own.safetensors").read_bytes() == whole
+
+
+def test_settings_replace_settings_of_the_same_verb_only(here: Path) -> None:
+    config = configs.DemoConfig(out=Path("demo"))
+    settings.save(here / "config.yaml", config)
+    settings.save(here / "config.yaml", dataclasses.replace(config, seed=1))
+    (here / "other.yaml").write_text("image: nginx\nports: [80]\n")
+    (here / "broken.yaml").write_text("a: [")
+    before = everything(here)
+    for name in ("other.yaml", "broken.yaml", "thesis.txt", "mydocs"):
+        with pytest.raises(ValueError, match="path must"):
+            settings.save(here / name, config)
+    with pytest.raises(ValueError, match="path must"):
+        settings.save(here / "config.yaml", configs.AdaptConfig(scenes=Path("a"), out=Path("b")))
+    assert everything(here) == before
 
 
 def scene(folder: Path) -> None:

@@ -114,7 +114,7 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path | None:
     if not rows:
         return None
     device = one_device(rows)
-    path = outputs.claim(results_path(folder, device), outputs.ROWS, "folder")
+    path = outputs.claim(results_path(folder, device), outputs.ROWS, "out")
     if path.is_file():
         one_device([*read_rows(path), *rows])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,10 +66,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "scenes": str(config.scenes),
     }
     wanted = run_settings(config.train, identity)
-    if config.resume == "never" and processes.is_first:
-        outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
-    processes.wait()
-    if (config.out / "tuned" / "tuned.json").is_file():
+    if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
         differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
         if differing:
@@ -96,6 +93,9 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         if processes.is_first:
             sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
             check_memory(model, config.train, image_size, processes.count, sharing)
+            if config.resume == "never":
+                # only now, when nothing more keeps the new run from beginning
+                outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
         processes.wait()
         with _token_cache(config, vggt):
             result = train(

@@ -80,9 +80,11 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
+        ValueError: ``folder`` holds anything else than an adapter of this project.
     """
     from safetensors import SafetensorError
 
+    folder = outputs.claim(folder, outputs.ADAPTED, "folder")
     with warnings.catch_warnings():
         # AdaLoRA may leave a module no direction at all, which PEFT takes for a shard that was not gathered
         warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
