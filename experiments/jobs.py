@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from experiments.layout import Layout
 from experiments.plan import Run
 from experiments.scale import Scale, Task
 from experiments.settings import ExperimentsConfig
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import joined_cluster
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.progress import Progress
+from subspace3d.training import checkpoints
 
 BASE = "base"
 RECORD = "job.json"
@@ -138,6 +138,7 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
         job = shared.jobs[name]
         folder = _folder(shared.context, job)
         folder.mkdir(parents=True, exist_ok=True)
+        outputs.mark(folder, outputs.RUN)
         with (
             open(folder / "log.txt", "a", encoding="utf-8") as log,
             contextlib.redirect_stdout(log),
@@ -157,7 +158,7 @@ def _do(context: Context, job: Job, folder: Path, device: str) -> None:
         except FloatingPointError as error:
             # an outcome of this learning rate, not a fault: nothing is gained by trying again
             diverged = str(error)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        checkpoints.remove_all(folder / "checkpoints")
     if diverged is None:
         for split in job.splits:
             _measure(context, job, split, (folder,) if job.run else (), device)

@@ -21,7 +21,7 @@ from experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
 from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
-from subspace3d import __version__
+from subspace3d import __version__, outputs
 from subspace3d.backbones.record import record_backbone
 from subspace3d.bench.harness import provenance
 from subspace3d.commands.evaluate import EvaluateConfig
@@ -49,6 +49,7 @@ def run(config: ExperimentsConfig) -> Path:
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = SCALES[config.scale]
+    config = outputs.check(config)
     if config.ray:
         on_disk = config.weights is not None and config.weights.is_file()
         config = absolute(config, "out", "weights") if on_disk else absolute(config, "out")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from subspace3d import log
+from subspace3d import log, outputs
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def execute(prog: str, settings_class: type, run: Callable[[Any], Any], argument
     log.show(quiet=bool(quiet & set(arguments)))
     try:
         config = parse(prog, settings_class, [argument for argument in arguments if argument not in quiet], bare)
+        # asked before the lock, which is made nowhere where nothing else may be
+        config = outputs.check(config)
         with _exclusive(config):
             run(config)
     except KeyboardInterrupt:

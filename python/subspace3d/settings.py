@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from subspace3d import outputs
 from subspace3d.files import write_text
 
 
@@ -43,12 +44,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save(path: Path, config: Any, **provenance: Any) -> None:
-    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips."""
+    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips.
+
+    Raises:
+        ValueError: something else than settings of this verb is at ``path``.
+    """
     import yaml
 
     settings = to_dict(config)
     if provenance:
         settings["provenance"] = provenance
+    path = outputs.claim(path, outputs.settings_like(settings))
     write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -83,15 +89,26 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Raises:
         ValueError: one of the fields differs, or ``record`` does not hold settings.
     """
-    if not record.is_file():
-        return
-    old = read_table(record)
-    now = to_dict(config)
-    keys = [name.rstrip("_") for name in names]
-    different = [key for key in keys if old.get(key) != now[key]]
+    different = differing(record, config, names)
     if different:
-        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
-        raise ValueError(f"out must hold no {made} of this name made with other settings: {record} has {listed}")
+        listed = ", ".join(f"{key} {old!r} there, {now!r} now" for key, (old, now) in different.items())
+        raise ValueError(
+            f"out must hold no {made} of this name made with other settings, unless --overwrite is given: {record} has "
+            f"{listed}"
+        )
+
+
+def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Of the fields ``names`` those that differ from what `save` wrote to ``record``: key -> (there, now).
+
+    Raises:
+        ValueError: ``record`` is there and does not hold settings.
+    """
+    if not record.is_file():
+        return {}
+    old, now = read_table(record), to_dict(config)
+    keys = [name.rstrip("_") for name in names]
+    return {key: (old.get(key), now[key]) for key in keys if old.get(key) != now[key]}
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_what_is_broken_is_left_out_and_named_and_a_second_run_goes_on(clearpose
     assert len(SceneFile(out / "clearpose_train/set1_scene1")) == 1
     standing = (out / "clearpose_test/set1_scene5/scene.json").stat().st_mtime_ns
     metadata.write_bytes(good)
-    left = out / "clearpose_test/.set8_scene1.abc.tmp/images"  # as a process that was killed leaves it
+    left = out / "clearpose_test/.set8_scene1.s3d-abcdefgh.tmp/images"  # as a process that was killed leaves it
     left.mkdir(parents=True)
     convert.run(settings("clearpose", clearpose, out, only=("set8_scene1",)))
     assert not left.parent.exists()

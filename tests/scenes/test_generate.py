@@ -57,7 +57,7 @@ def test_scenes_do_not_depend_on_workers_and_missing_ones_come_back_identical(tm
     assert len(whole) == 3 * 5 and whole == digest(tmp_path / "two")
 
     shutil.rmtree(tmp_path / "one/all_00/scene_0001")
-    leftover = tmp_path / "one/all_00/.scene_0001.x.tmp"
+    leftover = tmp_path / "one/all_00/.scene_0001.s3d-abcdefgh.tmp"
     leftover.mkdir()
     kept = tmp_path / "one/all_00/scene_0002/scene.json"
     before = kept.stat().st_mtime_ns

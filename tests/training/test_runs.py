@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,9 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
     before = {path: path.read_bytes() for path in sorted(adapters.rglob("*.safetensors"))}
     stamps = {path: path.stat().st_mtime_ns for path in before}
     (weights.parent / "adapt.json").unlink()
+    with pytest.raises(ValueError, match=r"out must be .* got .*texture_01"):
+        adapt.run(config)  # an adapter, but none that adapt has made
+    shutil.rmtree(weights.parent)
     assert adapt.run(config) == [
         adapters / name for name in ("camera/camera_00", "texture/texture_00", "texture/texture_01")
     ]
@@ -143,8 +147,32 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
 
     monkeypatch.setattr(adapters_module, "load_backbone", refuse)
     adapt.run(config)
-    with pytest.raises(ValueError, match="made with rank 2, not 4"):
+    with pytest.raises(ValueError, match="made with rank 2, not 4; --overwrite replaces it"):
         adapt.run(dataclasses.replace(config, rank=4))
+
+
+def test_adapt_overwrites_its_own_adapters_when_told_to(
+    folder: Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(adapters / "camera", tmp_path / "adapters")
+    config = AdaptConfig(
+        scenes=folder / "scenes/camera",
+        out=tmp_path / "adapters",
+        weights=folder / "nano.safetensors",
+        rank=3,
+        overwrite=True,
+        train=TRAIN,
+    )
+    target = config.out / "camera_00"
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"which also holds notes\.txt"):
+        adapt.run(config)
+    (target / "notes.txt").unlink()
+    assert adapt.run(config) == [target]
+    assert f"adapt --overwrite replaces {target}\n" in capsys.readouterr().err
+    assert read_json(target / "adapter_config.json")["r"] == 3
+    adapt.run(config)  # done with these settings
+    assert "replaces" not in capsys.readouterr().err
 
 
 def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from subspace3d import outputs
 from subspace3d.settings import require
 
 
@@ -61,6 +62,9 @@ class BenchConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("rounds", "dense"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+
+    def writes(self) -> list[outputs.Output]:
+        return [] if self.out is None else [outputs.Output("out", self.out, outputs.FOLDER)]
 
     def rounds_on(self, device: str) -> int:
         return self.rounds or (30 if device == "cuda" else 7)

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subspace3d import files, outputs
+
 Step = Callable[[], None]
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
@@ -112,11 +114,11 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path | None:
     if not rows:
         return None
     device = one_device(rows)
-    path = results_path(folder, device)
+    path = outputs.claim(results_path(folder, device), outputs.ROWS, "out")
     if path.is_file():
         one_device([*read_rows(path), *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with files.open_to_append(path) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig, check_cache
@@ -37,6 +36,8 @@ class AdaptConfig(ClusterOptions):
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
     """Most that is kept there, in 1e9 bytes."""
+    overwrite: bool = False
+    """Replace adapters in OUT that were made with other settings, and say which; otherwise they are refused."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -44,6 +45,13 @@ class AdaptConfig(ClusterOptions):
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, weights=self.weights)
+
+    def writes(self) -> list[outputs.Output]:
+        settings = outputs.Output("out", self.out / "config.yaml", outputs.ADAPT_SETTINGS)
+        return [outputs.Output("out", self.out, outputs.FOLDER), settings]
 
 
 def run(config: AdaptConfig) -> list[Path]:
@@ -61,7 +69,14 @@ def run(config: AdaptConfig) -> list[Path]:
     from subspace3d.backbones.targets import target_regex
     from subspace3d.jobs.cluster import absolute, joined_cluster
     from subspace3d.jobs.work import exit_on_failures
-    from subspace3d.training.adapters import AdapterJobs, find_datasets, is_done, tune_adapters
+    from subspace3d.training.adapters import (
+        AdapterJobs,
+        check_targets,
+        find_datasets,
+        is_done,
+        remove_work,
+        tune_adapters,
+    )
     from subspace3d.training.loop import run_settings
 
     if config.ray:
@@ -69,6 +84,7 @@ def run(config: AdaptConfig) -> list[Path]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
     target_regex(config.targets)
+    config = outputs.check(config)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     wanted = run_settings(
@@ -80,7 +96,8 @@ def run(config: AdaptConfig) -> list[Path]:
             "gradient_steps": config.gradient_steps,
         },
     )
-    todo = [name for name in datasets if not is_done(config.out / name, wanted)]
+    todo = [name for name in datasets if not is_done(config.out / name, wanted, config.overwrite)]
+    check_targets(config.out, todo, datasets)
     if todo:
         settings.save(config.out / "config.yaml", config)
         jobs = AdapterJobs(
@@ -94,9 +111,11 @@ def run(config: AdaptConfig) -> list[Path]:
             config.train,
             config.cache_tokens,
             config.cache_gigabytes,
+            config.overwrite,
         )
         with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
             failures = tune_adapters(jobs, todo, config.workers, cluster)
         exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
-    shutil.rmtree(config.out / ".work", ignore_errors=True)
+    for name in datasets:
+        remove_work(config.out / ".work", name)
     return [config.out / name for name in datasets]

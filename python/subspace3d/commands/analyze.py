@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.log import logger
 
 
@@ -21,6 +21,12 @@ class AnalyzeConfig:
     adapters: tuple[Path, ...] = ()
     """Folders with the adapters that the subspaces were mined from. With them each adapter is left out in turn: is the
     subspace stable, and how much of an adapter that it has not seen does it explain?"""
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(subspaces=self.subspaces, adapters=self.adapters)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.ANALYSIS)]
 
 
 def run(config: AnalyzeConfig) -> Path:
@@ -42,6 +48,7 @@ def run(config: AnalyzeConfig) -> Path:
     from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters
     from subspace3d.reporting import analysis_figures
 
+    config = outputs.check(config)
     path = config.out / "analysis.json"
     found = find_subspaces(config.subspaces)
     inputs = {attribute: files.sha256(file) for attribute, file in found.items()}
@@ -53,6 +60,7 @@ def run(config: AnalyzeConfig) -> Path:
     if config.adapters:
         adapters = find_mined_adapters(subspaces, config.adapters)
         analysis["cross_validation"] = cross_validate(subspaces, analysis["attributes"], adapters)
+    outputs.mark(config.out, outputs.ANALYSIS)
     analysis_figures.draw_analysis(analysis, config.out)
     # written last: whoever sees it finds the figures beside it
     files.write_json(path, analysis)

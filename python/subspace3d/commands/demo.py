@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, settings
+from subspace3d import __version__, outputs, settings
 from subspace3d.choices import ATTRIBUTES, Attribute, Method
 from subspace3d.commands import adapt, analyze, evaluate, finetune, generate, mine, report
 from subspace3d.log import logger
@@ -31,6 +31,9 @@ class DemoConfig:
     """The least that still runs every stage, in about a minute; its numbers mean nothing."""
     seed: int = 0
     """Root seed."""
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.DEMO)]
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
 
 def run(config: DemoConfig) -> None:
+    config = outputs.check(config)
     scale = SMOKE if config.smoke else NANO
     _check_folder(config)
     stages = _stages(config, scale)

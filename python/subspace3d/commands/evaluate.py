@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from subspace3d import outputs
 from subspace3d.log import logger
 
 
@@ -32,12 +33,19 @@ class EvaluateConfig:
     device: str = "auto"
     """auto: cuda when there is one, else cpu."""
 
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, tuned=outputs.tuned_folders(self.tuned), weights=self.weights)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.EVALUATION)]
+
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """`evaluation.evaluate.evaluate` with these settings; prints the table."""
     from subspace3d.evaluation.evaluate import Protocol, evaluate
     from subspace3d.evaluation.table import format_table
 
+    config = outputs.check(config)
     results = evaluate(
         config.scenes,
         config.out,

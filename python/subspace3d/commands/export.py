@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from subspace3d import outputs
 from subspace3d.log import logger
 
 
@@ -24,16 +25,28 @@ class ExportConfig:
         """What is written alone."""
         return (self.run, "export") if self.out is None else (self.out.parent, self.out.name)
 
+    @property
+    def target(self) -> Path:
+        """What is written."""
+        return self.out or self.run / "export" / ("lora" if self.to == "lora" else "basis.safetensors")
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(run=outputs.tuned_folders([self.run]))
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.target, outputs.EXPORTED if self.to == "lora" else outputs.TENSORS)]
+
 
 def run(config: ExportConfig) -> Path:
     """Write what ``config.to`` says and print where; returns the path."""
     from subspace3d.training.export import export_authors, export_lora
 
+    config = outputs.check(config)
     if config.to == "lora":
-        path = export_lora(config.run, config.out or config.run / "export" / "lora")
+        path = export_lora(config.run, config.target)
         logger.info(f"{path}: plain LoRA, PeftModel.from_pretrained(model, {str(path)!r})")
     else:
-        path = export_authors(config.run, config.out or config.run / "export" / "basis.safetensors")
+        path = export_authors(config.run, config.target)
         logger.info(
             f"{path}: the basis as .A and .B; this layout has no place for the trained cores and the heads' LoRA"
         )

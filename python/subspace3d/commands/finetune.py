@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subspace3d import __version__, settings
+from subspace3d import __version__, outputs, settings
 from subspace3d.choices import Method
 from subspace3d.files import sha256
 from subspace3d.settings import require
@@ -56,7 +55,8 @@ class FinetuneConfig:
     targets: str = "all"
     """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over."""
+    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over, deleting the run that is
+    in OUT and nothing else."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
@@ -70,6 +70,14 @@ class FinetuneConfig:
         require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
+
+    def writes(self) -> list[outputs.Output]:
+        tuned = dataclasses.replace(outputs.TUNED, content=None) if self.resume == "auto" else outputs.TUNED
+        run = outputs.Output("out", self.out, outputs.RUN)
+        return [run, outputs.Output("out", self.out / "tuned", tuned)]
+
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Tune and write OUT/tuned; returns tuned.json. A finished run is not done again, a cut-off one is continued.
@@ -77,11 +85,13 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     Under torchrun every process calls it; the first of them writes.
 
     Raises:
-        ValueError: OUT holds a run with other settings, or settings that do not fit the backbone or the subspaces.
+        ValueError: OUT holds a run with other settings or anything else, or settings that do not fit the backbone or
+            the subspaces.
         FileNotFoundError: scenes, weights or subspaces are missing.
     """
     from subspace3d.training.device import choose_device, joined_processes
 
+    config = outputs.check(config)
     with joined_processes(choose_device(config.train.device)) as processes:
         return _run(config, processes)
 
@@ -119,10 +129,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "scenes": str(config.scenes),
     }
     wanted = run_settings(config.train, identity)
-    if config.resume == "never" and processes.is_first:
-        shutil.rmtree(config.out / "tuned", ignore_errors=True)
-    processes.wait()
-    if (config.out / "tuned" / "tuned.json").is_file():
+    if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
         differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
         if differing:
@@ -149,6 +156,9 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         if processes.is_first:
             sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
             check_memory(model, config.train, image_size, processes.count, sharing)
+            if config.resume == "never":
+                # only now, when nothing more keeps the new run from beginning
+                outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
         processes.wait()
         with _token_cache(config, vggt):
             result = train(

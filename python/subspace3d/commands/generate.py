@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from subspace3d import settings
+from subspace3d import outputs, settings
 from subspace3d.choices import ATTRIBUTES, Variant
+from subspace3d.files import sweep
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.pool import run_here, run_jobs
 from subspace3d.jobs.work import exit_on_failures
+from subspace3d.log import logger
 from subspace3d.mitsuba_variant import choose_variant
 from subspace3d.progress import Progress
 from subspace3d.scenes.config import SceneConfig
@@ -57,6 +58,8 @@ class GenerateConfig(SceneConfig, ClusterOptions):
     """Mitsuba variant; auto: the fastest that works on this machine."""
     preview: bool = False
     """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
+    overwrite: bool = False
+    """Replace data sets of this name that were made with other settings, and say which; otherwise they are refused."""
 
     def __post_init__(self) -> None:
         SceneConfig.__post_init__(self)
@@ -67,9 +70,30 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         if self.task != "none":
             require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
 
+    @property
+    def prefix(self) -> str:
+        """Of the data set names, resolved."""
+        return self.name or (self.attribute if self.task == "none" else self.task)
+
     def lock(self) -> tuple[Path, str]:
         """Data sets of different names may be made in one folder at a time."""
-        return self.out, Path(self.name or (self.attribute if self.task == "none" else self.task)).name
+        return self.out, Path(self.prefix).name
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(textures=self.textures, pictures=self.pictures)
+
+    def writes(self) -> list[outputs.Output]:
+        targets = [] if self.preview else self._targets().declared()
+        return [outputs.Output("out", self.out, outputs.FOLDER), *targets]
+
+    def _targets(self) -> outputs.DatasetTargets:
+        return outputs.DatasetTargets(self.out, self.prefix, tuple(f"_{suffix}" for suffix in _suffixes(self)))
+
+    def replace_others(self) -> None:
+        """Delete the data sets of this name that other settings made, if that is asked for."""
+        self._targets().claim(self.reads())
+        if self.overwrite:
+            self._targets().replace_differing(self, _IDENTITY, "generate --overwrite")
 
 
 @dataclass(frozen=True)
@@ -89,20 +113,21 @@ def run(config: GenerateConfig) -> list[Path]:
             of textures or pictures holds too little.
         SystemExit: with 1 if some scenes could not be rendered; the others stand.
     """
+    config = outputs.check(config)
     if not config.preview:
         return _run(config)
     folders = []
     for small in previews(config):
+        sheet = outputs.claim(small.out / f"{small.name}.jpg", outputs.SHEET, "out")
         rendered = _run(small)
-        sheet = small.out / f"{small.name}.jpg"
         draw_sheet(sheet, small.name, rendered)
-        print(f"contact sheet: {sheet}")
+        logger.info(f"contact sheet: {sheet}")
         folders += rendered
     return folders
 
 
 def _run(config: GenerateConfig) -> list[Path]:
-    name = config.name or (config.attribute if config.task == "none" else config.task)
+    name = config.prefix
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")
     if config.textures is not None:
@@ -124,6 +149,7 @@ def _run(config: GenerateConfig) -> list[Path]:
 def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Path]:
     name, variant = config.name, config.variant
     record = config.out / f"config-{name}.yaml"
+    config.replace_others()
     settings.check_same(record, config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
@@ -145,7 +171,7 @@ def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Pat
     finally:
         _remove_leftovers(datasets)
     exit_on_failures("generate", "scenes", failures, len(scenes), config.out)
-    print(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
+    logger.info(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
     return datasets
 
 
@@ -162,8 +188,7 @@ def _count(config: GenerateConfig, dataset: int) -> int:
 def _remove_leftovers(datasets: list[Path]) -> None:
     """Remove unfinished scene folders, which a process that was killed could not remove itself."""
     for folder in datasets:
-        for path in folder.glob(".scene_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
 
 def _render_all(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.log import logger
 from subspace3d.settings import require
 
@@ -45,6 +45,12 @@ class MineConfig:
         """The file alone."""
         return self.out.parent, self.out.name
 
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(adapters=self.adapters)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.SUBSPACE)]
+
 
 def run(config: MineConfig) -> Path:
     """Mine the adapters below ``config.adapters`` (`mining.mine.mine_adapters`) and write ``config.out``.
@@ -63,6 +69,7 @@ def run(config: MineConfig) -> Path:
     from subspace3d.formats.subspace import SubspaceFile, save_subspace
     from subspace3d.mining.mine import IrlsSettings, mine_adapters, summary
 
+    config = outputs.check(config)
     folders = find_adapters(config.adapters)
     inputs = _inputs(config, folders)
     if _is_done(config.out, inputs):

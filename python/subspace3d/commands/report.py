@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from subspace3d import outputs
 from subspace3d.log import logger
 
 
@@ -21,6 +22,18 @@ class ReportConfig:
         """The page alone."""
         return (self.run, "report") if self.out is None else (self.out.parent, self.out.name)
 
+    @property
+    def target(self) -> Path:
+        """The page."""
+        return self.out or self.run / "report" / "index.html"
+
+    def reads(self) -> list[tuple[str, Path]]:
+        parts = ("evaluation", "analysis", "tuned", "results.json", "analysis.json", "config.yaml", "metrics.jsonl")
+        return outputs.named(run=tuple(self.run / part for part in parts))
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.target, outputs.PAGE)]
+
 
 def run(config: ReportConfig) -> Path:
     """Write the page and return its path.
@@ -31,7 +44,8 @@ def run(config: ReportConfig) -> Path:
     """
     from subspace3d.reporting.report import write_report
 
-    path = config.out or config.run / "report" / "index.html"
+    config = outputs.check(config)
+    path = config.target
     write_report(config.run, path)
     logger.info(f"report -> {path}")
     return path

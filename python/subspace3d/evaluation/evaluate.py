@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subspace3d import outputs
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
 from subspace3d.evaluation.point_cloud import (
@@ -113,6 +114,8 @@ def evaluate(
     found = {scene_name(path, scenes): path for path in find_scenes(scenes)}
     import_open3d()  # fails before an hour of inference, not after
 
+    out = outputs.claim(out, outputs.EVALUATION, "out")
+    outputs.mark(out, outputs.EVALUATION)
     evaluation = _Evaluation(out, found, record, protocol, device)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
     results = _assemble(measured, _in_words(evaluation))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.backbones.targets import PRESETS, target_regex
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -236,7 +236,7 @@ def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str
         inference_mode=True,
         base_model_name_or_path=base_model,
     )
-    with files.atomic_folder(folder) as temporary:
+    with files.atomic_folder(outputs.claim(folder, outputs.EXPORTED, "folder")) as temporary:
         config.save_pretrained(str(temporary))
         files.save_tensors(temporary / WEIGHTS_NAME, tensors)
     return folder

@@ -13,20 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from subspace3d import outputs
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import atomic_folder, read_record, write_json
+from subspace3d.files import atomic_folder, discard, read_record, write_json
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_here, run_jobs
+from subspace3d.log import logger
 from subspace3d.progress import Progress
+from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import choose_device
 from subspace3d.training.gradient_start import start_at_gradient
-from subspace3d.training.loop import train
+from subspace3d.training.loop import remove_run, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
@@ -49,6 +52,7 @@ class AdapterJobs:
         train: how each is tuned.
         cache_tokens: folder of the image encoder's tokens, or None.
         cache_gigabytes: most that is kept there.
+        overwrite: replace adapters that were made with other settings.
         threads: CPU threads where ``train`` names none; 0: torch's default.
         sharing: jobs on one device.
         quiet: show no progress of single adapters.
@@ -64,6 +68,7 @@ class AdapterJobs:
     train: TrainConfig
     cache_tokens: Path | None = None
     cache_gigabytes: float = 20.0
+    overwrite: bool = False
     threads: int = 0
     sharing: int = 1
     quiet: bool = False
@@ -78,8 +83,39 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
     }
 
 
-def is_done(folder: Path, wanted: dict) -> bool:
-    """Whether the adapter in ``folder`` is there; raises ValueError if it was made with other settings."""
+def check_targets(out: Path, todo: list[str], datasets: dict[str, Path]) -> None:
+    """Refuse, before any of them is tuned, adapters whose place is taken by something else."""
+    inputs = [("scenes", folder) for folder in datasets.values()]
+    for name in todo:
+        outputs.claim(out / name, outputs.ADAPTED, "out", inputs)
+        if (out / name / RECORD).is_file():
+            logger.warning(f"adapt --overwrite replaces {out / name}")
+    work = out / ".work"
+    if not (out / "config.yaml").is_file() and os.path.lexists(work):
+        raise ValueError(f"out: {work} must be the working folder of adapt, but {out} has no config.yaml of it")
+
+
+def remove_work(work: Path, name: str) -> None:
+    """Delete what the training of one adapter left, and the folders above it that are then empty."""
+    folder = work / name
+    if not folder.is_dir():
+        return
+    remove_run(folder)
+    if (folder / "wandb").is_dir():
+        discard(folder / "wandb")
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == work:
+                break
+
+
+def is_done(folder: Path, wanted: dict, overwrite: bool = False) -> bool:
+    """Whether the adapter in ``folder`` is there, made with the settings ``wanted``.
+
+    Raises:
+        ValueError: it was made with others, which ``overwrite`` does not let replace.
+    """
     if not (folder / RECORD).is_file():
         return False
     before = read_record(folder / RECORD).get("settings")
@@ -87,7 +123,11 @@ def is_done(folder: Path, wanted: dict) -> bool:
         raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
     for name, value in wanted.items():
         if before.get(name) != value:
-            raise ValueError(f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}")
+            if overwrite:
+                return False
+            raise ValueError(
+                f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}; --overwrite replaces it"
+            )
     return True
 
 
@@ -138,13 +178,19 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
 
     def work(name: str) -> None:
         nonlocal model
-        if is_done(jobs.out / name, jobs.wanted):
+        if is_done(jobs.out / name, jobs.wanted, jobs.overwrite):
             return  # by a process that died before it could say so
         number = list(jobs.datasets).index(name) + 1
         with contextlib.nullcontext() if cache is None else cache.attached():
             model = _tune_one(jobs, model, name, f"adapt {name} ({number}/{len(jobs.datasets)})")
 
     return work
+
+
+def _fits(work: Path, wanted: dict) -> bool:
+    """Whether training that was cut off here was going on with these settings."""
+    newest = checkpoints.latest(work / "checkpoints")
+    return newest is None or checkpoints.read_state(newest, ("settings",))["settings"] == wanted
 
 
 def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
@@ -159,6 +205,8 @@ def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
     if jobs.gradient_steps:
         start_at_gradient(tuned, dataset, jobs.train, jobs.gradient_steps, label, jobs.quiet)
     work = jobs.out / ".work" / name
+    if jobs.overwrite and not _fits(work, jobs.wanted):
+        remove_run(work)
     result = train(
         tuned,
         dataset,
@@ -169,7 +217,7 @@ def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
         snapshot=lambda path: save_adapter(tuned, path),
         quiet=jobs.quiet,
     )
-    with atomic_folder(jobs.out / name) as temporary:
+    with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
         save_adapter(tuned, temporary)
         write_json(
             temporary / RECORD,
@@ -183,5 +231,5 @@ def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
         shutil.copy(work / "metrics.jsonl", temporary / "metrics.jsonl")
         if (work / "tensorboard").is_dir():
             shutil.copytree(work / "tensorboard", temporary / "tensorboard")
-    shutil.rmtree(work)
+    remove_work(jobs.out / ".work", name)
     return tuned.unload()  # type: ignore[operator]
