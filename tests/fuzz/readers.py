@@ -25,7 +25,7 @@ from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import read_mixture
 from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
 from subspace3d.formats.adapter import read_adapter
-from subspace3d.formats.basis import load_authors, read_basis, save_authors, save_basis
+from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
 from subspace3d.formats.run import read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
@@ -201,7 +201,7 @@ READERS = {
     "subspace file, no checksum": Reader(
         _plain(_subspace, "s.safetensors"), "s.safetensors", lambda folder: load_subspace(folder / "s.safetensors")
     ),
-    "basis": Reader(_plain(_basis, "b.safetensors"), "b.safetensors", lambda f: read_basis(f / "b.safetensors")),
+    "basis": Reader(_plain(_basis, "b.safetensors"), "b.safetensors", lambda f: load_basis(f / "b.safetensors")),
     "authors' basis": Reader(
         _plain(_authors, "a.safetensors"), "a.safetensors", lambda folder: load_authors(folder / "a.safetensors")
     ),

@@ -23,7 +23,7 @@ from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names
-from subspace3d.formats.basis import Basis, basis_digest, read_basis
+from subspace3d.formats.basis import Basis, basis_digest, load_basis
 from subspace3d.log import logger
 
 # before anything below asks PEFT for what older releases lack
@@ -92,7 +92,7 @@ class SubspaceConfig(PeftConfig):
             raise FileNotFoundError(
                 f"basis: no such file: {self.basis}; name it with SubspaceConfig.from_pretrained(folder, basis=path)"
             )
-        basis = read_basis(Path(self.basis))
+        basis = load_basis(Path(self.basis))
         digest = basis_digest(basis)
         if self.basis_sha256 not in (None, digest):
             raise ValueError(

@@ -209,12 +209,12 @@ def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractConte
 
 
 def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
-    from subspace3d.adapters.basis import load_basis
+    from subspace3d.adapters.basis import basis_for_model
     from subspace3d.adapters.placement import place
     from subspace3d.adapters.spectral import singular_basis
 
     if config.method == "subspace":
-        return load_basis(subspaces, vggt, config.K, config.k, config.head_cores)
+        return basis_for_model(subspaces, vggt, config.K, config.k, config.head_cores)
     if config.method == "psv":
         return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.K)
     return None

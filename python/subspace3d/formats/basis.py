@@ -37,7 +37,7 @@ def save_basis(path: Path, basis: Basis) -> None:
     save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
 
 
-def read_basis(path: Path) -> Basis:
+def load_basis(path: Path) -> Basis:
     """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
 
     Raises:

@@ -9,7 +9,7 @@ from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.record import BackboneRecord
 from subspace3d.backbones.targets import target_modules
 from subspace3d.formats.adapter import write_lora
-from subspace3d.formats.basis import read_basis, save_authors
+from subspace3d.formats.basis import load_basis, save_authors
 from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
 
@@ -50,6 +50,6 @@ def export_authors(run: Path, path: Path) -> Path:
         raise ValueError(
             f"run: the method of {run} must be {' or '.join(CORE_METHODS)}, which have a basis, got {method!r}"
         )
-    basis = read_basis(tuned_folder(run) / BASIS)
+    basis = load_basis(tuned_folder(run) / BASIS)
     save_authors(path, {name: basis[name] for name in target_modules(basis, "aggregator")})
     return path
