@@ -20,7 +20,7 @@ from experiments.layout import Layout
 from experiments.plan import Run
 from experiments.scale import Scale, Task
 from experiments.settings import ExperimentsConfig
-from subspace3d import outputs, settings
+from subspace3d import outputs, records, settings
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
@@ -91,8 +91,8 @@ def is_done(context: Context, job: Job) -> bool:
     if not path.is_file():
         return False
     record = read_json(path)
-    if record["settings"] != _settings(context, job):
-        raise ValueError(f"out: {path.parent} was made with other settings; choose another folder, or delete this one")
+    made, wanted = {"settings": record["settings"]}, {"settings": _settings(context, job)}
+    records.check_same(path.parent, made, wanted, "choose another folder, or delete this one")
     return record["diverged"] is not None or set(job.splits) <= set(record["splits"])
 
 

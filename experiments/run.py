@@ -21,7 +21,7 @@ from experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
 from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
-from subspace3d import __version__, outputs
+from subspace3d import __version__, outputs, records
 from subspace3d.backbones.record import record_backbone
 from subspace3d.bench.harness import provenance
 from subspace3d.commands.evaluate import EvaluateConfig
@@ -82,9 +82,7 @@ def _check_folder(config: ExperimentsConfig) -> None:
     record: dict[str, Any] = {**wanted, "starts": []}
     if path.is_file():
         record = read_json(path)
-        for name, value in wanted.items():
-            if record[name] != value:
-                raise ValueError(f"out: {config.out} holds a run with {name} {record[name]!r}, this one has {value!r}")
+        records.check_same(config.out, record, wanted, "choose another folder")
     elif config.collect:
         raise FileNotFoundError(f"out: no experiments in {config.out}, so there is nothing to collect")
     if not config.collect:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from subspace3d import outputs
+from subspace3d import outputs, records
 from subspace3d.files import write_text
 
 
@@ -90,12 +90,12 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
         ValueError: one of the fields differs, or ``record`` does not hold settings.
     """
     different = differing(record, config, names)
-    if different:
-        listed = ", ".join(f"{key} {old!r} there, {now!r} now" for key, (old, now) in different.items())
-        raise ValueError(
-            f"out must hold no {made} of this name made with other settings, unless --overwrite is given: {record} has "
-            f"{listed}"
-        )
+    records.check_same(
+        record,
+        {key: old for key, (old, _) in different.items()},
+        {key: now for key, (_, now) in different.items()},
+        f"--overwrite replaces the {made} of this name",
+    )
 
 
 def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
@@ -106,9 +106,8 @@ def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tu
     """
     if not record.is_file():
         return {}
-    old, now = read_table(record), to_dict(config)
-    keys = [name.rstrip("_") for name in names]
-    return {key: (old.get(key), now[key]) for key in keys if old.get(key) != now[key]}
+    now = to_dict(config)
+    return records.differing(read_table(record), {name.rstrip("_"): now[name.rstrip("_")] for name in names})
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import subspace3d
 
 LAYERS = (
     # each module or package of subspace3d imports from its own row and from those above it only
-    "choices cropping files geometry locks log mitsuba_variant outputs progress settings",
+    "choices cropping files geometry locks log mitsuba_variant outputs progress records settings",
     "backbones jobs",
     "formats",
     "adapters mining scenes",

@@ -387,7 +387,7 @@ def test_overwrite_replaces_own_data_sets_and_names_them(here: Path, capsys: pyt
     settings.save(here / "data/config-texture.yaml", config)
     other = dataclasses.replace(config, seed=2)
     other.replace_others()
-    with pytest.raises(ValueError, match="unless --overwrite is given"):
+    with pytest.raises(ValueError, match="--overwrite replaces the data sets"):
         settings.check_same(here / "data/config-texture.yaml", other, ("seed",), "data sets")
     other = dataclasses.replace(other, overwrite=True)
     (here / "data/texture_07/precious.txt").write_bytes(PRECIOUS)

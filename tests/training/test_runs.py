@@ -147,7 +147,7 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
 
     monkeypatch.setattr(adapters_module, "load_backbone", refuse)
     adapt.run(config)
-    with pytest.raises(ValueError, match="made with rank 2, not 4; --overwrite replaces it"):
+    with pytest.raises(ValueError, match=r"rank 2 there, 4 now\); --overwrite replaces it"):
         adapt.run(dataclasses.replace(config, rank=4))
 
 
@@ -189,7 +189,7 @@ def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> Non
     # orthogonal rows, which a random start does not have, hardly moved by two small steps
     rows = torch.stack([modules[name][1] for name in target_modules(_base(folder), "aggregator") if "qkv" in name])
     torch.testing.assert_close(3 * rows @ rows.mT, torch.eye(2).expand(len(rows), 2, 2), rtol=0, atol=0.02)
-    with pytest.raises(ValueError, match="made with gradient_steps 1, not 0"):
+    with pytest.raises(ValueError, match="gradient_steps 1 there, 0 now"):
         adapt.run(dataclasses.replace(config, gradient_steps=0))
 
 

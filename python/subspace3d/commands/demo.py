@@ -6,14 +6,13 @@ that was cut off continues where it stopped.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, outputs, settings
+from subspace3d import __version__, outputs, records, settings
 from subspace3d.choices import ATTRIBUTES, Attribute, Method
 from subspace3d.commands import adapt, analyze, evaluate, finetune, generate, mine, report
 from subspace3d.log import logger
@@ -207,8 +206,6 @@ def _check_folder(config: DemoConfig) -> None:
         stored = settings.read_table(path)
         provenance = stored.get("provenance")
         stored = {**(provenance if isinstance(provenance, dict) else {}), **stored}
-        found = {key: stored.get(key) for key in wanted}
-        if found != wanted:
-            raise ValueError(f"out: {config.out} holds a run with {found}, this one has {wanted}")
+        records.check_same(config.out, stored, wanted, "choose another folder")
         return
-    settings.save(path, config, version=__version__, command=" ".join(sys.argv))
+    settings.save(path, config, version=__version__, command=records.command_line())

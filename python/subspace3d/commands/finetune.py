@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subspace3d import __version__, outputs, settings
+from subspace3d import __version__, outputs, records, settings
 from subspace3d.choices import Method
 from subspace3d.files import sha256
 from subspace3d.settings import require
@@ -131,12 +131,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     wanted = run_settings(config.train, identity)
     if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
-        differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
-        if differing:
-            raise ValueError(
-                f"out: {config.out} holds a finished run with another {differing[0]} "
-                f"({record['settings'].get(differing[0])!r} instead of {wanted[differing[0]]!r})"
-            )
+        records.check_same(config.out, record["settings"], wanted, "--resume never starts over")
         return record
 
     vggt = load_backbone(backbone)

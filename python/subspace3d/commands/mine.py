@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d import files, outputs
+from subspace3d import files, outputs, records
 from subspace3d.log import logger
 from subspace3d.settings import require
 
@@ -111,7 +111,7 @@ def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
     except ValueError as error:
         logger.info(f"mining anew: {error}")
         return False
-    return all(header.get(name) == value for name, value in inputs.items())
+    return not records.differing(header, inputs)
 
 
 def _report_ignored(adapters: Sequence[Adapter]) -> None:

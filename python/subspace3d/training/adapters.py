@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subspace3d import outputs
+from subspace3d import outputs, records
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.backbones.record import BackboneRecord, load_backbone
@@ -121,13 +121,9 @@ def is_done(folder: Path, wanted: dict, overwrite: bool = False) -> bool:
     before = read_record(folder / RECORD).get("settings")
     if not isinstance(before, dict):
         raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
-    for name, value in wanted.items():
-        if before.get(name) != value:
-            if overwrite:
-                return False
-            raise ValueError(
-                f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}; --overwrite replaces it"
-            )
+    if overwrite:
+        return not records.differing(before, wanted)
+    records.check_same(folder, before, wanted, "--overwrite replaces it")
     return True
 
 
