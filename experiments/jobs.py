@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from subspace3d import settings
-from subspace3d.configs import EvaluateConfig, FinetuneConfig
-from experiments.settings import ExperimentsConfig
 from experiments.layout import Layout
 from experiments.plan import Run
 from experiments.scale import Scale, Task
+from experiments.settings import ExperimentsConfig
+from subspace3d import settings
+from subspace3d.configs import EvaluateConfig, FinetuneConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import joined_cluster
 from subspace3d.jobs.pool import run_jobs

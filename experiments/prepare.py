@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
 from experiments import planted
 from experiments.jobs import Context
 from experiments.plan import VALIDATION, Mined, analyzed
 from experiments.scale import Bank, Scale
+from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
 
 # Root seeds of the scenes: the draws of different kinds have nothing in common.
 _ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3

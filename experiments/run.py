@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from subspace3d import __version__
-from subspace3d.backbones.record import record_backbone
-from subspace3d.bench.harness import provenance
-from subspace3d.configs import EvaluateConfig
-from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
 from experiments import jobs, page, prepare
 from experiments.jobs import Context, Job
 from experiments.layout import Layout
 from experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_sets, rate_runs, table_runs
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
+from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
+from subspace3d import __version__
+from subspace3d.backbones.record import record_backbone
+from subspace3d.bench.harness import provenance
+from subspace3d.configs import EvaluateConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import absolute
 from subspace3d.progress import format_duration

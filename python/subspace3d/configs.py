@@ -287,8 +287,11 @@ class MineConfig:
     tol: float = 1e-6
     """Stop when no weight moves by more than this, relative."""
 
+    base_model: str = ""
+    """Name of the base model where the adapters call it by several; empty: they must agree."""
+
     def __post_init__(self) -> None:
-        require(self.k >= 1, "k", "at least 1", self.k)
+        require(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1", self.k)
         require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
         require(self.eps > 0, "eps", "positive", self.eps)
         require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.settings import ExperimentsConfig
 from experiments.jobs import RECORD
+from experiments.settings import ExperimentsConfig
 from subspace3d.files import read_json, write_json
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")

@@ -16,7 +16,8 @@ from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
 from subspace3d.configs import AdaptConfig, FinetuneConfig, TrainConfig
 from subspace3d.files import load_tensors, read_json, save_tensors
-from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
 from subspace3d.training import adapt, finetune
 from subspace3d.training.export import export_lora

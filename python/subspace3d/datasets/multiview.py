@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from subspace3d.configs import TrainConfig
-from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.cropping import centred_box, crop_resize
+from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.formats.scene import Scene, SceneFile, find_scenes
 from subspace3d.settings import read_table
 

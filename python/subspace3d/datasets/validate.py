@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from subspace3d.datasets import reprojection
 from subspace3d.cropping import crop_resize
+from subspace3d.datasets import reprojection
 from subspace3d.datasets.reprojection import READINGS, STORED, Agreement, View
 from subspace3d.formats.images import EXR_INVALID, read_raw_depth
 from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes

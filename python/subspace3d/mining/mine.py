@@ -14,7 +14,8 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import MineConfig
-from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
+from subspace3d.formats.adapter_folders import search_adapters
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
 from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
 from subspace3d.progress import Progress
@@ -36,14 +37,15 @@ def run(config: MineConfig) -> Path:
         ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
             the sum of the adapters' ranks in every module.
     """
-    folders = find_adapters(config.adapters)
+    found = search_adapters(config.adapters)
+    folders = found.folders
     inputs = _inputs(config, folders)
-    if _is_done(config.out, inputs):
-        print(f"{config.out}: already mined from the same {len(folders)} adapters with the same settings")
+    if _is_done(config.out, inputs, config.base_model):
+        print(f"{config.out}: already mined with the same settings; {found.summary()}")
         return config.out
 
     adapters = [read_adapter(folder) for folder in folders]
-    check_same_modules(adapters)
+    check_same_modules(adapters, config.base_model)
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
     groups = group_modules(factors, config.k)
     _report_ignored(adapters)
@@ -57,24 +59,27 @@ def run(config: MineConfig) -> Path:
                 for name, (module, detail) in zip(batch, mined):
                     modules[name], details[name] = module, detail
                 progress.advance(len(batch))
-    header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
+    header = {"base_model": config.base_model or adapters[0].base_model, **inputs, "modules": details}
     save_subspace(config.out, modules, header)
     print(summary(SubspaceFile(modules, header)), f"-> {config.out}", flush=True)
+    print(found.summary(), flush=True)
     return config.out
 
 
-def check_same_modules(adapters: Sequence[Adapter]) -> None:
+def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> None:
     """Adapters of one attribute must belong to one base model and change the same modules.
+
+    ``base_model`` says which one it is where the adapters call it by several names; modules and sizes must still agree.
 
     Raises:
         ValueError: they do not; the message names the first difference.
     """
     first = adapters[0]
     for other in adapters[1:]:
-        if other.base_model != first.base_model:
+        if other.base_model != first.base_model and not base_model:
             raise ValueError(
                 f"adapters must have one base model: {first.path} has {first.base_model!r}, "
-                f"{other.path} has {other.base_model!r}"
+                f"{other.path} has {other.base_model!r}; if these are one model, give it one name (--base-model)"
             )
         for here, there in ((first, other), (other, first)):
             missing = sorted(here.modules.keys() - there.modules.keys(), key=natural_key)
@@ -126,7 +131,7 @@ def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
     return {"adapters": adapters, **settings}
 
 
-def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
+def _is_done(path: Path, inputs: dict[str, Any], base_model: str) -> bool:
     if not Path(path).exists():
         return False
     try:
@@ -134,10 +139,14 @@ def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
     except ValueError as error:
         print(f"mining anew: {error}")
         return False
-    return all(header.get(name) == value for name, value in inputs.items())
+    named = {"base_model": base_model} if base_model else {}
+    return all(header.get(name) == value for name, value in {**inputs, **named}.items())
 
 
 def _report_ignored(adapters: Sequence[Adapter]) -> None:
+    for prefix in dict.fromkeys(prefix for adapter in adapters for prefix in adapter.unwrapped):
+        count = sum(prefix in adapter.unwrapped for adapter in adapters)
+        print(f"  the wrapper's prefix {prefix!r} was taken off the names of {count} adapters' modules")
     ignored = sorted({key for adapter in adapters for key in adapter.ignored})
     if ignored:
         more = f" and {len(ignored) - 1} more" if ignored[1:] else ""
