@@ -16,19 +16,20 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from subspace3d.reading import LARGEST_RECORD, DamagedError, open_regular, parse_json, read_bytes
+from subspace3d.schema import check
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+_LARGEST_HEADER = 1 << 24  # bytes of a safetensors header; that of a billion parameters has 0.2 million
 _MARK = ".s3d-"  # in the name of everything temporary, so that nobody else's files are taken for it
 _LEFTOVER = re.compile(r"\..+\.s3d-\w{8}\.(tmp|old)(\.\w+)?")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _swept: set[str] = set()  # folders this process has cleared of what killed processes left
-
-
-class DamagedError(ValueError):
-    """A file is not what was written: truncated, changed, or never of its kind."""
 
 
 @contextlib.contextmanager
@@ -242,34 +243,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON: a regular file of at most `reading.LARGEST_RECORD` bytes and `reading.MOST_VALUES` values.
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
+        ValueError: no regular file, or larger.
         DamagedError: ``path`` is not valid JSON; names the file.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8, and endless digits
-        raise DamagedError(f"{path} is not valid JSON: {error}") from error
+    return parse_json(read_bytes(path, LARGEST_RECORD), str(path))
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_record(path: Path, schema: type[T] = dict[str, Any]) -> T:
+    """Read a JSON object that has the layout of ``schema``, see `schema`.
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ValueError: ``path`` is not valid JSON or holds no object; names the file.
+        ValueError: ``path`` is not valid JSON or has another layout; names the file and the entry.
     """
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(record).__name__}")
-    return record
+    return check(read_json(path), schema, path)
 
 
 def sha256(path: Path) -> str:
+    """Of the bytes of a regular file, as hexadecimal digits; raises what `reading.open_regular` raises."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -316,26 +313,50 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         FileNotFoundError: ``path`` does not exist.
         DamagedError: ``path`` is truncated, not a safetensors file, of a type torch does not have, or does not have the
             checksum `save_tensors` gave it; names the file.
-        ValueError: the header is no JSON object.
+        ValueError: no regular file, or the header is no JSON object.
     """
     from safetensors import safe_open
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
-        header = json.loads(metadata.get("header", "{}"))
+        expected = _checksum(tensors, metadata) if "crc32" in metadata else None
     except MemoryError:
         raise
     except Exception as error:  # a damaged header may name types and shapes that torch stumbles over in its own ways
         raise DamagedError(f"{path} is not a whole safetensors file: {error}") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"{path}: header must be a JSON object, got {type(header).__name__}")
-    if "crc32" in metadata and metadata["crc32"] != _checksum(tensors, metadata):
+    if metadata.get("crc32") != expected:
         raise DamagedError(f"{path} is damaged: its content does not have the checksum it was written with")
-    return tensors, header
+    return tensors, read_header(path, metadata)
+
+
+def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON object under ``header`` in the metadata of a safetensors file; empty if there is none."""
+    return check(parse_json(metadata.get("header", "{}"), f"{path}: header"), dict[str, Any], f"{path}: header")
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """The header that `save_tensors` wrote, alone; its checksum is not looked at. Raises what `load_tensors` raises."""
+    from safetensors import safe_open
+
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:
+        raise DamagedError(f"{path} is not a whole safetensors file: {error}") from error
+    return read_header(path, metadata)
+
+
+def _check_header(path: Path) -> None:
+    """Bound the header, whose length stands in the first eight bytes, before it is parsed."""
+    with open_regular(path) as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > _LARGEST_HEADER:
+        raise DamagedError(f"{path} is not a whole safetensors file: its header has {length} bytes")
 
 
 def check_values(path: Path, name: str, tensor: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from subspace3d import outputs, records
 from subspace3d.files import write_text
+from subspace3d.reading import read_text
 
 
 def require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -24,8 +25,9 @@ def flag(name: str) -> Any:
     return tyro.conf.arg(name=name)
 
 
-_LARGEST_FILE = 1 << 20
+_LARGEST_FILE = 1 << 18
 _MOST_VALUES = 10_000
+_MOST_DOTS = 1000
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -65,9 +67,10 @@ def flags(path: Path, config_class: type) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: not YAML or TOML, or a key that ``config_class`` does not have.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no such file: {path}")
-    settings = read_table(path)
+    try:
+        settings = read_table(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config: no such file: {path}") from None
     settings.pop("provenance", None)
     return _flags(settings, config_class, prefix="", path=path)
 
@@ -115,31 +118,16 @@ def read_table(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML or TOML, no table, or too many values; names the file.
+        ValueError: not YAML or TOML, no table, too many values, or merged tables; names the file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    text = read_text(path, _LARGEST_FILE)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
-        table = _parse(path.read_text(encoding="utf-8"), path.suffix)
-        _count(table)
+        table = _parse(text, path.suffix)
     except Exception as error:  # the parsers raise what they happen to run into, RecursionError among it
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"{path} must hold a table of settings, got {type(table).__name__}")
     return table
-
-
-def _count(value: Any, before: int = 0) -> int:
-    """Number of values so far; a few lines of references to references can stand for more than memory holds."""
-    before += 1
-    if before > _MOST_VALUES:
-        raise ValueError(f"it stands for more than {_MOST_VALUES} values")
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    for child in children:
-        before = _count(child, before)
-    return before
 
 
 def _parse(text: str, suffix: str) -> Any:
@@ -148,10 +136,45 @@ def _parse(text: str, suffix: str) -> Any:
             import tomllib
         else:
             import tomli as tomllib
+        # the parser takes quadratic time for a key of many parts
+        if max(map(len, (line.split(".") for line in text.splitlines())), default=0) > _MOST_DOTS:
+            raise ValueError(f"a line has more than {_MOST_DOTS} dots")
         return tomllib.loads(text)
     import yaml
 
+    _check_yaml(text)
     return yaml.safe_load(text)
+
+
+def _check_yaml(text: str) -> None:
+    """Bound the values that ``text`` stands for before they are built.
+
+    A few lines of references to references can stand for more than memory holds, and merging tables (``<<``) copies
+    them, so that is not read.
+    """
+    import yaml
+
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and how many values came before
+    count = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            count += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            if isinstance(event, yaml.ScalarEvent):
+                if event.value == "<<" and event.style is None:
+                    raise ValueError("tables are not merged: <<")
+                sizes[event.anchor] = 1
+            else:
+                open_nodes.append((event.anchor, count))
+            count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(f"it stands for more than {_MOST_VALUES} values")
 
 
 def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from mining.synthetic_adapters import random_pair, write_adapter
 from safetensors.torch import load_file, save_file
 
-from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import find_adapters, search_adapters
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 
@@ -62,10 +64,7 @@ def test_half_precision_is_widened_before_scaling(tmp_path, pair):
 def test_other_trained_tensors_are_named_and_left_out(tmp_path, pair):
     folder = write_adapter(tmp_path / "a", {NAME: pair})
     tensors = load_file(folder / "adapter_model.safetensors")
-    extra = {
-        "base_model.model.classifier.weight": torch.ones(2, 2),
-        "base_model.model.embed.lora_embedding_A": torch.ones(2, 9),
-    }
+    extra = {"base_model.model.classifier.weight": torch.ones(2, 2), "base_model.model.fc.bias": torch.ones(9)}
     save_file({**tensors, **extra}, folder / "adapter_model.safetensors")
     adapter = read_adapter(folder)
     assert list(adapter.modules) == [NAME]
@@ -73,10 +72,99 @@ def test_other_trained_tensors_are_named_and_left_out(tmp_path, pair):
 
 
 def test_folders_are_found_at_any_depth_but_not_hidden_ones(tmp_path, pair):
-    for name in ("b/deep", "a", ".a.x7.tmp"):
-        write_adapter(tmp_path / name, {NAME: pair})
+    for alpha, name in enumerate(("b/deep", "a", ".a.x7.tmp"), 1):
+        write_adapter(tmp_path / name, {NAME: pair}, lora_alpha=alpha)
     assert find_adapters(tmp_path) == [tmp_path / "a", tmp_path / "b" / "deep"]
     assert find_adapters(tmp_path / "a") == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    "key", ["lora_A.default.weight", "lora_B.bias", "lora_embedding_A", "lora_diag", "lora_A.2.weight"]
+)
+def test_unknown_parts_of_a_lora_are_refused_by_name(tmp_path, pair, key):
+    folder = write_adapter(tmp_path / "a", {NAME: pair})
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({**tensors, f"base_model.model.{NAME}.{key}": torch.ones(2)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors: .*{key} is none of lora_A"):
+        read_adapter(folder)
+
+
+def test_the_authors_cores_are_read_exactly(tmp_path, pair):
+    folder = write_adapter(tmp_path / "a", {NAME: pair}, lora_alpha=2 * len(pair[1]))
+    generator = torch.Generator().manual_seed(0)
+    v, core, u = (torch.randn(size, generator=generator) for size in ((5, 8), (5, 5), (6, 5)))
+    parts = {"lora_A.0": v, "lora_B.0": core, "lora_B.1": u}
+    cores = {f"base_model.model.blocks.7.{part}.weight": tensor for part, tensor in parts.items()}
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, **cores}, weights)
+    lora_b, lora_a = read_adapter(folder).modules["blocks.7"]
+    expected = 2 * u.double() @ core.double() @ v.double()
+    torch.testing.assert_close(lora_b.double() @ lora_a.double(), expected, rtol=1e-6, atol=1e-6)
+    assert set(read_adapter(folder).modules) == {NAME, "blocks.7"}
+
+    save_file({**tensors, **{key: value for key, value in cores.items() if "B.1" not in key}}, weights)
+    with pytest.raises(ValueError, match=r"blocks\.7 has a core but no lora_B\.1\.weight"):
+        read_adapter(folder)
+    save_file({**tensors, **cores, "base_model.model.blocks.7.lora_B.0.weight": torch.ones(5, 4)}, weights)
+    with pytest.raises(ValueError, match=r"blocks\.7 must have lora_A\.0 \[K, in\]"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("rename", "wrapper"),
+    [
+        (lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."), "_orig_mod."),
+        (lambda name: "_orig_mod." + name, "_orig_mod."),
+        (lambda name: "module." + name, "module."),
+        (lambda name: name.replace("base_model.model.", "base_model.model.module."), "module."),
+    ],
+)
+def test_prefixes_of_wrappers_are_taken_off_and_named(tmp_path, pair, rename, wrapper):
+    folder = write_adapter(tmp_path / "a", {NAME: pair})
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    adapter = read_adapter(folder)
+    assert list(adapter.modules) == [NAME] and adapter.unwrapped == (wrapper,)
+
+
+def test_checkpoints_copies_and_links_are_told_apart(tmp_path, pair):
+    root = tmp_path / "adapters"
+    write_adapter(root / "a", {NAME: pair}, lora_alpha=1)
+    write_adapter(root / "a" / "checkpoint-100", {NAME: pair}, lora_alpha=2)
+    write_adapter(root / "a" / "checkpoint-200" / "inner", {NAME: pair}, lora_alpha=3)
+    write_adapter(root / "run" / "checkpoints" / "step_40" / "adapter", {NAME: pair}, lora_alpha=4)
+    shutil.copytree(root / "a", root / "z")
+    write_adapter(tmp_path / "elsewhere", {NAME: pair}, lora_alpha=5)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "linked again").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    found = search_adapters(root)
+    assert found.folders == [root / "a", root / "linked"]
+    assert len(found.checkpoints) == 5 and found.copies == {root / "z": root / "a"}
+    assert "2 adapters taken; left out: 5 checkpoints" in found.summary() and "1 copies" in found.summary()
+
+
+def test_checkpoints_without_a_result_are_refused(tmp_path, pair):
+    write_adapter(tmp_path / "run" / "checkpoint-100", {NAME: pair}, lora_alpha=1)
+    assert find_adapters(tmp_path) == [tmp_path / "run" / "checkpoint-100"]
+    write_adapter(tmp_path / "run" / "checkpoint-200", {NAME: pair}, lora_alpha=2)
+    with pytest.raises(ValueError, match="run holds 2 checkpoints of one training"):
+        find_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["kasa_config", "lora_bias", "arrow_config", "monteclora_config", "use_tomorrow"])
+def test_unknown_settings_that_are_on_are_refused_by_name(tmp_path, pair, setting):
+    read_adapter(write_adapter(tmp_path / "off", {NAME: pair}, **{setting: None}))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {setting} must be off, got"):
+        read_adapter(write_adapter(tmp_path / "on", {NAME: pair}, **{setting: {"a": 1}}))
+
+
+def test_a_pattern_of_four_repetitions_is_read(tmp_path, pair):
+    rank = len(pair[1])
+    pattern = {r"aggregator\..*\.\d+\.(attn|mlp)\..*k?v+": rank}
+    folder = write_adapter(tmp_path / "a", {NAME: pair}, r=rank + 1, rank_pattern=pattern)
+    assert NAME == "aggregator.frame_blocks.0.attn.qkv" and list(read_adapter(folder).modules) == [NAME]
 
 
 def test_pickled_weights_are_refused(tmp_path, pair):
@@ -149,5 +237,5 @@ def test_truncated_files_are_refused(tmp_path, pair):
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not a whole safetensors file"):
         read_adapter(folder)
     (folder / "adapter_config.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="must hold a JSON object"):
+    with pytest.raises(ValueError, match="must be an object"):
         read_adapter(folder)

@@ -126,8 +126,9 @@ def _load_checkpoint(folder: Path) -> object:
 def _tuned(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"x")
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    record = {"format": "subspace3d-tuned", "version": 2, "method": "full", "backbone": {"name": "vggt-nano"}}
-    record |= {"settings": {}, "files": {"model.safetensors": digest}}
+    record = {"format": "subspace3d-tuned", "version": 2, "method": "full", "settings": {}}
+    record["backbone"] = {"name": "vggt-nano", "weights": "shipped", "sha256": "", "seed": 0}
+    record["files"] = {"model.safetensors": digest}
     (folder / "tuned.json").write_text(json.dumps(record))
 
 

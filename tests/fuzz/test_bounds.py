@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import struct
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz.readers import READERS, npy_of, zip_of
+from mining.synthetic_adapters import write_adapter
 
 from subspace3d import files, settings
 from subspace3d.backbones.weights import load_weights
@@ -23,7 +25,8 @@ from subspace3d.datasets.readers import mesh_files
 from subspace3d.datasets.readers.clearpose import _read_metadata
 from subspace3d.datasets.readers.npz_bundle import Bundle
 from subspace3d.formats.adapter import read_adapter
-from subspace3d.formats.images import MOST_PIXELS, open_image, read_raw_depth
+from subspace3d.formats.exr import LARGEST_PIXELS
+from subspace3d.formats.images import open_image, read_raw_depth
 from subspace3d.formats.scene import load_scene
 
 
@@ -107,10 +110,30 @@ def test_matlab_bomb(tmp_path: Path) -> None:
         _read_metadata(tmp_path / "m.mat")
 
 
-def test_exr_that_declares_too_much(tmp_path: Path) -> None:
-    window = b"dataWindow\0box2i\0" + struct.pack("<5i", 16, 0, 0, 10**6, 10**6)
-    (tmp_path / "d.exr").write_bytes(b"v/1\x01\x02\x00\x00\x00" + window + bytes(100))
-    with pytest.raises(ValueError, match=f"must be an EXR of 1 to {MOST_PIXELS} pixels"):
+def exr_header(width: int, height: int, channels: int = 1, extra: bytes = b"") -> bytes:
+    """An EXR of float32 channels without pixels; ``extra`` are attributes before the true ones."""
+    named = b"".join(b"c%d\0" % index + struct.pack("<iIii", 2, 0, 1, 1) for index in range(channels)) + b"\0"
+    header = b"v/1\x01\x02\0\0\0" + extra + b"channels\0chlist\0" + struct.pack("<i", len(named)) + named
+    return header + b"dataWindow\0box2i\0" + struct.pack("<5i", 16, 0, 0, width - 1, height - 1) + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels"), [((10**6, 10**6), 1), ((9000, 9000), 1), ((1000, 1000), 100), ((0, 5), 1)]
+)
+def test_exr_that_declares_too_much(tmp_path: Path, size: tuple[int, int], channels: int) -> None:
+    (tmp_path / "d.exr").write_bytes(exr_header(*size, channels))
+    with pytest.raises(ValueError, match=rf"d\.exr is not an EXR file .*{LARGEST_PIXELS} bytes"):
+        read_raw_depth(tmp_path / "d.exr", 1.0)
+
+
+def test_exr_with_a_small_window_in_another_attribute(tmp_path: Path) -> None:
+    window = b"dataWindow\0box2i\0" + struct.pack("<5i", 16, 0, 0, 9, 9)
+    extra = b"comment\0string\0" + struct.pack("<i", len(window)) + window
+    (tmp_path / "d.exr").write_bytes(exr_header(10**6, 10**6, extra=extra))
+    with pytest.raises(ValueError, match=f"{LARGEST_PIXELS} bytes"):
+        read_raw_depth(tmp_path / "d.exr", 1.0)
+    (tmp_path / "d.exr").write_bytes(exr_header(10**6, 10**6, extra=window))
+    with pytest.raises(ValueError, match="dataWindow stands twice"):
         read_raw_depth(tmp_path / "d.exr", 1.0)
 
 
@@ -122,16 +145,26 @@ def test_yaml_that_stands_for_more_than_memory_holds(tmp_path: Path) -> None:
         settings.flags(tmp_path / "c.yaml", FinetuneConfig)
 
 
-@pytest.mark.parametrize("key", ["(a+)+$", "(.*)*x", ".*.*.*.*.*.*.*.*y", "x" * 501, "("])
+@pytest.mark.parametrize("key", ["(a+)+$", "(.*)*x", ".*" * 30 + "y", "(x?){30}" * 9, "(a|a|aa)*$", "((((a*)*)*)*)*b"])
 def test_patterns_that_take_forever(tmp_path: Path, key: str) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()
-    READERS["adapter configuration"].make(folder)
-    record = json.loads((folder / "adapter_config.json").read_text())
-    record["rank_pattern"] = {key: 2}
-    (folder / "adapter_config.json").write_text(json.dumps(record))
+    name = "a" * 400
+    write_adapter(folder / "a", {name: (torch.ones(2, 3), torch.ones(3, 2))}, rank_pattern={key: 9, "": 3})
+    before = time.process_time()
+    try:
+        read_adapter(folder / "a")
+    except ValueError as error:
+        assert "do not fit the rank" in str(error)
+    assert time.process_time() - before < 2
+
+
+@pytest.mark.parametrize("key", ["(?i)a", "(?x) a", "(?=a)a", r"(a)\1", "(", "a{1000}", "x" * 70_000])
+def test_patterns_that_are_not_read(tmp_path: Path, key: str) -> None:
+    modules = {"a": (torch.ones(2, 1), torch.ones(1, 2))}
+    write_adapter(tmp_path / "a", modules, rank_pattern={key: 1})
     with pytest.raises(ValueError, match=r"adapter_config\.json: rank_pattern"):
-        read_adapter(folder)
+        read_adapter(tmp_path / "a")
 
 
 class _Exploit:
@@ -143,7 +176,7 @@ class _Exploit:
 def test_nothing_is_run_by_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow_pickle: bool) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.npz").write_bytes(zip_of({"x.npy": npy_of({"a": _Exploit()})}))
-    with pytest.raises(ValueError, match="mkdir" if allow_pickle else "Pickles can run code"):
+    with pytest.raises(ValueError, match="mkdir" if allow_pickle else "is a pickled object"):
         Bundle(tmp_path / "p.npz", allow_pickle)["x"]
     (tmp_path / "d.npy").write_bytes(npy_of(_Exploit()))
     with pytest.raises(ValueError, match=r"d\.npy"):

@@ -12,7 +12,8 @@ from mining.synthetic_adapters import AT_REST, dense_mining, orthonormal, plante
 from subspace3d.commands import analyze, mine
 from subspace3d.commands.analyze import AnalyzeConfig
 from subspace3d.commands.mine import MineConfig
-from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import load_subspaces
 from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters, overlap
 

@@ -19,7 +19,8 @@ from mining.synthetic_adapters import (
 
 from subspace3d.commands import mine
 from subspace3d.commands.mine import MineConfig
-from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import load_subspace
 from subspace3d.mining import stacks
 

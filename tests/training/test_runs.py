@@ -19,7 +19,8 @@ from subspace3d.commands import adapt, finetune
 from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import load_tensors, read_json, save_tensors
-from subspace3d.formats.adapter import find_adapters, read_adapter
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
 from subspace3d.training import adapters as adapters_module
 from subspace3d.training import tuned as tuned_module

@@ -9,7 +9,7 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
-from subspace3d.files import load_tensors
+from subspace3d.files import load_header
 from subspace3d.formats.basis import Basis, load_basis
 from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace
 
@@ -107,7 +107,6 @@ def check_shapes(what: str, basis: Basis, modules: Mapping[str, nn.Module]) -> N
 
 def _read_pairs(path: Path) -> tuple[Basis, bool]:
     """(u, v) of every module, and whether the file holds a combined basis rather than one mined subspace."""
-    _, header = load_tensors(path)
-    if header.get("format") == FORMAT:
+    if load_header(path).get("format") == FORMAT:
         return {name: (module.u, module.v) for name, module in load_subspace(path).modules.items()}, False
     return load_basis(path), True

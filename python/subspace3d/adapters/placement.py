@@ -5,7 +5,6 @@ Tuning (`methods`) and counting (`subspace3d params`) both follow `place`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from subspace3d.adapters.parameters import part_of
 from subspace3d.backbones.targets import PRESETS, target_modules
+from subspace3d.patterns import compile_pattern
 
 SUBSPACE_SCALE = 2.0
 """s in ``delta W = s U c V^T``: lora_alpha / r of the authors' adapters, whatever K."""
@@ -85,13 +85,15 @@ def match_names(argument: str, expression: str, names: Iterable[str]) -> list[st
         ValueError: there is none, or the expression is malformed; names ``argument``.
     """
     try:
-        compiled = re.compile(expression)
-    except re.error as error:
-        raise ValueError(f"{argument} must be a regular expression, got {expression!r}: {error}") from None
-    found = [name for name in names if compiled.fullmatch(name)]
+        pattern = compile_pattern(expression)
+    except ValueError as error:
+        raise ValueError(f"{argument} must be a regular expression, got {expression[:80]!r}: {error}") from None
+    found = [name for name in names if pattern.matches(name)]
     if not found:
         presets = f", or be one of {', '.join(PRESETS)}" if argument == "targets" else ""
-        raise ValueError(f"{argument} must match at least one full module name{presets}; {expression!r} matches none")
+        raise ValueError(
+            f"{argument} must match at least one full module name{presets}; {expression[:80]!r} matches none"
+        )
     return found
 
 

@@ -33,9 +33,11 @@ class MineConfig:
     """Most IRLS iterations."""
     tol: float = 1e-6
     """Stop when no weight moves by more than this, relative."""
+    base_model: str = ""
+    """Name of the base model where the adapters call it by several; empty: they must agree."""
 
     def __post_init__(self) -> None:
-        require(self.k >= 1, "k", "at least 1", self.k)
+        require(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1", self.k)
         require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
         require(self.eps > 0, "eps", "positive", self.eps)
         require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)
@@ -65,23 +67,25 @@ def run(config: MineConfig) -> Path:
         ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
             the sum of the adapters' ranks in every module.
     """
-    from subspace3d.formats.adapter import find_adapters, read_adapter
+    from subspace3d.formats.adapter import read_adapter
+    from subspace3d.formats.adapter_folders import search_adapters
     from subspace3d.formats.subspace import SubspaceFile, save_subspace
     from subspace3d.mining.mine import IrlsSettings, mine_adapters, summary
 
     config = outputs.check(config)
-    folders = find_adapters(config.adapters)
-    inputs = _inputs(config, folders)
+    found = search_adapters(config.adapters)
+    inputs = _inputs(config, found.folders)
     if _is_done(config.out, inputs):
-        logger.info(f"{config.out}: already mined from the same {len(folders)} adapters with the same settings")
+        logger.info(f"{config.out}: already mined with the same settings; {found.summary()}")
         return config.out
-    adapters = [read_adapter(folder) for folder in folders]
+    adapters = [read_adapter(folder) for folder in found.folders]
     _report_ignored(adapters)
     settings = IrlsSettings(config.p, config.eps, config.max_iter, config.tol)
-    modules, details = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}")
+    modules, details = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}", config.base_model)
     header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
     save_subspace(config.out, modules, header)
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
+    logger.info(found.summary())
     return config.out
 
 
@@ -98,7 +102,8 @@ def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
         for folder in folders
     ]
     settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
-    return {"adapters": adapters, **settings}
+    named = {"base_model": config.base_model} if config.base_model else {}
+    return {"adapters": adapters, **settings, **named}
 
 
 def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
@@ -115,6 +120,9 @@ def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
 
 
 def _report_ignored(adapters: Sequence[Adapter]) -> None:
+    for prefix in dict.fromkeys(prefix for adapter in adapters for prefix in adapter.unwrapped):
+        count = sum(prefix in adapter.unwrapped for adapter in adapters)
+        logger.info(f"  the wrapper's prefix {prefix!r} was taken off the names of {count} adapters' modules")
     ignored = sorted({key for adapter in adapters for key in adapter.ignored})
     if ignored:
         more = f" and {len(ignored) - 1} more" if ignored[1:] else ""

@@ -6,7 +6,6 @@ They are read from JSON and safetensors alone, without PEFT.
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,28 +14,75 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
 from subspace3d import files, outputs
 from subspace3d.backbones.targets import PRESETS, target_regex
+from subspace3d.patterns import compile_pattern
+from subspace3d.schema import Positive, PositiveInt, check
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module name -> (``lora_b [out, r]``, ``lora_a [r, in]``) with ``delta W = lora_b lora_a``, scaling included."""
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PICKLE_NAME = "adapter_model.bin"
 
 PEFT_PREFIX = "base_model.model."
-_FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_FACTOR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A\.0|A|B\.0|B\.1|B)\.weight")
+_PAIR, _CORE = {"A", "B"}, {"A.0", "B.0", "B.1"}
+_WRAPPERS = ("_orig_mod.", "module.")  # torch.compile's, DataParallel's
 
 # These initialisations subtract something from the base weight, so B A alone is not the change of the model.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# Variants of LoRA whose change of the layer is not the constant matrix scaling * B A.
-_VARIANT_SETTINGS = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "target_parameters")
+# Settings of PEFT's LoRA that leave the change of a layer at scaling * B A, or that are read here. Whatever else is on
+# is a variant of LoRA.
+_KNOWN_SETTINGS = frozenset(
+    [
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "trainable_token_indices",
+        "use_rslora",
+    ]
+)
 
-_LONGEST_KEY = 500
-_MOST_REPETITIONS = 3
+
+class _Config(TypedDict):
+    peft_type: str
+    r: PositiveInt
+    lora_alpha: Positive
+    rank_pattern: NotRequired[dict[str, PositiveInt] | None]
+    alpha_pattern: NotRequired[dict[str, Positive] | None]
+    use_rslora: NotRequired[bool | None]
+    init_lora_weights: NotRequired[bool | str | None]
+    base_model_name_or_path: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -49,41 +95,21 @@ class Adapter:
         modules: module name without PEFT's prefix -> (lora_b ``[out, r]``, lora_a ``[r, in]``), float32, or float64
             where stored so. A Conv2d is unrolled: ``in = Cin * kh * kw``.
         ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
+        unwrapped: prefixes of wrappers that were taken off the names: ``_orig_mod.``, ``module.``.
     """
 
     path: Path
     base_model: str | None
     modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
     ignored: tuple[str, ...]
-
-
-def find_adapters(root: Path) -> list[Path]:
-    """Every folder at or below ``root`` that holds a PEFT adapter, sorted by path; hidden folders are left out.
-
-    Raises:
-        FileNotFoundError: ``root`` is not a folder, or no adapter is below it.
-        ValueError: a folder has an adapter configuration but no safetensors weights.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"adapters: no such folder: {root}")
-    folders = []
-    for config in sorted(root.rglob(CONFIG_NAME)):
-        folder = config.parent
-        # the temporary folder of a stage that was cut off has a hidden name
-        if any(part.startswith(".") for part in folder.relative_to(root).parts):
-            continue
-        if not (folder / WEIGHTS_NAME).is_file():
-            found = f"only {_PICKLE_NAME}" if (folder / _PICKLE_NAME).is_file() else "no weights"
-            raise ValueError(f"{folder} has {CONFIG_NAME} but {found}: only {WEIGHTS_NAME} is read, never a pickle")
-        folders.append(folder)
-    if not folders:
-        raise FileNotFoundError(f"no adapter ({CONFIG_NAME} and {WEIGHTS_NAME}) at or below {root}")
-    return folders
+    unwrapped: tuple[str, ...] = ()
 
 
 def read_adapter(folder: Path) -> Adapter:
     """Read one adapter folder and apply its scaling, ``lora_alpha / r`` or ``lora_alpha / sqrt(r)`` (rslora).
+
+    A module may also have the frozen bases and the core of the method's authors, who store ``lora_A.0 = V^T [K, in]``,
+    ``lora_B.0 = c [K, K]`` and ``lora_B.1 = U [out, K]``: its update is ``lora_alpha / r * U c V^T``, whatever K.
 
     Raises:
         FileNotFoundError: configuration or weights are missing.
@@ -92,102 +118,147 @@ def read_adapter(folder: Path) -> Adapter:
     """
     folder = Path(folder)
     config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    config = files.read_json(config_path)
-    _check_config(config_path, config)
+    config = _read_config(config_path)
     tensors, _ = files.load_tensors(weights_path)
+    names, unwrapped = _unwrap(tensors)
 
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     ignored = []
-    for key, tensor in tensors.items():
-        if "lora_magnitude_vector" in key:
-            raise ValueError(f"{weights_path}: {key} belongs to DoRA, which is not a plain low-rank update")
-        match = _FACTOR_KEY.fullmatch(key.removeprefix(PEFT_PREFIX))
+    for key, name in names.items():
+        match = _FACTOR_KEY.fullmatch(name)
         if match is None:
+            if "lora_" in name:
+                raise ValueError(
+                    f"{weights_path}: {key} is none of lora_A.weight and lora_B.weight: DoRA or another variant"
+                )
             ignored.append(key)
             continue
-        files.check_values(weights_path, key, tensor)
-        if tensor.ndim < 2 or not tensor.numel():
-            raise ValueError(f"{weights_path}: {key} must be a matrix or a convolution, got {list(tensor.shape)}")
-        pairs.setdefault(match["module"], {})[match["side"]] = tensor
-    if not pairs:
+        files.check_values(weights_path, key, tensors[key])
+        if tensors[key].ndim < 2 or not tensors[key].numel():
+            raise ValueError(f"{weights_path}: {key} must be a matrix or a convolution, got {list(tensors[key].shape)}")
+        parts = found.setdefault(match["module"], {})
+        if match["part"] in parts:
+            raise ValueError(f"{weights_path}: {key} stands twice once the wrappers' prefixes are taken off")
+        parts[match["part"]] = tensors[key]
+    if not found:
         raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
 
-    modules = {name: _factors(weights_path, name, pairs[name], config) for name in sorted(pairs)}
-    return Adapter(folder, config.get("base_model_name_or_path") or None, modules, tuple(sorted(ignored)))
+    modules = _modules(weights_path, found, config)
+    return Adapter(folder, config.get("base_model_name_or_path") or None, modules, tuple(sorted(ignored)), unwrapped)
 
 
-def _check_config(path: Path, config: Any) -> None:
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
-    init = config.get("init_lora_weights", True)
+def _unwrap(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Key -> name without PEFT's prefix and those of wrappers; and which wrappers there were.
+
+    ``module.`` is one only where every key has it, since a module may be called so.
+    """
+    names = {key: key for key in keys}
+    found = []
+    for wrapper in _WRAPPERS:
+        if wrapper == "_orig_mod.":
+            plain = {key: re.sub(r"(^|\.)_orig_mod\.", r"\1", name) for key, name in names.items()}
+        else:
+            plain = {key: re.sub(rf"^({re.escape(PEFT_PREFIX)})?module\.", r"\1", name) for key, name in names.items()}
+            if any(plain[key] == name for key, name in names.items()):
+                continue
+        if plain != names:
+            names = plain
+            found.append(wrapper)
+    return {key: name.removeprefix(PEFT_PREFIX) for key, name in names.items()}, tuple(found)
+
+
+def _read_config(path: Path) -> _Config:
+    stored = check(files.read_json(path), dict[str, Any], path)
+    if stored.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type must be LORA, got {stored.get('peft_type')!r:.80}")
+    init = stored.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise ValueError(
-            f"{path}: init_lora_weights is {init!r}, which also changes the base weights, so the adapter alone is not "
-            "the update. Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{path}: init_lora_weights is {init!r:.80}, which also changes the base weights, so the adapter alone is "
+            "not the update. Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    for name in _VARIANT_SETTINGS:
-        if config.get(name):
-            raise ValueError(f"{path}: {name} must be off, got {config[name]!r}: not a plain low-rank update")
-    for name in ("r", "lora_alpha"):
-        if not _is_positive(config.get(name)):
-            raise ValueError(f"{path}: {name} must be a positive number, got {config.get(name)!r}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        _check_pattern(f"{path}: {name}", config.get(name) or {})
-    if not isinstance(config.get("base_model_name_or_path") or "", str):
-        raise ValueError(f"{path}: base_model_name_or_path must be text, got {config['base_model_name_or_path']!r}")
+    for name, value in stored.items():
+        if value and name not in _KNOWN_SETTINGS:
+            raise ValueError(f"{path}: {name:.80} must be off, got {value!r:.80}: not a plain low-rank update")
+    return check(stored, _Config, path)  # type: ignore[arg-type, return-value]
 
 
-def _is_positive(value: object) -> bool:
-    """True of a number that is positive, finite and no more than a float holds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+def module_values(what: str, pattern: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Module name -> value of the first key that, read as an expression, matches it or a dotted suffix of it.
 
+    Args:
+        what (str): names the pattern in messages.
+        pattern (dict): PEFT's rank_pattern or alpha_pattern.
+        names (Iterable[str]): modules; one that no key matches has no entry.
 
-def _check_pattern(what: str, pattern: object) -> None:
-    """Values must be numbers; keys regular expressions that cannot take forever on a module's name."""
-    if not isinstance(pattern, dict):
-        raise ValueError(f"{what} must be an object, got {type(pattern).__name__}")
+    Raises:
+        ValueError: a key is no expression that `patterns` reads.
+    """
+    compiled = []
     for key, value in pattern.items():
-        if not _is_positive(value):
-            raise ValueError(f"{what} must hold positive numbers, got {value!r} for {key[:80]!r}")
-        # a repeated group with a repetition inside is what takes exponential time, many repetitions polynomial time
-        if len(key) > _LONGEST_KEY or re.search(r"\)[*+{]", key) or len(re.findall(r"[*+{]", key)) > _MOST_REPETITIONS:
-            raise ValueError(
-                f"{what}: a key must have at most {_LONGEST_KEY} characters and {_MOST_REPETITIONS} repetitions, none "
-                f"of a group, got {key[:80]!r}"
-            )
         try:
-            re.compile(key)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{what}: {key[:80]!r} is no regular expression: {error}") from error
+            compiled.append((compile_pattern(key), value))
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+    values = {}
+    for name in names if compiled else ():
+        found = next((value for key, value in compiled if key.matches_suffix(name)), None)
+        if found is not None:
+            values[name] = found
+    return values
 
 
-def _factors(
-    path: Path, name: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+def _modules(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]], config: _Config) -> Factors:
+    config_path = path.parent / CONFIG_NAME
+    ranks = module_values(f"{config_path}: rank_pattern", config.get("rank_pattern") or {}, found)
+    alphas = module_values(f"{config_path}: alpha_pattern", config.get("alpha_pattern") or {}, found)
+    modules = {}
+    for name in sorted(found):
+        rank, alpha = int(ranks.get(name, config["r"])), alphas.get(name, config["lora_alpha"])
+        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        parts = found[name]
+        if set(parts) <= _CORE:
+            lora_b, lora_a = _core_factors(path, name, parts)
+        else:
+            lora_b, lora_a = _pair_factors(path, name, parts, rank)
+        lora_b = _widen(lora_b) * scaling
+        if not torch.isfinite(lora_b).all():
+            raise ValueError(f"{path}: {name} must be finite once scaled by {scaling:g}")
+        modules[name] = lora_b, _widen(lora_a)
+    return modules
+
+
+def _pair_factors(
+    path: Path, name: str, parts: Mapping[str, torch.Tensor], rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     for side in "AB":
-        if side not in pair:
+        if side not in parts:
             raise ValueError(f"{path}: {name} has no lora_{side}.weight")
-    rank = _pattern_value(config.get("rank_pattern") or {}, name, config["r"])
-    alpha = _pattern_value(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
-    lora_a, lora_b = pair["A"].flatten(1), pair["B"].flatten(1)
+    if set(parts) != _PAIR:
+        raise ValueError(f"{path}: {name} has both lora_A.weight and a core, lora_B.0: which of them is meant?")
+    lora_a, lora_b = parts["A"].flatten(1), parts["B"].flatten(1)
     # a grouped convolution has fewer columns in lora_B than rows in lora_A; its update is no product of the two
     if lora_a.shape[0] != rank or lora_b.shape[1] != rank:
         raise ValueError(
-            f"{path}: {name} has lora_A {tuple(pair['A'].shape)} and lora_B {tuple(pair['B'].shape)}, "
+            f"{path}: {name} has lora_A {tuple(parts['A'].shape)} and lora_B {tuple(parts['B'].shape)}, "
             f"which do not fit the rank {rank} of {CONFIG_NAME}"
         )
-    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return _widen(lora_b) * scaling, _widen(lora_a)
+    return lora_b, lora_a
 
 
-def _pattern_value(pattern: Mapping[str, float], name: str, default: float) -> float:
-    """Value of the first key that, read as a regular expression, matches ``name`` or a dotted suffix of it."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
+def _core_factors(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(U c, V^T)``; a core of zeros is an update of zero."""
+    for part in sorted(_CORE):
+        if part not in parts:
+            raise ValueError(f"{path}: {name} has a core but no lora_{part}.weight")
+    v, core, u = (parts[part] for part in ("A.0", "B.0", "B.1"))
+    size = v.shape[0]
+    if any(part.ndim != 2 for part in (v, core, u)) or tuple(core.shape) != (size, size) or u.shape[1] != size:
+        raise ValueError(
+            f"{path}: {name} must have lora_A.0 [K, in], lora_B.0 [K, K] and lora_B.1 [out, K], "
+            f"got {list(v.shape)}, {list(core.shape)} and {list(u.shape)}"
+        )
+    return (u.double() @ core.double()).to(torch.float64 if u.dtype == torch.float64 else torch.float32), v
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

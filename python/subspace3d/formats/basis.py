@@ -57,6 +57,8 @@ def load_basis(path: Path) -> Basis:
     for name, pair in basis.items():
         for side in pair:
             check_values(path, name, side)
+            if not side.numel():
+                raise ValueError(f"{path}: {name} must have at least one direction")
     return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from subspace3d.formats.exr import read_exr_depth
+from subspace3d.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +18,9 @@ EXR_INVALID = 1e9  # renderers write a huge depth where a ray hits nothing
 # what PIL reads besides may run other programs (EPS) or has not been looked at for as long
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MOST_PIXELS = 1 << 27  # 134 million; the arrays behind them are a few times as many bytes
+_MOST_AXES = 8  # of an array in an npy or npz file
+_LARGEST_FILE = 1 << 30  # bytes of an image file
+_ORIENTATION, _TILE_SIDES = 0x0112, (322, 323)  # tags of EXIF and TIFF
 
 
 def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
@@ -26,24 +31,37 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
         size (tuple[int, int] | None): height and width it must have; none: any.
 
     Raises:
-        ValueError: not a whole image, too large, or of another size.
+        FileNotFoundError: no such file.
+        ValueError: not a whole image, no regular file, too large, of another size, or stored turned or mirrored (an
+            EXIF orientation other than 1): cameras belong to the pixels as they are stored, what shows the image
+            turns them, and nothing tells which of the two was meant.
     """
     from PIL import Image
 
-    try:
-        image = Image.open(path, formats=_FORMATS)
-        # the header alone tells: a huge foreign image costs nothing
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}")
-        if size is None or image.size == (size[1], size[0]):
-            if image.format == "PNG":
-                image.verify()
-                image = Image.open(path, formats=_FORMATS)
-            image.load()
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:  # PIL's decoders raise what they happen to run into
-        raise ValueError(f"{path} is not a whole image: {error}") from error
+    with open_regular(path, _LARGEST_FILE) as file:
+        try:
+            _check_webp(file.read(30))
+            image = Image.open(file, formats=_FORMATS)
+            # the header alone tells: a huge foreign image costs nothing
+            _check_size(image)
+            orientation = 1
+            if size is None or image.size == (size[1], size[0]):
+                if image.format == "PNG":
+                    image.verify()
+                    file.seek(0)
+                    image = Image.open(file, formats=_FORMATS)
+                # before the pixels, because PIL turns those of a tiff
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's decoders raise what they happen to run into
+            raise ValueError(f"{path} is not a whole image: {error}") from error
+    if orientation != 1:
+        raise ValueError(
+            f"{path} must be stored upright, its EXIF orientation is {str(orientation)[:20]}: write it anew as it is "
+            "shown (PIL.ImageOps.exif_transpose), or drop the tag if the camera belongs to the pixels as stored"
+        )
     if size is not None and image.size != (size[1], size[0]):
         raise ValueError(
             f"{path} must be {size[1]} x {size[0]} pixels as scene.json says, got {image.size[0]} x {image.size[1]}"
@@ -51,9 +69,49 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
     return image
 
 
+def eight_bits(image: Image, path: Path) -> Image:
+    """The image with 8 bits a channel: ``round(v / 257)`` for one of 16 bits, which PIL would clip at 255.
+
+    Raises:
+        ValueError: grey values of floating point or beyond 16 bits; names ``path``.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.array(image)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"{path} must have 8 or 16 bits a channel, got mode {image.mode}")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
 def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 [H, W, 3]; see `open_image`."""
-    return np.array(open_image(path, size).convert("RGB"))
+    """uint8 [H, W, 3]; see `open_image` and `eight_bits`."""
+    return np.array(eight_bits(open_image(path, size), path).convert("RGB"))
+
+
+def _check_size(image: Any) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}")
+    tags = getattr(image, "tag_v2", {})
+    if math.prod(int(tags.get(side, 1)) for side in _TILE_SIDES) > MOST_PIXELS:
+        raise ValueError(f"a tile has more than {MOST_PIXELS} pixels")
+
+
+def _check_webp(start: bytes) -> None:
+    """Bound the canvas in the first 30 bytes of a webp: its decoder allocates that when the file is opened."""
+    if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return
+    kind = start[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(start[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS}")
 
 
 def read_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -70,7 +128,7 @@ def read_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = No
 
 
 def read_raw_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
-    """float32 [H, W]: png values times ``depth_scale``; npy and exr values as they are.
+    """float32 [H, W]: png values times ``depth_scale``; npy and exr values as they are, see `exr.read_exr_depth`.
 
     Raises:
         ValueError: not a whole file of one of these kinds, or another size than ``size``.
@@ -83,7 +141,7 @@ def read_raw_depth(path: Path, depth_scale: float, size: tuple[int, int] | None 
     if path.suffix == ".npy":
         depth = _read_npy(path)
     elif path.suffix == ".exr":
-        depth = _read_exr(path)
+        depth = read_exr_depth(path, size)
     else:
         raise ValueError(f"{path} must end in .png, .npy or .exr")
     if depth.ndim != 2 or not depth.size or (size is not None and depth.shape != size) or depth.dtype.kind not in "fiu":
@@ -106,6 +164,8 @@ def check_npy(file: IO[bytes], length: int) -> bool:
     shape, _, dtype = header(file)
     if dtype.hasobject:
         return True
+    if dtype.kind not in "biufcSU" or not dtype.itemsize or len(shape) > _MOST_AXES:
+        raise ValueError(f"an array {list(shape)[:_MOST_AXES]} of {dtype} is none of plain numbers or text")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > length - file.tell():
         raise ValueError(f"an array {list(shape)} of {dtype} does not fit in {length} bytes")
     return False
@@ -119,38 +179,13 @@ def save_png(path: Path, array: np.ndarray) -> None:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            check_npy(file, path.stat().st_size)
+    with open_regular(path, 16 * MOST_PIXELS) as file:
+        try:
+            length = file.seek(0, 2)
+            file.seek(0)
+            if check_npy(file, length):
+                raise ValueError("it holds a pickle")
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # the header is Python text, and its parser raises what it happens to run into
-        raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
-
-
-def _read_exr(path: Path) -> np.ndarray:
-    from subspace3d.mitsuba_variant import load_mitsuba
-
-    _check_exr(path)
-    mi = load_mitsuba()
-    try:
-        bitmap = np.array(mi.Bitmap(str(path)))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not a whole EXR file: {error}") from error
-    return bitmap[..., 0] if bitmap.ndim == 3 else bitmap
-
-
-def _check_exr(path: Path) -> None:
-    """Bound the size in the header: attribute ``dataWindow``, of type ``box2i``, 16 bytes: x and y, least and most."""
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    name = b"dataWindow\0box2i\0"
-    start = head.find(name) + len(name) + 4
-    if not head.startswith(b"v/1\x01") or name not in head or len(head) < start + 16:
-        raise ValueError(f"{path} is not a whole EXR file: no dataWindow in its header")
-    left, top, right, bottom = struct.unpack("<4i", head[start : start + 16])
-    width, height = right - left + 1, bottom - top + 1
-    if min(width, height) < 1 or width * height > MOST_PIXELS:
-        raise ValueError(f"{path} must be an EXR of 1 to {MOST_PIXELS} pixels, its header says {width} x {height}")
+        except Exception as error:  # the header is Python text, and its parser raises what it happens to run into
+            raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error

@@ -3,38 +3,96 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from subspace3d.files import inside, read_record, sha256
+from typing_extensions import NotRequired, TypedDict
+
+from subspace3d.files import inside, read_json, sha256
+from subspace3d.schema import Count, Rule, check
 
 FORMAT = "subspace3d-tuned"
 VERSION = 2
 ADAPTER = "adapter"
 BASIS = "basis.safetensors"
 WEIGHTS = "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/adapter_model.safetensors"
+
+_PLACES = ("random", "shipped")
+_Seed = Annotated[int, Rule("an integer of 63 bits", lambda value: abs(value) < 1 << 63)]
+_Weights = Annotated[
+    str, Rule("random, shipped or an absolute path", lambda value: value in _PLACES or Path(value).is_absolute())
+]
+_Digest = Annotated[str, Rule("a sha256", lambda value: len(value) == 64 and value.isalnum())]
 
 
-def read_tuned(out: Path) -> dict[str, Any]:
+class BackboneTable(TypedDict):
+    """`BackboneRecord` on disk."""
+
+    name: str
+    weights: _Weights
+    sha256: str
+    seed: NotRequired[_Seed]
+
+
+class TunedRecord(TypedDict):
+    """tuned.json; docs/formats.md has every field."""
+
+    format: str
+    version: int
+    method: Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
+    backbone: BackboneTable
+    settings: dict[str, Any]
+    files: dict[str, _Digest]
+    rank: NotRequired[Count]
+    K: NotRequired[Count]
+    basis: NotRequired[Any]
+    trainable: NotRequired[dict[str, Count]]
+    training: NotRequired[dict[str, Any] | None]
+    environment: NotRequired[dict[str, Any]]
+
+
+def read_tuned(out: Path) -> TunedRecord:
     """tuned.json of a run folder (or of its ``tuned`` folder itself), its files checked against their hashes.
+
+    Every file that `training.tuned.load_tuned` reads must be among them; of adapter_config.json version 0.1.0 kept no
+    hash, there its content is checked alone.
 
     Raises:
         FileNotFoundError: there is no result, or one of its files is missing.
         ValueError: another format, or a file that is not the one recorded.
     """
     folder = tuned_folder(out)
-    record = read_record(folder / "tuned.json")
-    if record.get("format") != FORMAT or record.get("version") != VERSION:
-        raise ValueError(f"{folder / 'tuned.json'} must have format {FORMAT!r} version {VERSION}")
-    for key in ("files", "backbone", "settings"):
-        if not isinstance(record.get(key), dict):
-            raise ValueError(f"{folder / 'tuned.json'}: {key} must be an object, got {record.get(key)!r:.80}")
-    if not isinstance(record.get("method"), str):
-        raise ValueError(f"{folder / 'tuned.json'}: method must be text, got {record.get('method')!r:.80}")
+    record = read_tuned_record(folder)
+    for name in _needed(record["method"]):
+        if name not in record["files"]:
+            raise ValueError(f"{folder / 'tuned.json'}: files must name {name}, which {record['method']} consists of")
     for name, digest in record["files"].items():
         path = inside(folder, name, f"{folder / 'tuned.json'}: files")
-        if not isinstance(digest, str) or sha256(path) != digest:
-            raise ValueError(f"{path} must have the sha256 in tuned.json ({str(digest)[:12]}...), it was changed")
+        if sha256(path) != digest:
+            raise ValueError(f"{path} must have the sha256 in tuned.json ({digest[:12]}...), it was changed")
     return record
+
+
+def read_tuned_record(folder: Path) -> TunedRecord:
+    """The tuned.json in ``folder``, its layout checked but not the files it names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another format or layout; names the entry.
+    """
+    path = folder / "tuned.json"
+    record = check(read_json(path), dict[str, Any], path)
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ValueError(f"{path} must have format {FORMAT!r} version {VERSION}")
+    return check(record, TunedRecord, path)  # type: ignore[arg-type, return-value]
+
+
+def _needed(method: str) -> tuple[str, ...]:
+    if method == "none":
+        return ()
+    if method == "full":
+        return (WEIGHTS,)
+    return (BASIS, ADAPTER_WEIGHTS) if method in ("psv", "subspace") else (ADAPTER_WEIGHTS,)
 
 
 def tuned_folder(out: Path) -> Path:

@@ -9,13 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import NotRequired, TypedDict
 
 from subspace3d import files, outputs
+from subspace3d.schema import Count, Positive, PositiveInt, check
 
 FORMAT = "subspace3d-subspace"
 VERSION = 1
 
+_DESCENDING = 1 + 1e-6  # equal ones may come out in either order
 _FIELDS = ("u", "v", "singular_values", "weights")
+
+
+class _AdapterEntry(TypedDict):
+    path: str
+    sha256: NotRequired[str]
+    config_sha256: NotRequired[str]
+
+
+class _ModuleEntry(TypedDict):
+    rank: NotRequired[PositiveInt]
+    k: NotRequired[PositiveInt]
+    n_iter: NotRequired[Count]
+    converged: NotRequired[bool]
+    explained: NotRequired[list[float | None]]
+
+
+class _Header(TypedDict):
+    base_model: NotRequired[str | None]
+    adapters: NotRequired[list[_AdapterEntry]]
+    modules: NotRequired[dict[str, _ModuleEntry]]
+    k: NotRequired[PositiveInt]
+    p: NotRequired[Positive]
+    eps: NotRequired[Positive]
+    max_iter: NotRequired[PositiveInt]
+    tol: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,7 @@ def load_subspace(path: Path) -> SubspaceFile:
         raise ValueError(f"{path}: header format must be {FORMAT!r}, got {header.get('format')!r}")
     if header.get("version") != VERSION:
         raise ValueError(f"{path}: version must be {VERSION}, got {header.get('version')!r}")
+    check(header, _Header, f"{path}: header")
     fields: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, field = key.rpartition(".")
@@ -79,7 +108,23 @@ def load_subspace(path: Path) -> SubspaceFile:
         fields.setdefault(name, {})[field] = tensor
     if not fields:
         raise ValueError(f"{path}: must hold at least one module")
-    return SubspaceFile({name: _module(path, name, fields[name]) for name in sorted(fields, key=natural_key)}, header)
+    modules = {name: _module(path, name, fields[name]) for name in sorted(fields, key=natural_key)}
+    _check_together(path, modules, header)
+    return SubspaceFile(modules, header)
+
+
+def _check_together(path: Path, modules: Mapping[str, ModuleSubspace], header: Mapping[str, Any]) -> None:
+    """Every module must have a weight for each adapter, and the header must be about these modules."""
+    counts = {name: len(module.weights) for name, module in modules.items()}
+    first, count = next(iter(counts.items()))
+    for name, other in counts.items():
+        if other != count:
+            raise ValueError(f"{path}: {name} must have {count} weights as {first}, got {other}")
+    if len(header.get("adapters") or []) not in (0, count):
+        raise ValueError(f"{path}: header must name {count} adapters, one for each weight")
+    foreign = sorted((header.get("modules") or {}).keys() - modules.keys())
+    if foreign:
+        raise ValueError(f"{path}: header describes {foreign[0]:.80}, which has no tensors")
 
 
 def _module(path: Path, name: str, fields: Mapping[str, torch.Tensor]) -> ModuleSubspace:
@@ -91,8 +136,15 @@ def _module(path: Path, name: str, fields: Mapping[str, torch.Tensor]) -> Module
         raise ValueError(
             f"{path}: {name} must have u [out, k] and v [in, k], got {list(module.u.shape)} and {list(module.v.shape)}"
         )
-    if module.singular_values.ndim != 1 or module.weights.ndim != 1:
+    if not (module.u.numel() and module.v.numel()):
+        raise ValueError(f"{path}: {name} must have u and v of at least one direction")
+    if module.singular_values.ndim != 1 or module.weights.ndim != 1 or not len(module.weights):
         raise ValueError(f"{path}: {name} must have vectors singular_values and weights")
+    if not (module.weights > 0).all():
+        raise ValueError(f"{path}: {name} must have positive weights")
+    values = module.singular_values
+    if (values < 0).any() or (values[1:] > values[:-1] * _DESCENDING).any():
+        raise ValueError(f"{path}: {name} must have singular_values that descend and are at least 0")
     return module
 
 

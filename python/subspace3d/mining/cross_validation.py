@@ -16,7 +16,8 @@ import torch
 
 import subspace_ext
 from subspace3d import files
-from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, find_adapters, read_adapter
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import SubspaceFile
 from subspace3d.mining.stacks import (
     Factors,

@@ -29,7 +29,7 @@ class IrlsSettings:
 
 
 def mine_adapters(
-    adapters: Sequence[Adapter], k: int, settings: IrlsSettings, label: str = "mine"
+    adapters: Sequence[Adapter], k: int, settings: IrlsSettings, label: str = "mine", base_model: str = ""
 ) -> tuple[dict[str, ModuleSubspace], dict[str, dict[str, Any]]]:
     """``min over u, v of sum_n ||delta[n] - u v^T||_F^p`` for each module of the adapters.
 
@@ -41,6 +41,7 @@ def mine_adapters(
         k (int): rank of the subspace.
         settings (IrlsSettings): of the mining.
         label (str): what the progress is shown as.
+        base_model (str): see `check_same_modules`.
 
     Returns:
         module name -> its subspace, and module name -> what a subspace file's header says of it.
@@ -49,7 +50,7 @@ def mine_adapters(
         ValueError: adapters of different base models or modules, or ``k`` larger than the sum of the adapters' ranks
             in every module.
     """
-    check_same_modules(adapters)
+    check_same_modules(adapters, base_model)
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
     modules: dict[str, ModuleSubspace] = {}
     details: dict[str, dict[str, Any]] = {}
@@ -64,18 +65,20 @@ def mine_adapters(
     return modules, details
 
 
-def check_same_modules(adapters: Sequence[Adapter]) -> None:
+def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> None:
     """Adapters of one attribute must belong to one base model and change the same modules.
+
+    ``base_model`` says which one it is where the adapters call it by several names; modules and sizes must still agree.
 
     Raises:
         ValueError: they do not; the message names the first difference.
     """
     first = adapters[0]
     for other in adapters[1:]:
-        if other.base_model != first.base_model:
+        if other.base_model != first.base_model and not base_model:
             raise ValueError(
                 f"adapters must have one base model: {first.path} has {first.base_model!r}, "
-                f"{other.path} has {other.base_model!r}"
+                f"{other.path} has {other.base_model!r}; if these are one model, give it one name (--base-model)"
             )
         for here, there in ((first, other), (other, first)):
             missing = sorted(here.modules.keys() - there.modules.keys(), key=natural_key)

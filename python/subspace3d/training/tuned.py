@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import CORE_METHODS
+from subspace3d.adapters.saved import attach_adapter
 from subspace3d.backbones.record import BackboneRecord, load_backbone
-from subspace3d.files import atomic_folder, load_tensors, save_tensors, sha256, write_json
-from subspace3d.formats.adapter import write_lora
+from subspace3d.files import atomic_folder, check_values, load_tensors, save_tensors, sha256, write_json
+from subspace3d.formats.adapter import CONFIG_NAME, write_lora
 from subspace3d.formats.basis import Basis, save_basis
 from subspace3d.formats.run import ADAPTER, BASIS, FORMAT, VERSION, WEIGHTS, read_tuned, tuned_folder
 
@@ -45,8 +47,10 @@ def save_tuned(
                 "method": method,
                 "backbone": backbone.to_dict(),
                 **record,
+                # everything that load_tuned reads
                 "files": {
-                    str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*.safetensors"))
+                    path.relative_to(temporary).as_posix(): sha256(path)
+                    for path in sorted((*temporary.rglob("*.safetensors"), *temporary.rglob(CONFIG_NAME)))
                 },
             },
         )
@@ -101,29 +105,28 @@ def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
 
     Raises:
         FileNotFoundError: the result, one of its files or the backbone's weights are missing.
-        ValueError: hashes do not fit: of the backbone's weights, of a file of the result, or of the basis.
+        ValueError: hashes do not fit (of the backbone's weights, of a file of the result, or of the basis), or a file
+            is not what the method writes.
     """
     record, folder = read_tuned(out), tuned_folder(out)
-    try:
-        backbone = BackboneRecord(**record["backbone"])
-    except TypeError as error:
-        raise ValueError(f"{folder / 'tuned.json'}: backbone must be that of a run: {error}") from error
-    model: nn.Module = load_backbone(backbone)
+    model: nn.Module = load_backbone(BackboneRecord(**record["backbone"]))
     method = record["method"]
     if method == "full":
         model = apply_method(model, "full")
-        trained, (weights, _) = trainable_parameters(model), load_tensors(folder / WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(weights[name])
+        _copy_weights(folder / WEIGHTS, trainable_parameters(model))
     elif method != "none":
-        from peft import PeftModel
-
-        if method in CORE_METHODS:
-            from subspace3d.adapters import peft_tuner  # noqa: F401 (PEFT knows the adapter's type from now on)
-
-        with warnings.catch_warnings():
-            # PEFT reads the ranks that AdaLoRA kept as patterns over modules, and finds that none matches
-            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
-            model = PeftModel.from_pretrained(model, str(folder / ADAPTER), torch_device="cpu")
+        model = attach_adapter(model, folder / ADAPTER, method, folder / BASIS)
     return model.to(device).eval()
+
+
+def _copy_weights(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    weights, _ = load_tensors(path)
+    foreign = sorted(weights.keys() ^ parameters.keys())
+    if foreign:
+        raise ValueError(f"{path} must hold what full tuning trains: {len(foreign)} tensors differ, e.g. {foreign[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            check_values(path, name, weights[name])
+            if weights[name].shape != parameter.shape:
+                raise ValueError(f"{path}: {name} must be {list(parameter.shape)}, got {list(weights[name].shape)}")
+            parameter.copy_(weights[name])

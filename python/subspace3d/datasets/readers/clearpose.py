@@ -6,9 +6,8 @@ A frame's ``rotation_translation_matrix`` is camera-to-world and gets inverted; 
 
 from __future__ import annotations
 
+import io
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.matlab import LARGEST, check_elements
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
+from subspace3d.reading import read_bytes
 
 _FRAME_STEP, _TEST_FRAMES = 100, 12  # the paper keeps one frame of a hundred, and tests on so many of these
 _TEST_SCENE = {1: 5, 2: 6, 3: 8, 4: 6, 5: 6, 6: 6, 7: 6}  # the last scene of each training set
 _TEST_SETS = (8, 9)
-_LARGEST_METADATA = 1 << 28  # bytes, as stored and expanded; those of the data set have a few million
-_COMPRESSED = 15  # type of an element of a MATLAB file
 _TRAINING_QUANTILE = 98  # farther training depth, in percent of a frame's valid pixels, does not count
 
 
@@ -74,9 +73,10 @@ def _reader(config: ReaderConfig, folder: Path, split: str) -> Callable[[Report]
 def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:
     from scipy.io import loadmat
 
+    data = read_bytes(path, LARGEST)
     try:
-        _check_size(path)
-        content = loadmat(path)
+        check_elements(data)
+        content = loadmat(io.BytesIO(data))
     except Exception as error:  # scipy raises what its parsers happen to run into
         raise ValueError(f"{path} is not a whole MATLAB file: {error}") from error
     result = {}
@@ -86,23 +86,6 @@ def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:
     if not result:
         raise ValueError(f"{path} must have one entry per frame, named by its number")
     return result
-
-
-def _check_size(path: Path) -> None:
-    """Bound what the compressed elements of a MATLAB 5 file expand to: a tag (type 15, bytes) and zlib data, each."""
-    data = path.read_bytes() if path.stat().st_size <= _LARGEST_METADATA else b""
-    if not data.startswith(b"MATLAB 5.0 MAT-file"):
-        raise ValueError(f"it must be a MATLAB 5 file of at most {_LARGEST_METADATA} bytes")
-    order = "<" if data[126:128] == b"IM" else ">"
-    offset, total = 128, 0
-    while offset + 8 <= len(data):
-        kind, count = struct.unpack_from(f"{order}II", data, offset)
-        offset += 8
-        if kind == _COMPRESSED:
-            total += len(zlib.decompressobj().decompress(data[offset : offset + count], _LARGEST_METADATA - total + 1))
-        if total > _LARGEST_METADATA:
-            raise ValueError(f"it expands to more than {_LARGEST_METADATA} bytes")
-        offset += count
 
 
 def _fields(value: Any, where: str) -> dict[str, np.ndarray]:

@@ -11,6 +11,9 @@ import numpy as np
 
 from subspace3d.files import inside
 from subspace3d.formats.images import read_rgb
+from subspace3d.reading import read_bytes
+
+_LARGEST_MESH, _LARGEST_LIBRARY = 1 << 29, 1 << 20  # bytes
 
 _PLY_TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
@@ -38,7 +41,7 @@ def read_obj(path: Path) -> ColouredMesh:
         FileNotFoundError: no such file.
         ValueError: a broken file, several textures, or neither a texture nor vertex colours.
     """
-    lines = path.read_bytes().replace(b"\\\n", b" ").splitlines()
+    lines = read_bytes(path, _LARGEST_MESH).replace(b"\\\n", b" ").splitlines()
     vertices = _table(lines, b"v ", path, (3, 4, 6, 7))
     coordinates = _table(lines, b"vt ", path, (2, 3))
     corners = _corners([line[2:] for line in lines if line.startswith(b"f ")], len(vertices), len(coordinates), path)
@@ -64,7 +67,7 @@ def read_ply(path: Path) -> ColouredMesh:
         FileNotFoundError: no such file.
         ValueError: a broken file, or one without faces or vertex colours.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, _LARGEST_MESH)
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise ValueError(f"{path} must be a PLY file, has no whole header")
@@ -140,7 +143,7 @@ def _texture(lines: list[bytes], path: Path) -> np.ndarray | None:
             library = inside(path.parent, line[7:].strip().decode("utf-8", "replace"), f"{path}: mtllib")
         except FileNotFoundError:
             continue
-        text = library.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(library, _LARGEST_LIBRARY).decode("utf-8", errors="replace")
         rows = [row.split() for row in text.splitlines() if row.strip().startswith("map_Kd")]
         maps |= {os.path.abspath(library.parent / row[-1]) for row in rows}
     if len(maps) > 1:

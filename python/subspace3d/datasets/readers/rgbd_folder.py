@@ -29,10 +29,12 @@ from subspace3d.datasets.readers.source import (
 )
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
+from subspace3d.reading import read_text
 
 _IMAGE_FOLDERS = ("rgb", "images", "color")
 _IMAGES = (".png", ".jpg", ".jpeg")
 _DEPTHS = (".png", ".npy", ".exr")
+_LARGEST_TEXT = 1 << 26  # bytes of a list of files or poses
 _LARGEST_GAP_S = 0.02  # between the times of an image, its depth and its pose
 _MILLIMETRE, _TUM_STEP = 1e-3, 2e-4  # metres per step of a depth png
 
@@ -197,10 +199,7 @@ def _read_poses(folder: Path) -> tuple[list[str] | None, np.ndarray]:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be a text file: {error}") from error
+    lines = read_text(path, _LARGEST_TEXT).splitlines()
     return [line.replace(",", " ").split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.formats.images import open_image
+from subspace3d.formats.images import eight_bits, open_image
 
 MAPS = {
     "basecolor": ("basecolor", "base_color", "albedo", "diffuse", "diff", "color", "col"),
@@ -109,7 +109,7 @@ def read_picture(path: Path, size: int, grey: bool = False) -> np.ndarray:
     """
     from PIL import Image
 
-    image = open_image(path).convert("L" if grey else "RGB")
+    image = eight_bits(open_image(path), path).convert("L" if grey else "RGB")
     filter_ = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
     return np.asarray(image.resize((size, size), filter_), dtype=np.float64) / 255
 

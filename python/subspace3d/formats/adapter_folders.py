@@ -1,0 +1,115 @@
+"""Which folders below a root are LoRA adapters, and which are checkpoints or copies of one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from subspace3d import files
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME
+
+_PICKLE_NAME = "adapter_model.bin"
+_TRAINER = re.compile(r"checkpoint-\d+")  # of transformers' trainer, beside its final adapter
+_STEP = re.compile(r"step_\d+")  # RUN/checkpoints/step_N/adapter, of a run of this package
+
+
+@dataclass
+class AdapterFolders:
+    """What `search_adapters` found.
+
+    Attributes:
+        folders: adapters, sorted by path.
+        checkpoints: adapters of earlier steps of a training whose result is another folder.
+        copies: folder -> the adapter in ``folders`` whose weights and configuration it has, byte for byte.
+    """
+
+    folders: list[Path] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+    copies: dict[Path, Path] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """How many were taken, and how many were left out and why."""
+        text = f"{len(self.folders)} adapter{'s' * (len(self.folders) != 1)} taken"
+        if self.checkpoints:
+            text += f"; left out: {len(self.checkpoints)} checkpoints of them (such as {self.checkpoints[0]})"
+        if self.copies:
+            copy, original = next(iter(self.copies.items()))
+            text += f"; left out: {len(self.copies)} copies (such as {copy} of {original})"
+        return text
+
+
+def find_adapters(root: Path) -> list[Path]:
+    """The ``folders`` of `search_adapters`."""
+    return search_adapters(root).folders
+
+
+def search_adapters(root: Path) -> AdapterFolders:
+    """Every folder at or below ``root`` that holds a PEFT adapter; links are followed, hidden folders left out.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder, or no adapter is below it.
+        ValueError: a folder has an adapter configuration but no safetensors weights; or there are several checkpoints
+            of one training without its result, so that which of them is meant cannot be told.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"adapters: no such folder: {root}")
+    candidates = _walk(root)
+    for folder in candidates:
+        if not (folder / WEIGHTS_NAME).is_file():
+            found = f"only {_PICKLE_NAME}" if (folder / _PICKLE_NAME).is_file() else "no weights"
+            raise ValueError(f"{folder} has {CONFIG_NAME} but {found}: only {WEIGHTS_NAME} is read, never a pickle")
+    result = AdapterFolders()
+    final = set(candidates)
+    by_hash: dict[tuple[str, ...], Path] = {}
+    for folder in candidates:
+        if _is_checkpoint(folder, root, final):
+            result.checkpoints.append(folder)
+            continue
+        digest = tuple(files.sha256(folder / name) for name in (WEIGHTS_NAME, CONFIG_NAME))
+        if digest in by_hash:
+            result.copies[folder] = by_hash[digest]
+        else:
+            by_hash[digest] = folder
+            result.folders.append(folder)
+    _refuse_loose_checkpoints(result.folders)
+    if not result.folders:
+        raise FileNotFoundError(f"no adapter ({CONFIG_NAME} and {WEIGHTS_NAME}) at or below {root}")
+    return result
+
+
+def _walk(root: Path) -> list[Path]:
+    """Folders with a configuration, sorted; a folder that links lead to again is entered once."""
+    found, seen = [], set()
+    for name, children, names in os.walk(root, followlinks=True):
+        folder = Path(name)
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            children.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # the temporary folder of a stage that was cut off has a hidden name
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        if CONFIG_NAME in names:
+            found.append(folder)
+    return sorted(found)
+
+
+def _is_checkpoint(folder: Path, root: Path, adapters: set[Path]) -> bool:
+    inside = [folder, *folder.parents][: len(folder.relative_to(root).parts)]
+    if any(_TRAINER.fullmatch(part.name) and part.parent in adapters for part in inside):
+        return True
+    return bool(_STEP.fullmatch(folder.parent.name)) and folder.parent.parent.name == "checkpoints"
+
+
+def _refuse_loose_checkpoints(folders: list[Path]) -> None:
+    parents = Counter(folder.parent for folder in folders if _TRAINER.fullmatch(folder.name))
+    for parent, count in parents.items():
+        if count > 1:
+            raise ValueError(
+                f"{parent} holds {count} checkpoints of one training and no adapter of its own: copy the one that is "
+                f"meant there ({CONFIG_NAME} and {WEIGHTS_NAME})"
+            )
