@@ -47,7 +47,7 @@ class SubspaceConfig(PeftConfig):
     scale: float = SUBSPACE_SCALE
     """s in ``delta W = s U c V^T``."""
     plan: str = "auto"
-    """How linears compute it, see `subspace_ext.subspace_linear`: auto, fold or factored."""
+    """How linears compute it, see `subspace_ext.subspace_linear`: auto, effective or beside."""
     lora_modules: str | list[str] | None = None
     """Modules that get a plain LoRA (beside a core, if both name one), like target_modules; None: none."""
     r: int = 16
