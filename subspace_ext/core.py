@@ -198,7 +198,7 @@ class SubspaceCore(nn.Module):
             plan = checked_plan(plan)
         w = plain_weight(base, nn.Linear)
         compiling = torch.compiler.is_compiling()
-        if w is None or (not compiling and plain_operations_only(x)):
+        if w is None or x.is_nested or (not compiling and plain_operations_only(x)):
             return self.add_to_linear(base(x), x)
         c = self._parameters.get("c")
         kept_by_name = c is not None
@@ -235,6 +235,8 @@ class SubspaceCore(nn.Module):
         Raises:
             ValueError: shapes that do not belong together.
         """
+        if x.is_nested:
+            return add_beside(y, x, self.U, self.c, self.V, self.scale)
         expected = (*x.shape[:-1], self.U.shape[0])
         if x.dim() == 0 or x.shape[-1] != self.V.shape[0]:
             raise ValueError(f"x must be [..., in] with in = {self.V.shape[0]}, got shape {tuple(x.shape)}")

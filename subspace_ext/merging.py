@@ -46,11 +46,11 @@ def merged_layer(base: nn.Module, weight: Tensor) -> nn.Module:
     old = mergeable_weight(base)
     if not torch.isfinite(weight).all():
         raise ValueError("the merged weight must be finite, got NaN or Inf: check c, U, V and scale")
-    layer = copy.copy(base)
-    # copies of the dictionaries, so that registering something with one layer leaves the other alone
+    # Not copy.copy, which parametrized layers refuse. The dictionaries are copied, so that registering something with
+    # one layer leaves the other alone.
+    layer = type(base).__new__(type(base))
     for name, value in base.__dict__.items():
-        if isinstance(value, dict):
-            layer.__dict__[name] = copy.copy(value)
+        layer.__dict__[name] = copy.copy(value) if isinstance(value, dict) else value
     layer._parameters["weight"] = nn.Parameter(weight, requires_grad=old.requires_grad)
     kind = nn.Conv2d if isinstance(base, nn.Conv2d) else nn.Linear
     with torch.no_grad():

@@ -340,12 +340,17 @@ def add_beside(y: Tensor, x: Tensor, u: Tensor, c: Tensor, v: Tensor, scale: flo
 
     Args:
         y: [..., out].
-        x: [..., in], cast to the dtype of y.
+        x: [..., in], cast to the dtype of y; or a nested tensor of rows, as y then is.
         u, c, v: [out, K], [K, K], [in, K]; c may be the result of other operations.
         scale: factor s of the update.
     """
     with without_autocast(y.device.type):
         x = x.to(y.dtype)
+        if x.is_nested:
+            update = x
+            for factor in (v.t(), c, scale * u):
+                update = torch.nn.functional.linear(update, factor.to(y.dtype))
+            return y + update
         if plain_operations_only(x):
             wide = accumulation_dtype(y.dtype)
             p = (x @ v.to(y.dtype)).to(wide)

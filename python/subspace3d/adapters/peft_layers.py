@@ -139,9 +139,10 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         """The update of ``adapter``, shaped like the weight, float32; zeros when this layer has nothing of it."""
         factors = self.lora_factors(adapter)
         weight = self.base_layer.weight
+        shape = (self.out_features, self.in_features) if self._is_linear else weight.shape
         if factors is None:
-            return torch.zeros_like(weight, dtype=torch.float32)
-        return (factors[0] @ factors[1]).view(weight.shape)
+            return torch.zeros(shape, dtype=torch.float32, device=weight.device)
+        return (factors[0] @ factors[1]).view(shape)
 
     @torch.no_grad()
     def merged_weight(self, adapters: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -156,6 +157,17 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             update += self.get_delta_weight(adapter)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return weight, (weight.to(wide) + update).to(weight.dtype), update
+
+    def check_mergeable(self, name: str, adapters: Sequence[str]) -> None:
+        """Raise ValueError, naming the module, where ``adapters`` would change it and it cannot be merged into."""
+        changes = any(adapter in self.subspace_core or adapter in self.lora_A for adapter in adapters)
+        base = (*self._untouched, self.base_layer)[0]
+        if not changes or plain_weight(base, nn.Linear if self._is_linear else nn.Conv2d) is not None:
+            return
+        try:
+            self.merged_base(adapters)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be merged into: {error}") from error
 
     def merged_base(self, adapters: Sequence[str]) -> nn.Module:
         """A base layer with the updates of ``adapters`` in its weight; see `subspace_ext.merging.merged_layer`.
