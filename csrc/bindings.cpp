@@ -4,15 +4,16 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "dtype.h"
 #include "irls.h"
+#include "rank_update.h"
 #ifdef SUBSPACE_HAS_CUDA
 #include "core_grad.h"
-#include "rank_update.h"
 #endif
 
 namespace py = pybind11;
@@ -57,6 +58,28 @@ void irls(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, st
            threads);
 }
 
+DType checked_dtype(const char* name, int code) {
+  SUBSPACE_CHECK(code >= 0 && code <= 2, name, ": dtype code must be 0, 1 or 2, got ", code);
+  return static_cast<DType>(code);
+}
+
+void rank_update_on_cpu(Address jobs, std::int64_t count, int out_dtype, std::int64_t threads) {
+  const auto* array = at<const RankUpdate>(jobs);
+  SUBSPACE_CHECK(threads >= 1, "rank_update: threads must be at least 1, got ", threads);
+  for (std::int64_t i = 0; i < count; ++i) {
+    SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
+                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ",
+                   array[i].columns, ", rank ", array[i].rank, " in job ", i);
+  }
+  const DType out = checked_dtype("rank_update", out_dtype);
+  py::gil_scoped_release unlocked;
+  rank_update_cpu(array, count, out, threads);
+}
+
+bool same_bytes(Address left, Address right, std::int64_t count) {
+  return std::memcmp(at<const void>(left), at<const void>(right), static_cast<std::size_t>(count)) == 0;
+}
+
 #ifdef SUBSPACE_HAS_CUDA
 void irls_on_gpu(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, std::int64_t rank,
                  std::int64_t sb, std::int64_t sa, std::int64_t k, double p, double eps, std::int64_t max_iter,
@@ -69,11 +92,6 @@ void irls_on_gpu(Address rb, Address ra, std::int64_t layers, std::int64_t adapt
   py::gil_scoped_release unlocked;
   irls_cuda({at<const double>(rb), at<const double>(ra)}, sizes, {p, eps, tol}, outputs, at<double>(workspace),
             blocks, at<void>(stream));
-}
-
-DType checked_dtype(const char* name, int code) {
-  SUBSPACE_CHECK(code >= 0 && code <= 2, name, ": dtype code must be 0, 1 or 2, got ", code);
-  return static_cast<DType>(code);
 }
 
 // jobs: address of the host array, whose first_block words are set here.
@@ -161,6 +179,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("sb"), py::arg("sa"), py::arg("k"), py::arg("p"), py::arg("eps"), py::arg("max_iter"), py::arg("tol"),
         py::arg("u"), py::arg("v"), py::arg("singular_values"), py::arg("weights"), py::arg("residuals"),
         py::arg("objective"), py::arg("n_iter"), py::arg("converged"), py::arg("workspace"), py::arg("threads"));
+  m.def("rank_update_cpu", &rank_update_on_cpu, py::arg("jobs"), py::arg("count"), py::arg("out_dtype"),
+        py::arg("threads"));
+  m.def("same_bytes", &same_bytes, py::arg("left"), py::arg("right"), py::arg("count"));
 #ifdef SUBSPACE_HAS_CUDA
   m.attr("cuda_built") = true;
   m.attr("rank_update_max_rank") = kRankUpdateMaxRank;

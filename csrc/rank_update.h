@@ -1,7 +1,7 @@
 // out = cast(base + scale * (left mid) right^T): a low-rank update added to a matrix in one pass, rounded once.
 //
-// Folding a layer is one job (base = w, left = U, mid = c, right = V). So is the low-rank part of the factored plan,
-// forward (base = out = y, left = p, mid = c^T, right = U) and backward (dx, g, c, V).
+// The effective weight of a layer is one job (base = w, left = U, mid = c, right = V). So is the low-rank part of the
+// plan beside it, forward (base = out = y, left = p, mid = c^T, right = U) and backward (dx, g, c, V).
 #pragma once
 
 #include <cstdint>
@@ -58,5 +58,10 @@ RankUpdatePlan rank_update_plan(RankUpdate* jobs, std::int64_t count);
 void rank_update_cuda(const RankUpdate* jobs, const RankUpdate* device_jobs, std::int64_t count,
                       const RankUpdatePlan& plan, const RankUpdateTypes& types, Rounding rounding, std::int64_t seed,
                       void* stream);
+
+// Does all jobs on up to `threads` threads of the CPU, a stripe of rows at a time; every element is summed in one order.
+//   jobs [count], first_block not used; base and left float32, any K; out: float32, or bfloat16 rounded to nearest
+// Throws std::invalid_argument for another type.
+void rank_update_cpu(const RankUpdate* jobs, std::int64_t count, DType out, std::int64_t threads);
 
 }  // namespace subspace

@@ -1,253 +1,198 @@
-"""Modules around the ops: a frozen Linear or Conv2d with a trained core `c` between two fixed bases."""
+"""Layers: a frozen Linear or Conv2d, kept as it is, with a trained core beside it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeVar
+import warnings
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from subspace_ext import folding
-from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.rank_update import fits
-from subspace_ext.ops.subspace_conv2d import subspace_conv2d
-from subspace_ext.ops.subspace_linear import (
-    PLANS,
-    Folded,
-    apply_checked,
-    autocast_dtype,
-    check_input,
-    check_update,
-    choose_fold,
-    folded_linear,
-    without_autocast,
-)
+from subspace_ext.core import WEIGHT_DTYPES, EffectiveGroup, Rounding, SubspaceCore
+from subspace_ext.merging import mergeable_weight, merged_layer
+from subspace_ext.ops.subspace_linear import check_core, checked_plan
 
 Self = TypeVar("Self", bound="_SubspaceLayer")
-Rounding = Literal["nearest", "stochastic"]
-ROUNDINGS = ("nearest", "stochastic")
+_OF_CORE = ("c", "U", "V")
 
 
-class _Kept(NamedTuple):
-    """A fold and what it was made from."""
+def _of_base(name: str, doc: str) -> Any:
+    return property(lambda layer: getattr(layer.base_layer, name), doc=doc)
 
-    dtype: torch.dtype
-    key: tuple
-    aliases: list[Tensor]
-    folded: Folded
+
+def _of_core(name: str, doc: str) -> Any:
+    return property(lambda layer: getattr(layer.core, name), doc=doc)
 
 
 class _SubspaceLayer(nn.Module):
-    """What SubspaceLinear and SubspaceConv2d share: bases, core, merging and the fold kept between forwards.
+    """What SubspaceLinear and SubspaceConv2d share: a base layer, a core, merging, and the names in a state dict.
 
-    Folded weight. In training mode a fold is kept and used again by later forwards (gradient accumulation,
-    checkpointing) for as long as storage and version of `c`, `weight`, `U` and `V`, the scale, the compute dtype and
-    the number of optimiser steps taken in this process stay the same. In eval mode every forward folds anew, so an
-    average swapped in for evaluation is seen however it was written; so does every forward captured in a CUDA graph,
-    and every forward once an optimiser step was captured. Not seen: a write through `.data` in training mode outside
-    an optimiser's `step`; call `refold()` after one. `group_folds(model)` makes the folds of a model one launch.
-
-    Rounding. "stochastic" rounds the folded weight to a half-precision dtype by a fixed hash of its position: a weight
-    that exists in half precision only then gains the digits that an update of relative size 1e-3 needs, on average
-    over the matrix. Merging rounds in the same way.
+    A state dict holds what that of the base layer does, under the same names, and `U`, `V`, `c`. So the state dict of
+    the layer that was replaced fits, and what was saved fits that layer.
     """
 
-    augments = False  # whether the op takes the fold with both bases around it
+    weight: nn.Parameter = _of_base("weight", "w of the base layer, to read; the merged one while merged.")
+    bias: nn.Parameter | None = _of_base("bias", "The base layer's bias, to read.")
+    c: nn.Parameter = _of_core("c", "The core [K, K].")
+    U: Tensor = _of_core("U", "[out, K].")
+    V: Tensor = _of_core("V", "[in, K].")
+    rank: int = _of_core("rank", "K, the number of columns of U and V.")
+    rounding: Rounding = _of_core("rounding", 'How an effective weight is rounded: "nearest" or "stochastic".')
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    U: Tensor
-    V: Tensor
-    _base_weight: Tensor | None
+    base_layer: nn.Module
+    core: SubspaceCore
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, scale: float, rounding: Rounding
+        self, base: nn.Module, out_size: int, in_size: int, U: Tensor, V: Tensor, scale: float, rounding: Rounding
     ) -> None:
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
         super().__init__()
-        bases = [basis.detach().to(weight.device) for basis in (U, V)]
-        core = torch.zeros(bases[0].shape[-1], bases[0].shape[-1], dtype=torch.float32, device=weight.device)
-        frozen_bias = None if bias is None else bias.detach()
-        check_update(weight.detach(), frozen_bias, bases[0], core, bases[1])
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.bias = None if frozen_bias is None else nn.Parameter(frozen_bias, requires_grad=False)
-        self.register_buffer("U", bases[0])
-        self.register_buffer("V", bases[1])
-        # Holds the untouched weight while merged; follows .to() like any buffer and never enters a state dict.
-        self.register_buffer("_base_weight", None, persistent=False)
-        self.c = nn.Parameter(core)
-        self.scale = float(scale)
-        self.rounding: Rounding = rounding
-        self._kept: _Kept | None = None
-        self._buffer: folding.FoldBuffer | None = None
-        self._group: folding.FoldGroup | None = None
+        names = {name for name, _ in [*base.named_parameters(), *base.named_buffers()]}.intersection(_OF_CORE)
+        if names:
+            raise ValueError(f"the base layer must hold nothing called {', '.join(_OF_CORE)}, got {min(names)}")
+        weight = getattr(base, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"the base layer must have a weight, got {type(base).__name__} without one")
+        plain = type(base).forward in (nn.Linear.forward, nn.Conv2d.forward)
+        if plain and type(weight) is nn.Parameter and weight.dtype not in WEIGHT_DTYPES:
+            raise ValueError(
+                f"weight must be float16, bfloat16, float32 or float64 where the layer has no forward for another, got "
+                f"{weight.dtype}"
+            )
+        U, V = U.detach().to(weight.device), V.detach().to(weight.device)
+        core = torch.zeros(U.shape[-1], U.shape[-1], dtype=torch.float32, device=weight.device)
+        check_core(U, core, V, out_size, in_size)
+        self.base_layer = base.requires_grad_(False)
+        self.core = SubspaceCore(U, core, V, scale, rounding)
+        # While merged: the untouched base layer. In a tuple, so that it is no module of this one.
+        self._untouched: tuple[nn.Module, ...] = ()
+        self.train(base.training)
+
+    @property
+    def scale(self) -> float:
+        """s of the update."""
+        return self.core.scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self.core.scale = float(scale)
 
     @property
     def merged(self) -> bool:
         """True between merge() and unmerge()."""
-        return self._buffers["_base_weight"] is not None
-
-    @property
-    def rank(self) -> int:
-        """K, the number of columns of U and V."""
-        return self.U.shape[1]
-
-    @property
-    def seed(self) -> int | None:
-        """Of stochastic rounding; None rounds to nearest."""
-        return 0 if self.rounding == "stochastic" else None
+        return bool(self._untouched)
 
     def merged_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """w + scale * U c V^T, accumulated in float32 or wider and rounded once; shaped like `weight`."""
-        base = self.weight.detach() if self._base_weight is None else self._base_weight
-        core = self.c.detach()
-        flat = fold_weight(base.flatten(1), self.U, core, self.V, self.scale, dtype or base.dtype, self.seed)
-        return flat.view(base.shape)
+        """w + scale * U c V^T, accumulated in float32 or wider and rounded once; shaped like `weight`.
+
+        Raises:
+            ValueError: the base layer's weight is computed, or not stored in floating point.
+        """
+        return self.core.merged_weight(mergeable_weight((*self._untouched, self.base_layer)[0]), dtype)
 
     @torch.no_grad()
     def merge(self: Self) -> Self:
-        """Put the merged weight in the place of `weight`; forwards then do no low-rank work and train nothing.
+        """Put a layer with the merged weight in the place of the base layer; forwards then train nothing.
 
-        The untouched weight is kept, so memory grows by one weight until unmerge(), which is exact. state_dict()
-        gives the unmerged state in either case. Merging a merged layer does nothing.
+        The base layer itself stays untouched, so other uses of it or of its weight do not change, memory grows by one
+        weight until unmerge(), and unmerge() is exact. state_dict() gives the unmerged state in either case. Merging a
+        merged layer does nothing.
 
         Raises:
-            ValueError: the merged weight would not be finite.
+            ValueError: the merged weight would not be finite; or the base layer has no weight to merge into, or does
+                something else with it than a plain layer (see `merging.merged_layer`).
         """
-        if not self.merged:
-            merged = self.merged_weight()
-            if not torch.isfinite(merged).all():
-                raise ValueError("the merged weight must be finite, got NaN or Inf: check c, U, V and scale")
-            self._base_weight = self.weight.data
-            self.weight.data = merged
-            self.refold()
+        if not self._untouched:
+            base = self.base_layer
+            self.base_layer = merged_layer(base, self.merged_weight())
+            self._untouched = (base,)
+            self.core.forget()
         return self
 
     def unmerge(self: Self) -> Self:
-        """Put the untouched weight back, bit for bit. On a layer that is not merged this does nothing."""
-        if self._base_weight is not None:
-            self.weight.data = self._base_weight
-            self._base_weight = None
-            self.refold()
+        """Put the untouched base layer back. On a layer that is not merged this does nothing."""
+        if self._untouched:
+            (self.base_layer,) = self._untouched
+            self._untouched = ()
         return self
 
+    def forget(self) -> None:
+        """Drop the kept effective weights: needed after writes that `SubspaceCore` cannot see."""
+        self.core.forget()
+
     def refold(self) -> None:
-        """Forget the kept fold."""
-        self._kept = None
-        self._buffer = None
-
-    def _current_fold(self, dtype: torch.dtype) -> Folded | None:
-        """The kept fold, if it is one in `dtype` and true to what the layer holds."""
-        kept = self._kept
-        if kept is None or kept.dtype != dtype or not self.training or not folding.keepable():
-            return None
-        return kept.folded if kept.key == folding.key_of(self, dtype) else None
-
-    def _fold(self, dtype: torch.dtype) -> Folded | None:
-        """A new fold in `dtype`, kept in training mode; None leaves folding to the op."""
-        if not self.training or any(tensor.is_inference() for tensor in folding.sources(self)):
-            return self._fold_anew(dtype) if self.rounding == "stochastic" else None
-        if not folding.keepable():
-            return self._fold_into(self.buffer_in(dtype)) if self._native(dtype) else self._fold_anew(dtype)
-        if not self._native(dtype):
-            self._keep(dtype, self._fold_anew(dtype))
-        elif self._group is not None and self.has_stale_fold(dtype, self.seed):
-            self._group.fill(dtype, self.seed)
-        else:
-            self._fold_into(self.buffer_in(dtype))
-            self.keep(dtype)
-        assert self._kept is not None
-        return self._kept.folded
-
-    def _native(self, dtype: torch.dtype) -> bool:
-        """Whether a kernel folds this layer, into a buffer of its own."""
-        return self.weight.is_contiguous() and fits(self.weight, self.U, self.c.detach(), self.V, dtype)
-
-    @torch.no_grad()
-    def _fold_anew(self, dtype: torch.dtype) -> Folded:
-        with without_autocast(self.weight.device.type):
-            bias = None if self.bias is None else self.bias.to(dtype)
-            return Folded(self.merged_weight(dtype), (self.scale * self.U).to(dtype), self.V.to(dtype), bias)
-
-    def _fold_into(self, buffer: folding.FoldBuffer) -> Folded:
-        buffer.fill(self.seed)
-        return buffer.folded
-
-    @torch.no_grad()
-    def buffer_in(self, dtype: torch.dtype) -> folding.FoldBuffer:
-        """The buffer for folds in `dtype`, made anew where the kept one lies elsewhere or holds other bases."""
-        buffer = self._buffer
-        if buffer is None or buffer.place != folding.FoldBuffer.place_of(self, dtype):
-            buffer = folding.FoldBuffer(self, dtype)
-            # Memory from a graph's own pool must not outlive the capture.
-            self._buffer = self._buffer if folding.capturing() else buffer
-        return buffer
-
-    def has_stale_fold(self, dtype: torch.dtype, seed: int | None) -> bool:
-        """Whether this layer was folded in `dtype` and rounded by `seed` before, and changed since."""
-        kept = self._kept
-        if kept is None or not self.training or kept.dtype != dtype or self.seed != seed or not self._native(dtype):
-            return False
-        return kept.key != folding.key_of(self, dtype)
-
-    def keep(self, dtype: torch.dtype) -> None:
-        """Remember that the buffer now holds the fold of what the layer holds."""
-        self._keep(dtype, self.buffer_in(dtype).folded)
-
-    def _keep(self, dtype: torch.dtype, folded: Folded) -> None:
-        # Aliases keep the storages alive: no other tensor can come to lie at an address in the key.
-        aliases = [tensor.detach() for tensor in folding.sources(self)]
-        self._kept = _Kept(dtype, folding.key_of(self, dtype), aliases, folded)
+        """Former name of `forget`."""
+        warnings.warn("refold() is now called forget()", DeprecationWarning, stacklevel=2)
+        self.forget()
 
     def _apply(self, fn, recurse=True):
-        self.refold()
+        for base in self._untouched:
+            base._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_buffer": None, "_group": None}
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        """See nn.Module; see the class for the names."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for home in ("base_layer.", "core."):
+            for key in [key for key in state if key.startswith(prefix + home)]:
+                state[prefix + key[len(prefix + home) :]] = state.pop(key)
+        for base in self._untouched:
+            base.state_dict(destination=state, prefix=prefix, keep_vars=keep_vars)
+        return state
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.merged:
-            destination[prefix + "weight"] = self._base_weight
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args) -> None:
         if self.merged:
             raise ValueError(f"{prefix or 'the layer'} must be unmerged before a state dict is loaded into it")
-        self.refold()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key[len(prefix) :]
+            if not name.startswith(("base_layer.", "core.")):
+                home = "core." if name in _OF_CORE else "base_layer."
+                state_dict[prefix + home + name] = state_dict.pop(key)
+        for home, module in (("base_layer.", self.base_layer), ("core.", self.core)):
+            for name, value in module.state_dict().items():
+                key = prefix + home + name
+                if key not in state_dict:
+                    # reported here by the name it has outside; what is there stays
+                    state_dict[key] = value
+                    if strict:
+                        missing_keys.append(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
 
 
 class SubspaceLinear(_SubspaceLayer):
-    """y = x w^T + bias + scale * ((x V) c^T) U^T; only `c` is trained, and it starts at zero.
+    """y = base(x) + scale * ((x V) c^T) U^T; only `c` is trained, and it starts at zero.
 
-    `weight` and `bias` keep their names, so the state dict of the plain layer still fits. `plan` is that of
-    `subspace_linear` and may be set at any time.
+    A base layer that computes x w^T + bias and nothing else takes one of the plans of `subspace_linear`; `plan` may be
+    set at any time. Any other (a forward of its own, hooks, parametrizations, weights of 8 or 4 bits, weight or bias
+    trained) runs as it is, with the update beside it.
     """
 
-    augments = True
+    in_features: int = _of_base("in_features", "in.")
+    out_features: int = _of_base("out_features", "out.")
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None,
+        linear: nn.Linear,
         U: Tensor,
         V: Tensor,
         scale: float = 1.0,
         plan: str = "auto",
         rounding: Rounding = "nearest",
     ) -> None:
-        """Args: weight [out, in], bias [out] or None, U [out, K], V [in, K]; weight and bias are shared, not copied.
+        """Args: linear, which becomes the base layer and is frozen; U [out, K], V [in, K].
 
         Raises:
-            ValueError: shapes that do not match, unknown plan or rounding.
+            ValueError: not a torch.nn.Linear, or one that is never called; shapes that do not match it, weights in
+                float8 without a forward for them, unknown plan or rounding.
         """
-        if plan not in PLANS:
-            raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
-        if weight.dim() != 2:
-            raise ValueError(f"weight must be [out, in], got shape {tuple(weight.shape)}")
-        super().__init__(weight, bias, U, V, scale, rounding)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            raise ValueError(
+                "linear must not be the out_proj of a torch.nn.MultiheadAttention, which reads its weight and never "
+                "calls it: the core would have no effect"
+            )
+        plan = checked_plan(plan)
+        super().__init__(linear, linear.out_features, linear.in_features, U, V, scale, rounding)
         self.plan = plan
 
     @classmethod
@@ -260,73 +205,42 @@ class SubspaceLinear(_SubspaceLayer):
         plan: str = "auto",
         rounding: Rounding = "nearest",
     ) -> SubspaceLinear:
-        """The layer that stands in for `linear`, sharing its weight; U [out, K], V [in, K].
-
-        Raises:
-            ValueError: not a torch.nn.Linear, or shapes that do not match it.
-        """
-        if not isinstance(linear, nn.Linear):
-            raise ValueError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        layer = cls(linear.weight, linear.bias, U, V, scale, plan, rounding)
-        layer.train(linear.training)
-        return layer
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
+        """The layer that stands in for `linear`, which it holds and freezes; U [out, K], V [in, K]."""
+        return cls(linear, U, V, scale, plan, rounding)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> y [..., out]."""
-        if self.merged:
-            return nn.functional.linear(x, self.weight, self.bias)
-        if self.plan not in PLANS:
-            raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {self.plan!r}")
-        w = self.weight
-        if x.dim() == 0 or x.shape[-1] != w.shape[1]:
-            raise ValueError(f"x must be [..., in] with in = {w.shape[1]}, got shape {tuple(x.shape)}")
-        autocast = autocast_dtype(x)
-        dtype = x.dtype if autocast is None else autocast
-        plan = self.plan
-        fold = plan == "fold" or choose_fold(plan, x.numel() // w.shape[1], w, exact=self.rounding == "nearest")
-        compiling = torch.compiler.is_compiling()
-        folded = self._current_fold(dtype) if fold and not compiling else None
-        if folded is None or x.device != w.device:
-            check_input(x, w, self.bias, self.U, self.c, self.V, autocast=autocast is not None)
-            folded = self._fold(dtype) if fold and not compiling else None
-        if folded is not None:
-            if autocast is None:
-                return folded_linear(x, folded, self.c)
-            with without_autocast(x.device.type):
-                return folded_linear(x.to(dtype), folded, self.c)
-        if autocast is not None:
-            x = x.to(dtype)
-        w_eff = self.merged_weight(dtype) if fold and compiling else None
-        return apply_checked(x, w, self.bias, self.U, self.c, self.V, self.scale, fold, w_eff)
+        modules = self._modules
+        if self._untouched:
+            return self.base_layer(x)
+        return modules["core"].linear(modules["base_layer"], x, self.plan)  # type: ignore[union-attr, operator]
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, K={self.rank},"
-            f" bias={self.bias is not None}, scale={self.scale:g}, plan={self.plan!r}, merged={self.merged}"
-        )
+        return f"K={self.rank}, scale={self.scale:g}, plan={self.plan!r}, merged={self.merged}"
 
 
 class SubspaceConv2d(_SubspaceLayer):
-    """y = conv2d(x, w + scale * reshape(U c V^T), bias); only `c` is trained, and it starts at zero.
+    """y = base(x) + scale * conv2d(x, reshape(U c V^T)); only `c` is trained, and it starts at zero.
 
-    The weight is unrolled to [out, Cin*kh*kw], the layout of `w.reshape(out, -1)`.
+    The weight is unrolled to [out, Cin*kh*kw], the layout of `w.reshape(out, -1)`. A base layer that is a plain
+    convolution runs with the effective weight, any other as it is, with the update beside it.
     """
+
+    stride: tuple[int, ...] = _of_base("stride", "(vertical, horizontal), in pixels.")
+    dilation: tuple[int, ...] = _of_base("dilation", "(vertical, horizontal), in pixels.")
+    padding: tuple[int, ...] | str = _of_base("padding", "(vertical, horizontal), in pixels, or its name.")
+    padding_mode: str = _of_base("padding_mode", "What the padding holds.")
+    kernel_size: tuple[int, ...] = _of_base("kernel_size", "(vertical, horizontal), in pixels.")
+    in_channels: int = _of_base("in_channels", "Cin.")
+    out_channels: int = _of_base("out_channels", "out.")
 
     def __init__(
         self, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0, rounding: Rounding = "nearest"
     ) -> None:
-        """Args: conv with groups=1, whose weight and bias are shared; U [out, K], V [Cin*kh*kw, K].
+        """Args: conv with groups=1, which becomes the base layer and is frozen; U [out, K], V [Cin*kh*kw, K].
 
         Raises:
-            ValueError: not a torch.nn.Conv2d with groups=1, or shapes that do not match it.
+            ValueError: not a torch.nn.Conv2d with groups=1, shapes that do not match it, or unknown rounding.
         """
         if not isinstance(conv, nn.Conv2d):
             raise ValueError(
@@ -335,66 +249,34 @@ class SubspaceConv2d(_SubspaceLayer):
             )
         if conv.groups != 1:
             raise ValueError(f"conv must have groups=1, got groups={conv.groups}")
-        super().__init__(conv.weight, conv.bias, U, V, scale, rounding)
-        self.stride = tuple(conv.stride)
-        self.dilation = tuple(conv.dilation)
-        self.padding = conv.padding
-        self.padding_mode = conv.padding_mode
-        self._border = tuple(conv._reversed_padding_repeated_twice)
-        self.train(conv.training)
+        height, width = conv.kernel_size
+        super().__init__(conv, conv.out_channels, conv.in_channels * height * width, U, V, scale, rounding)
 
     @classmethod
     def from_conv(
         cls, conv: nn.Conv2d, U: Tensor, V: Tensor, scale: float = 1.0, rounding: Rounding = "nearest"
     ) -> SubspaceConv2d:
-        """The layer that stands in for `conv`, sharing its weight; U [out, K], V [Cin*kh*kw, K]."""
+        """The layer that stands in for `conv`, which it holds and freezes; U [out, K], V [Cin*kh*kw, K]."""
         return cls(conv, U, V, scale, rounding)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, Cin, H, W] or [Cin, H, W] -> y [B, out, H', W'] or [out, H', W']."""
-        w = self.weight
-        if x.dim() not in (3, 4) or x.shape[-3] != w.shape[1]:
-            raise ValueError(f"x must be [B, Cin, H, W] with Cin = {w.shape[1]}, got shape {tuple(x.shape)}")
-        dtype = autocast_dtype(x)
-        check_input(x, w, self.bias, self.U, self.c, self.V, autocast=dtype is not None)
-        if dtype is not None:
-            x = x.to(dtype)
-        padding: tuple[int, ...] = (0, 0)
-        if self.padding_mode != "zeros":
-            x = nn.functional.pad(x, self._border, mode=self.padding_mode)
-        elif isinstance(self.padding, str):
-            x = nn.functional.pad(x, self._border)
-        else:
-            padding = tuple(self.padding)
-        if self.merged:
-            return nn.functional.conv2d(x, w, self.bias, self.stride, padding, self.dilation)
-        batch = x if x.dim() == 4 else x[None]
-        geometry = (self.stride, padding, self.dilation)
-        w_eff: Tensor | None
-        if torch.compiler.is_compiling():
-            w_eff = self.merged_weight(x.dtype)
-        else:
-            folded = self._current_fold(x.dtype) or self._fold(x.dtype)
-            w_eff = folded.weight if folded is not None else None
-        y = subspace_conv2d(batch, w, self.bias, self.U, self.c, self.V, self.scale, geometry, w_eff)
-        return y if x.dim() == 4 else y[0]
+        if self._untouched:
+            return self.base_layer(x)
+        base: Any = self.base_layer
+        return self.core.conv2d(base, x)
 
     def extra_repr(self) -> str:
-        out_size, in_size, height, width = self.weight.shape
-        return (
-            f"{in_size}, {out_size}, kernel_size=({height}, {width}), stride={self.stride}, padding={self.padding},"
-            f" dilation={self.dilation}, K={self.rank}, bias={self.bias is not None}, scale={self.scale:g},"
-            f" merged={self.merged}"
-        )
+        return f"K={self.rank}, scale={self.scale:g}, merged={self.merged}"
 
 
-def group_folds(model: nn.Module) -> folding.FoldGroup | None:
-    """Make the folds of all subspace layers in `model` one kernel launch an optimiser step instead of one a layer.
+def group_folds(model: nn.Module) -> EffectiveGroup | None:
+    """Let the effective weights of all cores in `model` be made by one native call an optimiser step, not one a layer.
 
-    Changes no result. Layers put in later need another call; on a CPU it makes no difference.
+    Changes results by rounding at most. Layers put in later need another call.
 
     Returns:
-        FoldGroup: the group, kept alive by its layers; None when the model has no such layer.
+        EffectiveGroup: the group, kept alive by its cores; None when the model has none.
     """
-    layers = [module for module in model.modules() if isinstance(module, _SubspaceLayer)]
-    return folding.FoldGroup(layers) if layers else None
+    cores = [module for module in model.modules() if isinstance(module, SubspaceCore)]
+    return EffectiveGroup(cores) if cores else None

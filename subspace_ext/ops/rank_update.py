@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,13 @@ from subspace_ext.ops.rank_update_ref import rank_update_ref
 
 # struct RankUpdate in csrc/rank_update.h: sixteen words of eight bytes.
 _JOB = struct.Struct("=QqQqQqqQqQqqqqdq")
+_OUT_WORD = 9
+
+# Multiplications of one update up to which the CPU's kernel is used: it makes many matrices with one call, but a larger
+# product takes longer than torch's.
+HOST_PRODUCTS = 2**28
+# Multiplications that keep a thread busy for longer than it takes to start one.
+_PRODUCTS_PER_THREAD = 2**23
 
 
 class Job(NamedTuple):
@@ -24,6 +32,16 @@ class Job(NamedTuple):
     left: Tensor  # [rows, K]
     mid: Tensor  # [K, K] float32, any strides
     right: Tensor  # [columns, K] float32
+    scale: float
+
+
+class HostUpdate(NamedTuple):
+    """One of the updates that a `HostLaunch` makes; all float32, on the CPU."""
+
+    base: Tensor  # [rows, columns]
+    left: Tensor  # [rows, K]
+    mid: Tensor  # [K, K], any strides
+    right: Tensor  # [columns, K]
     scale: float
 
 
@@ -60,6 +78,18 @@ def fits(base: Tensor, left: Tensor, mid: Tensor, right: Tensor, dtype: torch.dt
     if not _native.takes(base, left, mid, right) or dtype not in _native.DTYPE_CODES:
         return False
     return mid.shape[0] <= _native.module().rank_update_max_rank
+
+
+def fits_host(base: Tensor, left: Tensor, mid: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the CPU's kernel can take these, and is the faster way: for large products torch's own is."""
+    if not _native.cpu_rank_updates() or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if base.numel() * mid.shape[0] > HOST_PRODUCTS:
+        return False
+    return all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and type(tensor) is Tensor
+        for tensor in (base, left, mid, right)
+    ) and all(matrix.stride(1) == 1 for matrix in (base, left, right))
 
 
 def _rows(matrix: Tensor) -> Tensor:
@@ -156,3 +186,32 @@ class Launch:
 def queue(jobs: Sequence[Job], seed: int | None = None) -> None:
     """Queues the jobs as one kernel, once."""
     Launch(jobs)(seed)
+
+
+class HostLaunch:
+    """cast(base + scale * (left mid) right^T) for many small matrices on the CPU by one native call, again and again.
+
+    The table of addresses is made once; each call hands out new memory. The updates' tensors, for which `fits_host`
+    holds, have to stay alive and where they are.
+    """
+
+    def __init__(self, updates: Sequence[HostUpdate], dtype: torch.dtype) -> None:
+        self._updates, self._dtype = list(updates), dtype
+        self._sizes = [base.numel() for base, *_ in self._updates]
+        self._table = np.empty((len(self._updates), _JOB.size // 8), dtype=np.int64)
+        placeholders = [Job(base, base, left, mid, right, scale) for base, left, mid, right, scale in self._updates]
+        pack(placeholders, self._table.data.cast("B"))
+        itemsize = torch.empty(0, dtype=dtype).element_size()
+        self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]) * itemsize
+        for row, (base, *_) in zip(self._table, self._updates):
+            row[_OUT_WORD + 1] = base.shape[1]
+        self._products = sum(base.numel() * mid.shape[0] for base, _, mid, *_ in self._updates)
+
+    def __call__(self) -> list[Tensor]:
+        """The results, each contiguous and flat, in the order of the updates."""
+        out = torch.empty(sum(self._sizes), dtype=self._dtype)
+        table = self._table.copy()  # calls of several threads must not share it
+        table[:, _OUT_WORD] = self._offsets + out.data_ptr()
+        threads = max(1, min(torch.get_num_threads(), self._products // _PRODUCTS_PER_THREAD))
+        _native.module().rank_update_cpu(table.ctypes.data, len(table), _native.DTYPE_CODES[self._dtype], threads)
+        return list(out.split(self._sizes))

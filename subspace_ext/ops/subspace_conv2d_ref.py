@@ -18,10 +18,11 @@ def subspace_conv2d_ref(
     scale: float,
     geometry: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
     w_eff: Tensor | None = None,
+    effective: object = None,
 ) -> Tensor:
     """y = conv2d(x, w + scale * reshape(u c v^T), bias), computed in float32 or wider and rounded once at the end.
 
-    Same arguments as `subspace_conv2d`; `w_eff` is accepted and ignored.
+    Same arguments as `subspace_conv2d`; `w_eff` and `effective` are accepted and ignored.
     """
     wide = accumulation_dtype(x.dtype)
     update = (u.to(wide) @ c.to(wide) @ v.to(wide).t()).view(w.shape)

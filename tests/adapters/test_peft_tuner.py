@@ -140,16 +140,17 @@ def test_only_cores_and_loras_are_trainable(file: Path, capsys: pytest.CaptureFi
     model.print_trainable_parameters()
     assert "trainable params: 55 " in capsys.readouterr().out  # 3 * 9 + 2 * (10 + 4)
     core = _layers(model)["fc1"].subspace_core["default"]
-    assert isinstance(core, se.SubspaceLinear)
+    assert isinstance(core, se.SubspaceCore)
     # one weight, registered once: nothing is held, moved or saved twice
-    assert core.weight is model.get_submodule("base_model.model.fc1.base_layer").weight
-    assert not [name for name in model.state_dict() if name.endswith("subspace_core.default.weight")]
-    model.double()
-    assert core.weight.dtype == torch.float64 and core.weight.data_ptr() == _layers(model)["fc1"].weight.data_ptr()
+    assert {name for name, _ in core.named_parameters()} == {"c"}
+    fc1 = {name for name in model.state_dict() if ".fc1." in name}
+    prefix = "base_model.model.fc1."
+    kept = {f"{prefix}base_layer.weight", f"{prefix}base_layer.bias"}
+    assert fc1 == kept | {f"{prefix}subspace_core.default.{name}" for name in ("U", "V", "c")}
 
 
 def test_saved_folder_round_trips(file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    model = tuned_net(file, lora_modules="fc.*", r=2, plan="factored")
+    model = tuned_net(file, lora_modules="fc.*", r=2, plan="beside")
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["peft_type"] == "SUBSPACE" and config["basis"] == "../basis.safetensors"
@@ -318,7 +319,7 @@ def test_wrong_configurations(file: Path, basis: Basis, tmp_path: Path) -> None:
         ({"lora_modules": ["fc1", "head"]}, r"lora_modules must be full module names, got 'head'"),
         ({"lora_modules": "up"}, r"lora_modules must leave out up: ConvTranspose2d is not supported"),
         ({"r": 0}, "r must be at least 1, got 0"),
-        ({"plan": "guess"}, "plan must be one of auto, fold, factored, got 'guess'"),
+        ({"plan": "guess"}, "plan must be one of auto, effective, beside, got 'guess'"),
     ):
         with pytest.raises(ValueError, match=message):
             put(**settings)

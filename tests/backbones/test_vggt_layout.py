@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from subspace3d.backbones.config import CONFIGS, VGGTConfig
+from subspace3d.backbones.config import CONFIGS, VGGTConfig, named_config
 from subspace3d.backbones.vggt import VGGT
 
 
@@ -115,3 +115,10 @@ def test_nano_fits_in_the_package() -> None:
 def test_sizes_that_do_not_fit_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         VGGTConfig(name="odd", **{field: value})
+
+
+def test_configuration_can_be_asked_as_a_dictionary():
+    """PEFT before 0.18 does so with a model's `config`."""
+    config = named_config("vggt-nano")
+    assert config.get("embed_dim") == config.embed_dim
+    assert config.get("model_type") is None and config.get("tie_word_embeddings", False) is False

@@ -10,7 +10,7 @@ from subspace_ext.ops.subspace_conv2d_ref import subspace_conv2d_ref
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
 
-def make_linear(plan="fold", dtype=torch.float32) -> SubspaceLinear:
+def make_linear(plan="effective", dtype=torch.float32) -> SubspaceLinear:
     layer = SubspaceLinear.from_linear(
         nn.Linear(12, 20, dtype=dtype), torch.randn(20, 4), torch.randn(12, 4), scale=0.5, plan=plan
     )
@@ -32,11 +32,11 @@ def reference(layer: SubspaceLinear, x):
 def test_a_new_layer_is_the_layer_it_replaces():
     linear, conv = nn.Linear(12, 20), nn.Conv2d(3, 8, 3, padding=1)
     x, image = torch.randn(5, 12), torch.randn(2, 3, 9, 7)
-    for plan in ("fold", "factored", "auto"):
+    for plan in ("effective", "beside", "auto"):
         layer = SubspaceLinear.from_linear(linear, torch.randn(20, 4), torch.randn(12, 4), 2.0, plan)
         assert torch.equal(layer(x), linear(x))
     assert torch.equal(SubspaceConv2d.from_conv(conv, torch.randn(8, 4), torch.randn(27, 4), 2.0)(image), conv(image))
-    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["c"]
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["core.c"]
     assert set(layer.state_dict()) == {"weight", "bias", "U", "V", "c"}
     assert layer.weight.data_ptr() == linear.weight.data_ptr()
     assert "K=4" in repr(layer) and "in_features=12" in repr(layer)
@@ -49,7 +49,7 @@ def test_state_dict_of_the_plain_layer_fits():
     assert torch.equal(layer.weight, plain.weight)
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_module_gradients(plan):
     layer, x = make_linear(plan), torch.randn(6, 12, requires_grad=True)
     exact = torch.autograd.grad(reference(layer, x).square().sum(), (x, layer.c))
@@ -100,7 +100,9 @@ def test_conv_op_equals_its_reference():
 def test_conv_gradcheck_and_saved_tensors():
     layer = make_conv(stride=2, padding=1).double()
     x = torch.randn(1, 3, 7, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, c: torch.func.functional_call(layer.eval(), {"c": c}, x), (x, layer.c))
+    assert torch.autograd.gradcheck(
+        lambda x, c: torch.func.functional_call(layer.eval(), {"core.c": c}, x), (x, layer.c)
+    )
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
         layer(x)
@@ -151,7 +153,7 @@ def test_layers_made_in_inference_mode():
         torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored", "auto"])
+@pytest.mark.parametrize("plan", ["effective", "beside", "auto"])
 def test_module_compiles_to_one_graph(plan):
     layer, x = make_linear(plan), torch.randn(40, 12)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from subspace_ext import subspace_linear
-from subspace_ext.ops.fold_weight import fold_weight
-from subspace_ext.ops.subspace_linear import choose_fold
+from subspace_ext.ops.effective_weight import effective_weight
+from subspace_ext.ops.subspace_linear import choose_effective
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
 SCALE = 0.7
@@ -49,7 +49,7 @@ def eager_low_rank(x, w, bias, U, c, V, scale):
     return linear(x, w, bias) + scale * (((x @ V) @ c.to(x.dtype).t()) @ U.t())
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(
@@ -70,38 +70,38 @@ def test_values_and_gradients(plan, dtype, bias, tokens, in_size, out_size, rank
             assert_as_exact_as_torch(result, plain, wanted, name, dtype)
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_gradcheck(plan):
     x, w, bias, U, c, V = make((5,), 6, 7, 3, torch.float64)
     assert torch.autograd.gradcheck(lambda x, c: subspace_linear(x, w, bias, U, c, V, SCALE, plan), (x, c))
 
 
-@pytest.mark.parametrize("fold", [True, False], ids=["fold", "factored"])
-def test_library_op_gradients_of_both_orders(fold):
+@pytest.mark.parametrize("effective", [True, False], ids=["effective", "beside"])
+def test_library_op_gradients_of_both_orders(effective):
     x, w, bias, U, c, V = make((4,), 5, 6, 3, torch.float64)
 
     def library(x, c):
-        return torch.ops.subspace_ext.subspace_linear(x, w, bias, U, c, V, SCALE, fold, True)[0]
+        return torch.ops.subspace_ext.subspace_linear(x, w, bias, U, c, V, SCALE, effective, True)[0]
 
     assert torch.autograd.gradcheck(library, (x, c))
     assert torch.autograd.gradgradcheck(library, (x, c))
 
 
-@pytest.mark.parametrize("fold", [True, False], ids=["fold", "factored"])
+@pytest.mark.parametrize("effective", [True, False], ids=["effective", "beside"])
 @pytest.mark.parametrize("project", [True, False], ids=["core_trained", "core_frozen"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-def test_opcheck(fold, project, bias):
+def test_opcheck(effective, project, bias):
     x, w, b, U, c, V = make((2, 5), 6, 7, 3, bias=bias)
-    arguments = (x, w, b, U, c.requires_grad_(project), V, SCALE, fold, project)
+    arguments = (x, w, b, U, c.requires_grad_(project), V, SCALE, effective, project)
     torch.library.opcheck(torch.ops.subspace_ext.subspace_linear.default, arguments)
 
 
-def test_opcheck_of_the_fold():
+def test_opcheck_of_the_effective_weight():
     _, w, _, U, c, V = make()
-    torch.library.opcheck(torch.ops.subspace_ext.fold_weight.default, (w, U, c, V, SCALE, torch.bfloat16))
+    torch.library.opcheck(torch.ops.subspace_ext.effective_weight.default, (w, U, c, V, SCALE, torch.bfloat16))
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored", "auto"])
+@pytest.mark.parametrize("plan", ["effective", "beside", "auto"])
 def test_compile_traces_one_graph(plan):
     def layer(x, w, bias, U, c, V):
         return subspace_linear(x * 2, w, bias, U, c, V, SCALE, plan).relu()
@@ -150,7 +150,7 @@ def saved_shapes(function, tokens):
     return shapes
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "library"])
 def test_only_the_projection_is_saved(plan, autocast, compiled):
@@ -159,7 +159,7 @@ def test_only_the_projection_is_saved(plan, autocast, compiled):
     def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             if compiled:
-                return torch.ops.subspace_ext.subspace_linear(x, w, bias, U, c, V, SCALE, plan == "fold", True)
+                return torch.ops.subspace_ext.subspace_linear(x, w, bias, U, c, V, SCALE, plan == "effective", True)
             return subspace_linear(x, w, bias, U, c, V, SCALE, plan)
 
     assert saved_shapes(run, 101) == [(101, 8)]
@@ -168,7 +168,7 @@ def test_only_the_projection_is_saved(plan, autocast, compiled):
         assert saved_shapes(run, 101) == []
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_no_tokens(plan):
     arguments = make((0,))
     y, dx, dc = gradients(subspace_linear, arguments, torch.zeros(0, 40), plan=plan)
@@ -176,7 +176,7 @@ def test_no_tokens(plan):
     assert subspace_linear(*make((3, 0, 2)), SCALE, plan=plan).shape == (3, 0, 2, 40)
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_non_contiguous_inputs(plan):
     arguments = make((6, 5))
     expected = gradients(subspace_linear, copies(arguments), torch.ones(6, 5, 40), plan=plan)
@@ -194,7 +194,7 @@ def test_non_contiguous_inputs(plan):
 
 def test_only_one_gradient_wanted():
     x, w, bias, U, c, V = make()
-    for plan in ("fold", "factored"):
+    for plan in ("effective", "beside"):
         y = subspace_linear(x, w, bias, U, c.detach(), V, SCALE, plan)
         assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
         y = subspace_linear(x.detach(), w, bias, U, c, V, SCALE, plan)
@@ -204,7 +204,7 @@ def test_only_one_gradient_wanted():
         assert not subspace_linear(x, w, bias, U, c, V).requires_grad
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_computes_as_linear_does(plan, dtype):
     arguments = make((64,), 64, 48, 8)
@@ -222,7 +222,7 @@ def test_autocast_computes_as_linear_does(plan, dtype):
         assert subspace_linear(*doubles).dtype == linear(*doubles[:3]).dtype == torch.float64
 
 
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_a_zero_core_changes_nothing(plan):
     x, w, bias, U, c, V = make((64,))
     assert torch.equal(subspace_linear(x, w, bias, U, c.detach() * 0, V, SCALE, plan), linear(x, w, bias))
@@ -230,16 +230,16 @@ def test_a_zero_core_changes_nothing(plan):
         assert torch.equal(subspace_linear(x, w, bias, U, c.detach() * 0, V, SCALE, plan), linear(x, w, bias))
 
 
-def test_folding_from_float32_keeps_small_updates():
-    """An update of relative size 1e-3 is below half a bfloat16 step; folded before the one rounding it survives."""
+def test_effective_weights_from_float32_keep_small_updates():
+    """An update of relative size 1e-3 is below half a bfloat16 step; added before the one rounding it survives."""
     _, w, _, U, c, V = make((1,), 512, 512, 32)
     update = U @ c.detach() @ V.t()
     update *= 1e-3 * w.norm() / update.norm()
     core = U.t() @ update @ V
-    folded = fold_weight(w, U, core, V, 1.0, torch.bfloat16).double() - w.bfloat16().double()
-    gain = (folded * update).sum() / update.double().square().sum()
+    change = effective_weight(w, U, core, V, 1.0, torch.bfloat16).double() - w.bfloat16().double()
+    gain = (change * update).sum() / update.double().square().sum()
     assert abs(gain - 1) < 0.1
-    assert choose_fold("auto", 10_000, w) and not choose_fold("auto", 10_000, w.bfloat16())
+    assert choose_effective("auto", 10_000, w) and not choose_effective("auto", 10_000, w.bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_folding_from_float32_keeps_small_updates():
         ({"V": torch.ones(6, 3)}, r"V must be \[in, K\] = \[6, 2\] to match w and U, got shape \(6, 3\)"),
         ({"V": torch.ones(6, 2, device="meta")}, "V must be on the device of w, cpu, got meta"),
         ({"x": torch.ones(3, 6, device="meta")}, "x must be on the device of w, cpu, got meta"),
-        ({"plan": "fast"}, "plan must be one of auto, fold, factored, got 'fast'"),
+        ({"plan": "fast"}, "plan must be one of auto, effective, beside, got 'fast'"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
@@ -274,3 +274,11 @@ def test_bad_arguments_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         subspace_linear(**(good | change))
+
+
+def test_former_names_of_the_plans_still_stand_for_them():
+    arguments = [t if t is None else t.detach() for t in make((64,))]
+    for former, now in (("fold", "effective"), ("factored", "beside")):
+        with pytest.warns(DeprecationWarning, match=f"plan '{former}' is now called '{now}'"):
+            y = subspace_linear(*arguments, SCALE, former)
+        assert torch.equal(y, subspace_linear(*arguments, SCALE, now))

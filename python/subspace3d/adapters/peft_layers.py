@@ -11,16 +11,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 import subspace_ext as se
-
-Core = se.SubspaceLinear | se.SubspaceConv2d
+from subspace_ext.core import padded, plain_weight
+from subspace_ext.merging import mergeable_weight, merged_layer
+from subspace_ext.ops.lora import lora_conv2d, lora_linear
+from subspace_ext.ops.subspace_linear import autocast_dtype, checked_plan, plain_operations_only, without_autocast
 
 
 class SubspaceLayer(nn.Module, BaseTunerLayer):
-    """y = x w^T + bias + s ((x V) c^T) U^T + (alpha / r) (x A^T) B^T, the core or the LoRA may be absent.
+    """y = base(x) + s ((x V) c^T) U^T + (alpha / r) (x A^T) B^T, the core or the LoRA may be absent.
 
-    ``c``, ``A`` and ``B`` are trained; ``c`` and ``B`` start at zero. A Conv2d is the same on its unrolled weight. One
-    active adapter runs through the fused layer of `subspace_ext`; several at once have their updates added to the
-    weight.
+    ``c``, ``A`` and ``B`` are trained; ``c`` and ``B`` start at zero. A Conv2d is the same on its unrolled weight. The
+    base layer is kept as it is; one that computes ``x w^T + bias`` and nothing else runs through the fused ops of
+    `subspace_ext`, beside any other (quantised weights, hooks, a forward of its own) the update is computed.
     """
 
     adapter_layer_names = ("subspace_core", "lora_A", "lora_B")
@@ -29,31 +31,29 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self._is_linear = isinstance(base_layer, nn.Linear)
+        if isinstance(base_layer, nn.Linear):
+            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        else:
+            self.in_features, self.out_features = base_layer.in_channels, base_layer.out_channels
         # ModuleDicts; typed loosely because mypy knows no entry's own type
         self.subspace_core: Any = nn.ModuleDict()
         self.lora_A: Any = nn.ModuleDict()
         self.lora_B: Any = nn.ModuleDict()
         self.lora_scaling: dict[str, float] = {}
+        self.plans: dict[str, str] = {}
         self.merged_adapters: list[str] = []
-        # holds the untouched weight while merged
-        self.register_buffer("unmerged_weight", None, persistent=False)
-        self.unmerged_weight: torch.Tensor | None
+        # while merged: the untouched base layer, in a tuple so that it is no module of this one
+        self._untouched: tuple[nn.Module, ...] = ()
 
     def add_core(self, adapter: str, U: torch.Tensor, V: torch.Tensor, scale: float, plan: str) -> None:
         """Give ``adapter`` a core of zeros between ``U [out, K]`` and ``V [in, K]``."""
-        base = self.base_layer
+        device = self.base_layer.weight.device
         # in one layout, so that an adapter gives the same bits before it is saved and after it is loaded
-        U, V = U.contiguous(), V.contiguous()
-        core: Core
-        if isinstance(base, nn.Linear):
-            core = se.SubspaceLinear.from_linear(base, U, V, scale, plan)
-        else:
-            core = se.SubspaceConv2d.from_conv(base, U, V, scale)
-        for name in ("weight", "bias"):
-            # the base layer's own parameter, but unregistered: registered twice it would be saved and unfrozen twice
-            delattr(core, name)
-            object.__setattr__(core, name, getattr(base, name))
-        self.subspace_core[adapter] = core
+        U, V = U.to(device).contiguous(), V.to(device).contiguous()
+        c = torch.zeros(U.shape[1], U.shape[1], dtype=torch.float32, device=device)
+        self.plans[adapter] = checked_plan(plan)
+        self.subspace_core[adapter] = se.SubspaceCore(U, c, V, scale).train(self.base_layer.training)
 
     def add_lora(self, adapter: str, rank: int, alpha: float) -> None:
         """Give ``adapter`` a LoRA: A from a uniform distribution within 1 / sqrt(in), B of zeros, as PEFT starts it."""
@@ -75,35 +75,47 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.lora_scaling[adapter] = alpha / rank
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.disable_adapters and self.unmerged_weight is not None:
-            return self._with_weight(x, self.unmerged_weight)
         if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
+            base = self._untouched[0] if self.disable_adapters and self._untouched else self.base_layer
+            return base(x, *args, **kwargs)
+        base = self.base_layer
         cores = [name for name in self.active_adapters if name in self.subspace_core]
-        if len(cores) > 1:
-            updates = torch.stack([self._core_update(name) for name in cores]).sum(0)
-            y = self._with_weight(x, self.base_layer.weight + updates.to(self.base_layer.weight.dtype))
-        elif cores:
-            y = self.subspace_core[cores[0]](x)
+        loras = [name for name in self.active_adapters if name in self.lora_A]
+        if args or kwargs or not cores:
+            y = None if cores or args or kwargs or len(loras) != 1 else self._fused_lora(x, loras[0])
+            if y is not None:
+                return y
+            y, beside = base(x, *args, **kwargs), cores
         else:
-            y = self.base_layer(x, *args, **kwargs)
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                a, b = self.lora_A[name], self.lora_B[name]
-                low = b(a(self._cast_input_dtype(x, a.weight.dtype)))
-                y = y + (low * self.lora_scaling[name]).to(y.dtype)
+            first = self.subspace_core[cores[0]]
+            y = first.linear(base, x, self.plans[cores[0]]) if self._is_linear else first.conv2d(base, x)
+            beside = cores[1:]
+        for name in beside:
+            core = self.subspace_core[name]
+            y = core.add_to_linear(y, x) if self._is_linear else core.add_to_conv2d(base, y, x)
+        for name in loras:
+            a, b = self.lora_A[name], self.lora_B[name]
+            low = b(a(self._cast_input_dtype(x, a.weight.dtype)))
+            y = y + (low * self.lora_scaling[name]).to(y.dtype)
         return y
 
-    def _with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.base_layer, nn.Linear):
-            return nn.functional.linear(x, weight, self.base_layer.bias)
-        return self.base_layer._conv_forward(x, weight, self.base_layer.bias)
-
-    def _core_update(self, adapter: str) -> torch.Tensor:
-        core = self.subspace_core[adapter]
-        wide = torch.promote_types(self.base_layer.weight.dtype, torch.float32)
-        update = core.scale * (core.U.to(wide) @ core.c.to(wide) @ core.V.to(wide).T)
-        return update.view(self.base_layer.weight.shape)
+    def _fused_lora(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:
+        """The base layer with a LoRA, in one op; None where it does not fit and the modules have to run."""
+        base: Any = self.base_layer
+        weight = plain_weight(base, nn.Linear if self._is_linear else nn.Conv2d)
+        if weight is None or weight.dtype != torch.float32 or x.dtype != torch.float32 or plain_operations_only(x):
+            return None
+        a, b, scaling = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.lora_scaling[adapter]
+        dtype = autocast_dtype(x)
+        with without_autocast(x.device.type):
+            if dtype is not None:
+                x = x.to(dtype)
+            if self._is_linear:
+                return lora_linear(x, weight, base.bias, a, b, scaling)
+            x, padding = padded(base, x)
+            batch = x if x.dim() == 4 else x[None]
+            y = lora_conv2d(batch, weight, base.bias, a, b, scaling, (base.stride, padding, base.dilation))
+            return y if x.dim() == 4 else y[0]
 
     def lora_factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """``B [out, r']`` and ``A [r', in]`` with ``delta W = B A``: the core's ``s U c`` and ``V^T``, then the LoRA's.
@@ -127,45 +139,75 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         """The update of ``adapter``, shaped like the weight, float32; zeros when this layer has nothing of it."""
         factors = self.lora_factors(adapter)
         weight = self.base_layer.weight
+        shape = (self.out_features, self.in_features) if self._is_linear else weight.shape
         if factors is None:
-            return torch.zeros_like(weight, dtype=torch.float32)
-        return (factors[0] @ factors[1]).view(weight.shape)
+            return torch.zeros(shape, dtype=torch.float32, device=weight.device)
+        return (factors[0] @ factors[1]).view(shape)
 
     @torch.no_grad()
     def merged_weight(self, adapters: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The untouched w; w plus the updates of ``adapters``, added in float32 or wider, rounded once; their sum."""
-        weight = self.base_layer.weight if self.unmerged_weight is None else self.unmerged_weight
+        """The untouched w; w plus the updates of ``adapters``, added in float32 or wider, rounded once; their sum.
+
+        Raises:
+            ValueError: the weight is computed from others, or not stored in floating point.
+        """
+        weight = mergeable_weight((*self._untouched, self.base_layer)[0])
         update = torch.zeros_like(weight, dtype=torch.float32)
         for adapter in adapters:
             update += self.get_delta_weight(adapter)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return weight, (weight.to(wide) + update).to(weight.dtype), update
 
+    def check_mergeable(self, name: str, adapters: Sequence[str]) -> None:
+        """Raise ValueError, naming the module, where ``adapters`` would change it and it cannot be merged into."""
+        changes = any(adapter in self.subspace_core or adapter in self.lora_A for adapter in adapters)
+        base = (*self._untouched, self.base_layer)[0]
+        if not changes or plain_weight(base, nn.Linear if self._is_linear else nn.Conv2d) is not None:
+            return
+        try:
+            self.merged_base(adapters)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be merged into: {error}") from error
+
+    def merged_base(self, adapters: Sequence[str]) -> nn.Module:
+        """A base layer with the updates of ``adapters`` in its weight; see `subspace_ext.merging.merged_layer`.
+
+        Raises:
+            ValueError: its weight would not be finite, or the base layer is one that cannot be merged into.
+        """
+        _, merged, _ = self.merged_weight(adapters)
+        if not torch.isfinite(merged).all():
+            raise ValueError(f"the merged weight must be finite, got NaN or Inf: check the adapters {list(adapters)}")
+        return merged_layer((*self._untouched, self.base_layer)[0], merged)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put the merged weight in the base layer; the untouched one is kept, so unmerge() is exact.
+        """Put a layer with the merged weight in the place of the base layer, which is kept, so unmerge() is exact.
 
         ``safe_merge`` is PEFT's; a weight that is not finite is refused in either case.
 
         Raises:
-            ValueError: the merged weight would not be finite.
+            ValueError: see `merged_base`.
         """
         names = check_adapters_to_merge(self, adapter_names)
         if not names:
             return
-        _, merged, _ = self.merged_weight([*self.merged_adapters, *names])
-        if not torch.isfinite(merged).all():
-            raise ValueError(f"the merged weight must be finite, got NaN or Inf: check the adapters {names}")
-        if self.unmerged_weight is None:
-            self.unmerged_weight = self.base_layer.weight.data
-        self.base_layer.weight.data = merged
+        merged = self.merged_base([*self.merged_adapters, *names])
+        if not self._untouched:
+            self._untouched = (self.base_layer,)
+        self.base_layer = merged  # type: ignore[assignment]
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put the untouched weight back, bit for bit. On a layer that is not merged this does nothing."""
-        if self.unmerged_weight is not None:
-            self.base_layer.weight.data = self.unmerged_weight
-            self.unmerged_weight = None
+        """Put the untouched base layer back. On a layer that is not merged this does nothing."""
+        if self._untouched:
+            (self.base_layer,) = self._untouched  # type: ignore[assignment]
+            self._untouched = ()
             self.merged_adapters.clear()
+
+    def _apply(self, fn, recurse=True):
+        for base in self._untouched:
+            base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

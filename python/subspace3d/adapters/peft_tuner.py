@@ -49,7 +49,7 @@ class SubspaceConfig(PeftConfig):
     scale: float = SUBSPACE_SCALE
     """s in ``delta W = s U c V^T``."""
     plan: str = "auto"
-    """How linears compute it, see `subspace_ext.subspace_linear`: auto, fold or factored."""
+    """How linears compute it, see `subspace_ext.subspace_linear`: auto, effective or beside."""
     lora_modules: str | list[str] | None = None
     """Modules that get a plain LoRA (beside a core, if both name one), like target_modules; None: none."""
     r: int = 16
@@ -170,6 +170,7 @@ class SubspaceModel(BaseTuner):
         for argument, names in (("target_modules", cores), ("lora_modules", loras)):
             for name in names:
                 check_adaptable(argument, name, modules[name])
+        _check_uses(model, {"target_modules": cores, "lora_modules": loras})
         check_shapes("basis", {name: basis[name] for name in cores}, modules)
         peft_config._resolved = _Resolved(basis, frozenset(cores), frozenset(loras))
 
@@ -259,7 +260,31 @@ class SubspaceModel(BaseTuner):
     def _plan_merge(self, adapter_names: list[str] | None, max_error: float) -> None:
         names = self.active_adapters if adapter_names is None else adapter_names
         layers = {key: module for key, module in self.model.named_modules() if isinstance(module, SubspaceLayer)}
+        for key, layer in layers.items():
+            layer.check_mergeable(key, names)
         self.merge_report = plan_merge(layers, names, max_error)
+
+
+def _check_uses(model: nn.Module, chosen: dict[str, list[str]]) -> None:
+    """Raise ValueError for a module of which an adapter would change one use of several, or none."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for argument, wanted in chosen.items():
+        for name in wanted:
+            module = model.get_submodule(name)
+            if len(names[module]) > 1:
+                others = ", ".join(other for other in names[module] if other != name)
+                raise ValueError(
+                    f"{argument} must leave out {name}: it is one module with {others}, and only one of its uses would "
+                    "be adapted"
+                )
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(parent, nn.MultiheadAttention):
+                raise ValueError(
+                    f"{argument} must leave out {name}: torch.nn.MultiheadAttention reads its weight and never calls "
+                    "it, so an adapter would have no effect"
+                )
 
 
 def _parents(name: str) -> Iterable[str]:

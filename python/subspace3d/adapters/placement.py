@@ -112,7 +112,9 @@ def check_adaptable(argument: str, name: str, module: nn.Module) -> None:
 
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of the weight matrix; a convolution's is [out, in * kernel height * kernel width]."""
+    """(out, in) of the weight matrix, which may be stored in another form; a convolution's is [out, in * kh * kw]."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
     weight = module.get_parameter("weight")
     return weight.shape[0], weight[0].numel()
 

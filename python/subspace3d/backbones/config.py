@@ -68,6 +68,10 @@ class VGGTConfig:
             if not holds:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
+    def get(self, name: str, default: object = None) -> object:
+        """The size called ``name``: PEFT before 0.18 asks a model's configuration as it would a dictionary."""
+        return getattr(self, name, default)
+
 
 CONFIGS: dict[str, VGGTConfig] = {
     "vggt-1b": VGGTConfig(name="vggt-1b"),

@@ -207,13 +207,13 @@ def _subspace(problem: Problem, plan: str, augments: bool = True) -> Peer:
     u = torch.linalg.qr(torch.randn(out_features, problem.core, **options)).Q
     v = torch.linalg.qr(torch.randn(in_features, problem.core, **options)).Q
     layer = se.SubspaceLinear.from_linear(problem.linear(), u, v, SCALE, plan).train()
-    layer.augments = augments
+    layer.core.augments = augments
     with torch.no_grad():
         layer.c.normal_()
         layer.c.mul_(_fit_size(SCALE * u @ layer.c @ v.t(), problem.weight))
 
     def begin_step() -> None:
-        # As after optimizer.step(): the core was written, so its fold is out of date.
+        # As after optimizer.step(): the core was written, so its effective weight is out of date.
         with torch.no_grad():
             layer.c.mul_(1)
 
@@ -223,16 +223,16 @@ def _subspace(problem: Problem, plan: str, augments: bool = True) -> Peer:
 
 
 def subspace_fold(problem: Problem) -> Peer:
-    return _subspace(problem, "fold")
+    return _subspace(problem, "effective")
 
 
 def subspace_fold_separate(problem: Problem) -> Peer:
-    """The fold without the bases around it: one more product in each direction, results without gaps."""
-    return _subspace(problem, "fold", augments=False)
+    """The effective weight without the bases around it: one more product in each direction, results without gaps."""
+    return _subspace(problem, "effective", augments=False)
 
 
 def subspace_factored(problem: Problem) -> Peer:
-    return _subspace(problem, "factored")
+    return _subspace(problem, "beside")
 
 
 PEERS: dict[str, Callable[[Problem], Peer]] = {

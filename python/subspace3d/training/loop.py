@@ -28,6 +28,7 @@ from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
+from subspace3d.training.gradient_watch import GradientWatch, watched_parameters
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
@@ -255,6 +256,7 @@ class _Run:
             )
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
         self.clipped = {part: members for part, members in self.clipped.items() if members}
+        self.watch = GradientWatch(watched_parameters(model) if processes.is_first else {})
         self.trackers: list[Tracker] = []
         self.step = self.skipped = self.skipped_in_a_row = self.images = 0
         self.losses: list[float] = []
@@ -323,6 +325,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._accumulate(data)
+        self.watch.after_backward()
         norms = {
             part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
             for part, members in self.clipped.items()

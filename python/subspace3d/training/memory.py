@@ -8,9 +8,7 @@ Python itself and, on a GPU, the CUDA context.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +30,7 @@ class MemoryEstimate:
     """Bytes of tensors on the device at the peak of a training step.
 
     Attributes:
-        weights: parameters and buffers, folded weights included.
+        weights: parameters and buffers, effective weights included.
         optimizer: AdamW's two moments.
         step: batch, activations, gradients and temporaries.
         images: in one forward pass.
@@ -95,10 +93,9 @@ def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scen
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     compute_bytes = 2 if config.precision == "bf16" else 4
-    folds = [m for m in model.modules() if isinstance(m, (se.SubspaceLinear, se.SubspaceConv2d))]
-    kept = sum(module.weight.numel() * compute_bytes for module in folds)
-    # a module may also hold a weight that belongs to another one: such a tensor is faked where it is used
-    with _without_kept_folds(folds), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    cores = [module for module in model.modules() if isinstance(module, se.SubspaceCore)]
+    kept = sum(core.U.shape[0] * core.V.shape[0] * compute_bytes for core in cores)
+    with FakeTensorMode() as fake:
         stand_ins: dict[str, torch.Tensor] = {
             f"model.{name}": fake.from_tensor(tensor) for name, tensor in tensors.items()
         }
@@ -161,19 +158,6 @@ class _LiveBytes(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-@contextlib.contextmanager
-def _without_kept_folds(modules: list) -> Iterator[None]:
-    """In training mode these modules keep a fold keyed by addresses, which fake tensors have not."""
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes):
-            module.training = mode
 
 
 def _largest_pass(config: TrainConfig, processes: int) -> tuple[int, int]:

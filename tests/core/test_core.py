@@ -1,4 +1,4 @@
-"""Folds that are kept: never stale, made once a step, on a GPU in place and for a whole model at once."""
+"""Effective weights that are kept: never stale, made once a step, on a GPU in place and for a whole model at once."""
 
 import copy
 
@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from subspace_ext import SubspaceConv2d, SubspaceLinear, _native, folding, group_folds
+from subspace_ext import SubspaceConv2d, SubspaceLinear, _native, core, effective, group_folds
 from subspace_ext.ops.subspace_linear_ref import subspace_linear_ref
 
 
 @pytest.fixture(params=["torch", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch) -> torch.device:
-    """Where layers fold: by plain PyTorch on the CPU, or by the kernels, emulated or on a GPU."""
+    """Where effective weights are made: on the CPU, or by the kernels for a GPU, emulated or on one."""
     if request.param == "emulated":
         monkeypatch.setattr(_native, "_C", request.getfixturevalue("emulated_module"))
         monkeypatch.setattr(_native, "KERNEL_DEVICE", "cpu")
@@ -23,7 +23,7 @@ def device(request, monkeypatch) -> torch.device:
 
 
 def make_linear(device, in_size=12, out_size=20, rank=4, **options) -> SubspaceLinear:
-    options = {"plan": "fold"} | options
+    options = {"plan": "effective"} | options
     layer = SubspaceLinear.from_linear(
         nn.Linear(in_size, out_size), torch.randn(out_size, rank), torch.randn(in_size, rank), 0.5, **options
     )
@@ -43,26 +43,30 @@ def reference(layer: SubspaceLinear, x):
 
 
 @pytest.fixture
-def folds(monkeypatch):
-    """One entry for each fold or launch: the number of layers in it."""
+def made(monkeypatch):
+    """One entry for each call that makes effective weights: how many it makes."""
     counted = []
-    anew = SubspaceLinear._fold_anew
-    launch = folding.Launch.__call__
-    monkeypatch.setattr(SubspaceLinear, "_fold_anew", lambda *a: counted.append(1) or anew(*a))
-    monkeypatch.setattr(folding.Launch, "__call__", lambda self, *a: counted.append(self._count) or launch(self, *a))
+
+    def count(owner, name, number):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *a: counted.append(number(self)) or original(self, *a))
+
+    count(effective.Launch, "__call__", lambda launch: launch._count)
+    count(effective.HostLaunch, "__call__", lambda launch: len(launch._updates))
+    count(core, "make_once", lambda _: 1)
     return counted
 
 
-def test_one_fold_serves_all_forwards_of_a_step(device, folds):
+def test_one_effective_weight_serves_all_forwards_of_a_step(device, made):
     layer, x = make_linear(device), torch.randn(40, 12, requires_grad=True, device=device)
     for _ in range(3):
         layer(x).sum().backward()
         checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert folds == [1]
+    assert made == [1]
     with torch.autocast(device.type, torch.bfloat16):
         layer(x)
         layer(x)
-    assert folds == [1, 1]
+    assert made == [1, 1]
 
 
 def _optimizer_step(layer, **options):
@@ -95,7 +99,7 @@ CHANGES = {
     "load_state_dict_assign": lambda layer: _load(layer, assign=True),
     "copy_": lambda layer: _in_place(layer.c),
     "data_assignment": lambda layer: setattr(layer.c, "data", layer.c.data + 1),
-    "new_parameter": lambda layer: setattr(layer, "c", nn.Parameter(layer.c.detach() + 1)),
+    "new_parameter": lambda layer: setattr(layer.core, "c", nn.Parameter(layer.c.detach() + 1)),
     "weight_changed": lambda layer: _in_place(layer.weight),
     "bias_changed": lambda layer: _in_place(layer.bias),
     "U_changed": lambda layer: _in_place(layer.U),
@@ -103,13 +107,13 @@ CHANGES = {
     "scale_changed": lambda layer: setattr(layer, "scale", 3.0),
     "to_float64": lambda layer: layer.double(),
     "merge_and_unmerge": lambda layer: (layer.merge(), _in_place(layer.c), layer.unmerge()),
-    "refold": lambda layer: (layer.c.data.add_(1.0), layer.refold()),
+    "forget": lambda layer: (layer.weight.data.add_(1.0), layer.forget()),
 }
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["alone", "grouped"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_fold_is_never_stale(device, change, grouped):
+def test_the_effective_weight_is_never_stale(device, change, grouped):
     layer, x = make_linear(device), torch.randn(40, 12, device=device)
     if grouped:
         group_folds(layer)
@@ -129,7 +133,7 @@ def test_evaluation_sees_every_change(device):
     assert not torch.allclose(layer(x), before)
 
 
-def test_a_copy_has_its_own_fold(device):
+def test_a_copy_has_an_effective_weight_of_its_own(device):
     layer, x = make_linear(device), torch.randn(40, 12, device=device)
     before = layer(x)
     other = copy.deepcopy(layer)
@@ -138,7 +142,7 @@ def test_a_copy_has_its_own_fold(device):
     assert torch.equal(layer(x), before)
 
 
-def test_backward_uses_the_fold_of_its_forward_or_says_that_it_is_gone(device):
+def test_backward_uses_the_weight_of_its_forward_or_says_that_it_is_gone(device):
     layer, x = make_linear(device), torch.randn(40, 12, requires_grad=True, device=device)
     expected = torch.autograd.grad(layer(x).sum(), x)[0]
     y = layer(x)
@@ -155,7 +159,7 @@ def test_backward_uses_the_fold_of_its_forward_or_says_that_it_is_gone(device):
 @pytest.mark.parametrize(
     ("leading", "in_size", "out_size", "rank"), [((37,), 24, 40, 8), ((2, 3), 17, 9, 3), ((0,), 8, 6, 2)], ids=str
 )
-@pytest.mark.parametrize("plan", ["fold", "factored"])
+@pytest.mark.parametrize("plan", ["effective", "beside"])
 def test_values_and_gradients(device, plan, dtype, leading, in_size, out_size, rank):
     layer = make_linear(device, in_size, out_size, rank, plan=plan)
     layer.weight.data, layer.bias.data = layer.weight.to(dtype), layer.bias.to(dtype)
@@ -209,7 +213,7 @@ class Pair(nn.Module):
         return self.second(self.first(x)).sum() + self.conv(image).sum()
 
 
-def test_a_group_folds_in_one_launch(device, folds):
+def test_a_group_makes_its_weights_in_one_call(device, made):
     model = Pair(device)
     x, image = torch.randn(40, 12, device=device), torch.randn(2, 3, 9, 8, device=device)
     alone = copy.deepcopy(model)
@@ -218,10 +222,9 @@ def test_a_group_folds_in_one_launch(device, folds):
         assert grouped is not lonely
     steps = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-3) for m in (model, alone)]
     for step in range(3):
-        folds.clear()
+        made.clear()
         loss = model(x, image)
-        if _native.runs_on(device):
-            assert folds == ([1, 1, 1] if step == 0 else [3])
+        assert made == ([1, 1, 1] if step == 0 else [3])
         wanted = alone(x, image)
         torch.testing.assert_close(loss, wanted)
         loss.backward()
@@ -234,24 +237,24 @@ def test_a_group_folds_in_one_launch(device, folds):
     assert group_folds(nn.Linear(2, 2)) is None
 
 
-def test_a_group_leaves_alone_what_did_not_change(device, folds):
+def test_a_group_leaves_alone_what_did_not_change(device, made):
     model = Pair(device)
     group_folds(model)
     x, image = torch.randn(40, 12, device=device), torch.randn(2, 3, 9, 8, device=device)
     model(x, image)
-    folds.clear()
+    made.clear()
     _in_place(model.first.c)
     model(x, image)
-    assert folds == [1]
+    assert made == [1]
     model(x, image)
-    assert folds == [1]
+    assert made == [1]
 
 
 def test_a_group_makes_a_launch_once_for_each_dtype(device, monkeypatch):
     """Parts of a model in other dtypes must not push out each other's launch, nor a new buffer pass for an old one."""
     made = []
-    init = folding.Launch.__init__
-    monkeypatch.setattr(folding.Launch, "__init__", lambda self, jobs: made.append(len(jobs)) or init(self, jobs))
+    init = effective.Launch.__init__
+    monkeypatch.setattr(effective.Launch, "__init__", lambda self, jobs: made.append(len(jobs)) or init(self, jobs))
     narrow, wide = (nn.ModuleList([make_linear(device) for _ in range(2)]) for _ in range(2))
     group_folds(nn.ModuleList([narrow, wide]))
     x = torch.randn(40, 12, device=device)
@@ -271,23 +274,23 @@ def test_a_group_makes_a_launch_once_for_each_dtype(device, monkeypatch):
         assert made == [1, 1, 1, 1, 2, 2]
     for _ in range(3):
         for layer in wide:
-            layer.refold()
+            layer.forget()
         step()
         step()
 
 
-def test_a_captured_step_ends_the_reuse_of_folds(device, folds, monkeypatch):
-    """A graph's replay changes a core with nothing to show for it; folds are then made in every forward."""
+def test_a_captured_step_ends_the_reuse(device, made, monkeypatch):
+    """A graph's replay changes a core with nothing to show for it; weights are then made in every forward."""
     layer, x = make_linear(device), torch.randn(40, 12, device=device)
     layer(x)
-    monkeypatch.setattr(folding, "_hidden_steps", False)
-    monkeypatch.setattr(folding, "capturing", lambda: True)
-    folds.clear()
+    monkeypatch.setattr(core, "_hidden_steps", False)
+    monkeypatch.setattr(core, "capturing", lambda: True)
+    made.clear()
     torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-5, atol=1e-4)
     layer(x)
-    assert len(folds) == 2
+    assert len(made) == 2
     _optimizer_step(layer)
-    monkeypatch.setattr(folding, "capturing", lambda: False)
+    monkeypatch.setattr(core, "capturing", lambda: False)
     layer.c.data.add_(1.0)  # the replay
     torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-5, atol=1e-4)
 
@@ -295,7 +298,7 @@ def test_a_captured_step_ends_the_reuse_of_folds(device, folds, monkeypatch):
 @pytest.mark.gpu
 def test_replays_of_a_captured_step(monkeypatch):
     # The capture below sets it for the rest of the process.
-    monkeypatch.setattr(folding, "_hidden_steps", False)
+    monkeypatch.setattr(core, "_hidden_steps", False)
     torch.cuda.init()
     device = torch.device("cuda")
     layer = make_linear(device)
@@ -344,15 +347,18 @@ def test_stochastic_rounding_of_half_precision_weights(device, make):
         layer.c.mul_(1e-3 * layer.weight.float().norm() / update.norm())
     update = layer.scale * layer.U.double() @ layer.c.detach().double() @ layer.V.double().t()
 
-    def gain(folded):
-        change = folded.detach().flatten(1).double() - layer.weight.flatten(1).double()
+    def make_it():
+        return layer.core._make(layer.base_layer, torch.bfloat16, layer.c, make is make_linear, True).weight
+
+    def gain(weight):
+        change = weight.detach().flatten(1).double() - layer.weight.flatten(1).double()
         return ((change * update).sum() / update.square().sum()).item()
 
-    folded = layer._fold(torch.bfloat16).weight
+    made = make_it()
     # Rounding leaves noise of two or three times the update; of so many elements it moves the gain by a few percent.
-    assert abs(gain(folded) - 1) < 0.05
-    assert torch.equal(layer.merged_weight(), folded)
-    layer.rounding = "nearest"
-    assert gain(layer._fold(torch.bfloat16).weight) < 0.7
+    assert abs(gain(made) - 1) < 0.05
+    assert torch.equal(layer.merged_weight(), made)
+    layer.core.rounding = "nearest"
+    assert gain(make_it()) < 0.7
     with pytest.raises(ValueError, match="rounding must be one of nearest, stochastic, got 'up'"):
         make_linear(device, rounding="up")

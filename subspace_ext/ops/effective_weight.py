@@ -1,4 +1,4 @@
-"""`fold_weight`: the weight a layer multiplies with once its low-rank update has been added."""
+"""`effective_weight`: the weight a layer multiplies with once its low-rank update has been added."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from subspace_ext.ops.rank_update import rank_update
 from subspace_ext.ops.rank_update_ref import accumulation_dtype
 
 torch.library.define(
-    "subspace_ext::fold_weight",
+    "subspace_ext::effective_weight",
     "(Tensor w, Tensor u, Tensor c, Tensor v, float scale, ScalarType dtype, int? seed=None) -> Tensor",
 )
-torch.library.register_kernel("subspace_ext::fold_weight", "default", rank_update)
+torch.library.register_kernel("subspace_ext::effective_weight", "default", rank_update)
 
 
-def fold_weight(
+def effective_weight(
     w: Tensor, u: Tensor, c: Tensor, v: Tensor, scale: float, dtype: torch.dtype, seed: int | None = None
 ) -> Tensor:
     """w_eff = cast(w + scale * u c v^T), accumulated in float32 (float64 for a float64 weight), rounded once.
@@ -35,12 +35,12 @@ def fold_weight(
         [out, in], contiguous, of dtype `dtype`.
     """
     if torch.compiler.is_compiling() or (c.requires_grad and torch.is_grad_enabled()):
-        return torch.ops.subspace_ext.fold_weight(w, u, c, v, scale, dtype, seed)
-    # Without a graph to record, the dispatcher costs more than a small fold.
+        return torch.ops.subspace_ext.effective_weight(w, u, c, v, scale, dtype, seed)
+    # Without a graph to record, the dispatcher costs more than a small product.
     return rank_update(w, u, c, v, scale, dtype, seed)
 
 
-@torch.library.register_fake("subspace_ext::fold_weight")
+@torch.library.register_fake("subspace_ext::effective_weight")
 def _fake(w, u, c, v, scale, dtype, seed=None):
     return torch.empty(w.shape, dtype=dtype, device=w.device)
 
@@ -59,4 +59,4 @@ def _backward(ctx, d_w_eff: Tensor):
     return None, None, None if d_c is None else d_c.to(ctx.core_dtype), None, None, None, None
 
 
-torch.library.register_autograd("subspace_ext::fold_weight", _backward, setup_context=_save_for_backward)
+torch.library.register_autograd("subspace_ext::effective_weight", _backward, setup_context=_save_for_backward)
