@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters.placement import SUBSPACE_SCALE
+from subspace3d.adapters.basis import check_shapes
+from subspace3d.adapters.placement import SUBSPACE_SCALE, check_uses
 from subspace3d.formats.basis import load_basis
 
 
@@ -34,31 +35,40 @@ def inject(
 
     Raises:
         FileNotFoundError: the basis file does not exist.
-        ValueError: a module is not in the model, is no Linear or Conv2d, or does not have the size of its basis; the
-            model has not been changed.
+        ValueError: a module is not in the model, is no Linear or Conv2d, does not have the size of its basis, or is
+            used in a way that a core would not see (`placement.check_uses`); the model has not been changed.
     """
     if not isinstance(basis, Mapping):
         basis = load_basis(Path(basis))
     if not basis:
         raise ValueError("basis must hold at least one module, got none")
-    layers = {name: _layer(model, name, u, v, scale) for name, (u, v) in basis.items()}
+    # all checks come first: making a layer freezes its base
+    modules = _find_modules(model, basis)
+    check_uses(model, {"basis": basis})
+    check_shapes("basis", dict(basis), modules)
     model.requires_grad_(False)
-    for name, layer in layers.items():
+    for name, (u, v) in basis.items():
+        module = modules[name]
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return list(layers)
-
-
-def _layer(model: nn.Module, name: str, u: torch.Tensor, v: torch.Tensor, scale: float) -> nn.Module:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"basis: {name} must be a module of the model: {error}") from error
-    try:
+        layer: nn.Module
         if isinstance(module, nn.Linear):
-            return se.SubspaceLinear.from_linear(module, u, v, scale)
-        if isinstance(module, nn.Conv2d):
-            return se.SubspaceConv2d.from_conv(module, u, v, scale)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    raise ValueError(f"{name} must be a Linear or Conv2d to get a core, got {type(module).__name__}")
+            layer = se.SubspaceLinear.from_linear(module, u, v, scale)
+        else:
+            layer = se.SubspaceConv2d.from_conv(module, u, v, scale)
+        setattr(model.get_submodule(parent), child, layer)
+    return list(basis)
+
+
+def _find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    present = dict(model.named_modules(remove_duplicate=False))
+    missing = [name for name in names if name not in present]
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(f"basis: {missing[0]}{more} must be a module of the model, and is not")
+    found = {}
+    for name in names:
+        module = present[name]
+        if not isinstance(module, (nn.Linear, nn.Conv2d)) or (isinstance(module, nn.Conv2d) and module.groups != 1):
+            raise ValueError(f"basis: {name} must be a Linear, or a Conv2d with groups = 1, got {module}")
+        found[name] = module
+    return found

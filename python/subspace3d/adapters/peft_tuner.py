@@ -22,7 +22,7 @@ from subspace3d.adapters.basis import check_shapes
 from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
-from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names
+from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, check_uses, match_names
 from subspace3d.formats.basis import Basis, basis_digest, load_basis
 from subspace3d.log import logger
 
@@ -170,7 +170,7 @@ class SubspaceModel(BaseTuner):
         for argument, names in (("target_modules", cores), ("lora_modules", loras)):
             for name in names:
                 check_adaptable(argument, name, modules[name])
-        _check_uses(model, {"target_modules": cores, "lora_modules": loras})
+        check_uses(model, {"target_modules": cores, "lora_modules": loras})
         check_shapes("basis", {name: basis[name] for name in cores}, modules)
         peft_config._resolved = _Resolved(basis, frozenset(cores), frozenset(loras))
 
@@ -263,28 +263,6 @@ class SubspaceModel(BaseTuner):
         for key, layer in layers.items():
             layer.check_mergeable(key, names)
         self.merge_report = plan_merge(layers, names, max_error)
-
-
-def _check_uses(model: nn.Module, chosen: dict[str, list[str]]) -> None:
-    """Raise ValueError for a module of which an adapter would change one use of several, or none."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for argument, wanted in chosen.items():
-        for name in wanted:
-            module = model.get_submodule(name)
-            if len(names[module]) > 1:
-                others = ", ".join(other for other in names[module] if other != name)
-                raise ValueError(
-                    f"{argument} must leave out {name}: it is one module with {others}, and only one of its uses would "
-                    "be adapted"
-                )
-            parent = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(parent, nn.MultiheadAttention):
-                raise ValueError(
-                    f"{argument} must leave out {name}: torch.nn.MultiheadAttention reads its weight and never calls "
-                    "it, so an adapter would have no effect"
-                )
 
 
 def _parents(name: str) -> Iterable[str]:

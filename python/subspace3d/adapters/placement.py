@@ -5,7 +5,7 @@ Tuning (`methods`) and counting (`subspace3d params`) both follow `place`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -163,3 +163,33 @@ def count_parameters(
             # AdaLoRA trains a singular value with every pair of vectors
             add(name, (sum(matrix_shape(model.get_submodule(name))) + (1 if method == "adalora" else 0)) * rank)
     return {**counts, "total": sum(counts.values())}
+
+
+def check_uses(model: nn.Module, chosen: Mapping[str, Iterable[str]]) -> None:
+    """Refuse modules of which an adapter would change one use of several, or none.
+
+    Args:
+        model (nn.Module): the model, untouched.
+        chosen (Mapping): argument, for the message -> names of modules that are to be adapted.
+
+    Raises:
+        ValueError: a module has several names in the model, or its parent reads its weight without calling it.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for argument, wanted in chosen.items():
+        for name in wanted:
+            module = model.get_submodule(name)
+            if len(names[module]) > 1:
+                others = ", ".join(other for other in names[module] if other != name)
+                raise ValueError(
+                    f"{argument} must leave out {name}: it is one module with {others}, and only one of its uses would "
+                    "be adapted"
+                )
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(parent, nn.MultiheadAttention):
+                raise ValueError(
+                    f"{argument} must leave out {name}: torch.nn.MultiheadAttention reads its weight and never calls "
+                    "it, so an adapter would have no effect"
+                )

@@ -1,0 +1,62 @@
+"""Cores put on a model in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import subspace3d as s3
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+
+
+def basis(*names: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    sizes = {"0": (5, 27), "2": (6, 20), "4": (2, 6)}
+    return {name: tuple(torch.linalg.qr(torch.randn(size, 2))[0] for size in sizes[name]) for name in names}
+
+
+def test_only_the_cores_are_trained_and_a_core_of_zeros_changes_nothing(tmp_path):
+    torch.manual_seed(1)
+    plain, chosen = model(), basis("0", "2")
+    images = torch.rand(4, 3, 4, 4, dtype=torch.float64)
+    expected = plain(images)
+    s3.save_basis(tmp_path / "basis.safetensors", chosen)
+    for given in (chosen, tmp_path / "basis.safetensors", str(tmp_path / "basis.safetensors")):
+        adapted = model()
+        assert s3.inject(adapted, given) == ["0", "2"]
+        trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        assert [tuple(p.shape) for p in trained.values()] == [(2, 2), (2, 2)]
+        torch.testing.assert_close(adapted(images), expected, rtol=0, atol=1e-12)
+
+    cores = [torch.randn(2, 2, dtype=torch.float64) for _ in range(2)]
+    for parameter, core in zip(trained.values(), cores):
+        parameter.data = core.to(parameter.dtype)
+    for (name, (u, v)), core in zip(chosen.items(), cores):
+        weight = plain.get_submodule(name).weight
+        update = 2 * u.double() @ core.float().double() @ v.double().T
+        weight.data += update.view(weight.shape)
+    torch.testing.assert_close(adapted.eval()(images), plain(images), rtol=1e-6, atol=1e-6)
+
+
+def test_what_cannot_have_a_core_is_refused_by_name_and_nothing_is_changed():
+    shared = model()
+    shared.twin = shared[2]
+    reads_weight = nn.Sequential(nn.MultiheadAttention(4, 2))
+    square = (torch.eye(4, 2), torch.eye(4, 2))
+    cases = [
+        (model(), {}, "at least one module"),
+        (model(), {"7": square}, "7 must be a module of the model"),
+        (model(), {"3": square}, "3 must be a Linear, or a Conv2d"),
+        (model(), {**basis("2"), "4": square}, r"4 must have \[out, in\] = \[2, 6\]"),
+        (shared, basis("2"), "one module with twin"),
+        (reads_weight, {"0.out_proj": square}, "MultiheadAttention"),
+    ]
+    for network, given, words in cases:
+        before = str(network)
+        with pytest.raises(ValueError, match=words):
+            s3.inject(network, given)
+        assert str(network) == before and all(p.requires_grad for p in network.parameters())
