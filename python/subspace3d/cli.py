@@ -138,8 +138,7 @@ def execute(prog: str, settings_class: type, run: Callable[[Any], Any], argument
             raise
         _fail(prog, f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
     except BrokenPipeError:
-        # who reads has seen enough (`| head`); nothing more can be said there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _fail(prog, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -195,6 +194,15 @@ def _renamed(name: str, arguments: list[str]) -> tuple[str, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 0, with 2 after a one-line error, with 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # who reads has seen enough (`| head`); nothing more can be said there, also not at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return

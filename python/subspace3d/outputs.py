@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,19 +117,21 @@ class DatasetTargets:
         name: what their names begin with.
         suffixes: one for each data set.
         lists_skipped: whether OUT/skipped-<name>.json is written too.
+        settings: kind of the settings.
     """
 
     out: Path
     name: str
     suffixes: tuple[str, ...]
     lists_skipped: bool = False
+    settings: Kind = field(default_factory=lambda: GENERATE_SETTINGS)
 
     @property
     def record(self) -> Path:
         return self.out / f"config-{self.name}.yaml"
 
     def declared(self) -> list[Output]:
-        found = [Output("out", self.record, GENERATE_SETTINGS)]
+        found = [Output("out", self.record, self.settings)]
         if self.lists_skipped:
             found.append(Output("out", self.out / f"skipped-{self.name}.json", SKIPPED))
         # where the settings stand, data sets of their name are added to; else they must be new
@@ -171,7 +173,7 @@ class DatasetTargets:
         replace(found, DATASET, who)
         replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
         # last, so that a call that was cut off finds what is left to do
-        replace([self.record], GENERATE_SETTINGS, who)
+        replace([self.record], self.settings, who)
 
 
 def mark(folder: Path, kind: Kind) -> None:
@@ -457,6 +459,7 @@ SHEET = Kind("a contact sheet", False, _is_sheet)
 ROWS = Kind("rows of a benchmark", False, _is_rows)
 SKIPPED = Kind("a list of what was skipped", False, _is_skipped)
 GENERATE_SETTINGS = Kind("settings of generate", False, _settings_of("out", "attribute", "preset", "scenes"))
+CONVERT_SETTINGS = Kind("settings of convert", False, _settings_of("out", "from", "root"))
 ADAPT_SETTINGS = Kind("settings of adapt", False, _settings_of("scenes", "out", "backbone", "rank"))
 FINETUNE_SETTINGS = Kind("settings of finetune", False, _settings_of("scenes", "out", "method", "backbone"))
 DEMO_SETTINGS = Kind("settings of demo", False, _settings_of("smoke", "seed"))

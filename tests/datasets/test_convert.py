@@ -39,7 +39,7 @@ def test_bad_flags_get_one_line(arguments: list[str], words: list[str]) -> None:
 def test_from_stands_in_files_under_its_own_name(tmp_path: Path) -> None:
     config = ConvertConfig(out=Path("a"), from_="rgbd", root=Path("b"), only=("x", "y"), depth_scale=2e-4)
     settings.save(tmp_path / "run.yaml", config)
-    assert "\nfrom: rgbd\n" in (tmp_path / "run.yaml").read_text()
+    assert "from: rgbd\n" in (tmp_path / "run.yaml").read_text()
     assert cli.parse("convert", ConvertConfig, ["--config", str(tmp_path / "run.yaml")]) == config
 
 

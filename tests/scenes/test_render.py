@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from subspace3d.geometry import look_at
-from subspace3d.mitsuba_variant import VARIANTS, check_variant, choose_variant, probe
+from subspace3d.mitsuba_variant import VARIANTS, check_variant, choose_variant, load_mitsuba, probe
 from subspace3d.scenes.cameras import CameraSpec
 from subspace3d.scenes.geometry.objects import BlockSpec, BoxSpec, GeometrySpec, PartSpec
 from subspace3d.scenes.geometry.shapes import build_mesh
-from subspace3d.scenes.lights import LampSpec, LightingSpec
+from subspace3d.scenes.lights import LampSpec, LightingSpec, place_in_room
 from subspace3d.scenes.materials.atlas import TextureSpec
-from subspace3d.scenes.render import SceneRenderer, tone_map
+from subspace3d.scenes.render import SceneRenderer, _lamp, tone_map
 from subspace3d.scenes.sampler import SceneSpec, sample_scene, scene_seeds
 
 SIZE = 24
@@ -205,3 +205,14 @@ def test_white_background_is_white_and_edges_are_blends_with_it(variant):
     # pi r^2 / 4 of the pixels up to half a pixel around the circle's edge; inside everything is surface
     assert 0 < ((alpha > 0) & (alpha < 1)).sum() < 2 * np.pi * SIZE
     assert alpha.sum() == pytest.approx(surface.sum(), rel=0.05)
+
+
+def test_every_lamp_has_a_place_and_a_direction():
+    """Lamps at the ceiling look straight down."""
+    mi = load_mitsuba("scalar")
+    for seed in range(4):
+        seeds = scene_seeds(seed, 0, 0, "all")
+        spec = sample_scene(seeds, "paper", 2, "all", regime="room")
+        lamps = place_in_room(spec.lighting, spec.geometry.room).lamps
+        placed = [_lamp(mi, lamp)["to_world"].matrix for lamp in lamps if lamp.kind == "area"]
+        assert all(np.isfinite(np.array(matrix)).all() for matrix in placed)

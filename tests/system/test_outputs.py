@@ -212,7 +212,7 @@ def test_a_lock_that_is_none(here: Path, verb: str, kind: str) -> None:
     config = CASES[verb].make(here / "new.out")
     name = ".new.out.lock" if isinstance(config, (MineConfig, ExportConfig, ReportConfig)) else ""
     if isinstance(config, (GenerateConfig, ConvertConfig)):
-        name = f"new.out/.{'rgbd' if config.from_ else 'texture'}.lock"
+        name = f"new.out/.{'rgbd' if isinstance(config, ConvertConfig) else 'texture'}.lock"
     lock = here / (name or "new.out/.lock")
     lock.parent.mkdir(exist_ok=True)
     lock.symlink_to(here / "thesis.txt") if kind == "link" else os.mkfifo(lock)
@@ -243,7 +243,7 @@ def test_the_command_line_names_argument_and_path_in_one_line(here: Path, capsys
         "export run --out mydocs",
         "export run --out .",
         "adapt --scenes scenes --out scenes",
-        "generate --from rgbd --root data/rgbd --out data",
+        "convert --from rgbd --root data/rgbd --out data",
         "finetune --scenes scenes --out mydocs --method none --resume never",
     ):
         before = everything(here)

@@ -66,7 +66,7 @@ class ConvertConfig(ReaderConfig):
 
     def _targets(self) -> outputs.DatasetTargets:
         suffixes = ("_train", "_test") if self.from_ in _SPLIT_SOURCES else ("",)
-        return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, lists_skipped=True)
+        return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, True, outputs.CONVERT_SETTINGS)
 
     def replace_others(self) -> None:
         """Delete the data sets of this name that other settings made, if that is asked for."""

@@ -295,7 +295,9 @@ def _lamp(mi: ModuleType, lamp: LampSpec) -> dict[str, Any]:
     if lamp.kind == "point":
         value = {"type": "rgb", "value": (irradiance * distance**2).tolist()}
         return {"type": "point", "position": position.tolist(), "intensity": value}
-    up = [0.0, 0.0, 1.0] if abs(position[2]) < 0.9 * distance else [1.0, 0.0, 0.0]
+    # lamps at a ceiling look straight down, where the z axis says nothing about the way up
+    direction = np.array(lamp.target) - position
+    up = [0.0, 0.0, 1.0] if abs(direction[2]) < 0.9 * np.linalg.norm(direction) else [1.0, 0.0, 0.0]
     pose = mi.ScalarTransform4f().look_at(origin=position.tolist(), target=lamp.target, up=up)
     value = {"type": "rgb", "value": (irradiance * distance**2 / lamp.size**2).tolist()}
     return {
