@@ -1,4 +1,9 @@
-"""Fixtures and markers shared by all tests."""
+"""Fixtures, markers and limits shared by all tests."""
+
+import os
+
+# Before torch and NumPy read it, and for the processes that tests start: two workers of pytest-xdist share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import emulated
 import numpy as np
@@ -6,6 +11,8 @@ import pytest
 import torch
 
 from subspace_ext import _native
+
+_SLOW_LIMIT_S = 1500  # below faulthandler_timeout in pyproject.toml, which ends the process and not the test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_LIMIT_S))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device on this machine"))
 

@@ -35,13 +35,6 @@ VERBS: dict[str, tuple[type, str]] = {
     "experiments": (configs.ExperimentsConfig, "subspace3d.experiments.run"),
 }
 
-# import name -> extra that brings it, for the advice given when an import fails
-EXTRA_OF = {
-    "mitsuba": "render", "drjit": "render", "peft": "tune", "open3d": "eval", "scipy": "eval", "matplotlib": "eval",
-    "tyro": "tune", "yaml": "tune", "safetensors": "tune", "tqdm": "tune", "PIL": "tune", "huggingface_hub": "tune",
-    "tensorboard": "track", "wandb": "track", "viser": "view", "ray": "cluster",
-}  # fmt: skip
-
 
 def usage() -> str:
     lines = ["usage: subspace3d VERB [--config FILE] [flags]", "       subspace3d VERB --help", ""]
@@ -57,14 +50,9 @@ def usage() -> str:
 
 
 def _parse(verb: str, arguments: list[str]) -> Any:
+    import tyro
+
     config_class = VERBS[verb][0]
-    try:
-        import tyro
-    except ImportError:
-        # the base install carries no command-line parser, but must be able to say what is missing
-        if verb == "doctor" and not set(arguments) - {"--json"}:
-            return configs.DoctorConfig(json="--json" in arguments)
-        raise
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
         # a bare argument is the verb's first setting: `export RUN`, `report RUN`
@@ -141,10 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nsubspace3d {verb}: interrupted; the same command continues it", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+        from subspace3d.extras import install_line
+
+        library = (error.name or "").partition(".")[0]
+        install = install_line(library)
+        if install is None:
             raise
-        _fail(f"subspace3d {verb}", f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
+        _fail(f"subspace3d {verb}", f"{library} is not installed: {install}")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _fail(f"subspace3d {verb}", str(error))
     except (MemoryError, RuntimeError) as error:

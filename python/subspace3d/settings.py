@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,6 @@ def _count(value: Any, before: int = 0) -> int:
 
 def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
         return tomllib.loads(text)
     import yaml
 

@@ -59,7 +59,9 @@ def test_every_adapter_becomes_a_plain_lora(folder: Path, capsys: pytest.Capture
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"{run}/export/lora: plain LoRA")
         stock = _outputs(PeftModel.from_pretrained(build_vggt("vggt-nano"), run / "export/lora"))
         expected = _outputs(load_tuned(run))
-        assert float((stock - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+        # one float32 rounding for each of some thirty layers that follow one another, relative to the largest output
+        tolerance = 32 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+        assert float((stock - expected).abs().max()) < tolerance
         assert float((expected - _outputs(build_vggt("vggt-nano"))).abs().max()) > 1e-4
         assert read_adapter(run / "export/lora").base_model == "vggt-nano"
 
