@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "subspace3d"
 author = "The subspace3d maintainers"
-copyright = author  # noqa: A001 - Sphinx reads this name
+copyright = author
 release = version = metadata.version("subspace3d")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated"]
@@ -25,6 +25,8 @@ default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# what a class overrides without a word of its own is PyTorch's or PEFT's, and described there
+autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 

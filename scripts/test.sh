@@ -31,5 +31,5 @@ part set-up bash scripts/bootstrap.sh
 part lint lint
 part types types
 # one file, one worker: files share what their fixtures made, and there is one browser at a time
-part tests $bin/pytest -n "${WORKERS:-2}" --dist loadfile "$@"
+part tests $bin/pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
 part docs make --no-print-directory docs

@@ -49,7 +49,8 @@ def flags(settings: type, prefix: str = "") -> list[Flag]:
     hints = typing.get_type_hints(settings, include_extras=True)
     helps = field_docs(settings)
     found: list[Flag] = []
-    for field in dataclasses.fields(settings):
+    # a command's own settings before those it shares with others
+    for field in sorted(dataclasses.fields(settings), key=lambda field: field.name not in settings.__annotations__):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             found += flags(hint, f"{prefix}{field.name}.")
@@ -101,7 +102,7 @@ def default_words(field: dataclasses.Field) -> str:
         return "required"
     else:
         value = field.default
-    if value is None or value == () or value == "":
+    if value is None or value in ((), "", Path()):
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
