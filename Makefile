@@ -1,8 +1,8 @@
-# `make test` and `make demo` need nothing but python3 (>= 3.10): each sets up .venv on its first run.
+# `make test` and `make demo` need nothing but python3 (>= 3.11): each sets up .venv on its first run.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup lint test fuzz faults sanitize demo experiments pretrain-nano wheel clean
+.PHONY: help setup lint test docs fuzz faults sanitize demo experiments pretrain-nano wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -14,9 +14,13 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	if [ -d examples ]; then $(BIN)/mypy --strict examples && $(BIN)/basedpyright examples; fi
 
-test: lint  ## lint, types and the whole test suite
-	$(BIN)/pytest
+test:  ## lint, types, the whole test suite on two cores (WORKERS=N) and the docs; says how long each took
+	@bash scripts/test.sh
+
+docs: setup  ## the documentation site into build/docs; warnings and broken links are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/docs
 
 fuzz: setup  ## damaged files for every reader, 2000 each (about half an hour on one core), then coverage-guided if atheris is there
 	$(BIN)/pytest tests/fuzz --slow --fuzz-cases 2000

@@ -15,7 +15,7 @@ template <class... Parts>
 
 }  // namespace subspace
 
-#define SUBSPACE_CHECK(condition, ...)                  \
-  do {                                                  \
-    if (!(condition)) ::subspace::refuse(__VA_ARGS__);  \
+#define SUBSPACE_CHECK(condition, ...)                 \
+  do {                                                 \
+    if (!(condition)) ::subspace::refuse(__VA_ARGS__); \
   } while (false)

@@ -8,8 +8,8 @@ python=${PYTHON:-python3}
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
-  || fail "Python 3.10 or newer is needed; set PYTHON=/path/to/python3"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  || fail "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"
 
 # ---- system packages -------------------------------------------------------------------------------------------------
 missing=()

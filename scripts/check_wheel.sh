@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries the wheel in dist/ (scripts/build_wheel.sh makes it) in fresh environments: what it holds, then the ops and
-# `doctor` with several torch releases and nothing else, then, with all extras, the whole method at its smallest scale.
+# Tries the wheel in dist/ (scripts/build_wheel.sh makes it) in fresh environments: what it holds, then the ops, `doctor`
+# and `params` with several torch releases and the base dependencies, then, with all extras, the whole method at its smallest scale.
 #
 #   bash scripts/check_wheel.sh [TORCH_RELEASE ...]        default: 2.13.0 2.12.0
 #
@@ -27,12 +27,15 @@ wheel=$(ls "$PWD"/dist/subspace3d-*.whl 2>/dev/null) || fail "no wheel in dist/;
 check_content() {
   say "what is in $(basename "$wheel")"
   "$python" -m zipfile -e "$wheel" "$work/content"
-  local module needed
+  local module needed package
   module=$(ls "$work"/content/subspace_ext/_C*.so)
   needed=$(readelf -d "$module" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
   echo "_C needs" $needed
   ! grep -qE '^lib(torch|c10|cuda|cudart|cublas)' <<<"$needed" || fail "_C must name neither torch nor a CUDA library"
   ! readelf -S "$module" | grep '\.symtab' || fail "_C must be stripped"
+  for package in subspace_ext subspace3d; do
+    [ -e "$work/content/$package/py.typed" ] || fail "$package/py.typed is missing"
+  done
   for file in LICENSE $(cd "$repository" && ls notices/*); do
     cmp -s "$repository/$file" "$work"/content/subspace3d-*.dist-info/licenses/"$file" || fail "$file is missing or old"
   done
@@ -60,6 +63,7 @@ try_release() {
   "$environment/bin/pip" install --quiet --no-deps "torch==$release"
   "$environment/bin/pip" install --quiet --no-deps "$wheel"
   "$environment/bin/pip" install --quiet numpy filelock typing-extensions sympy networkx jinja2 fsspec 'setuptools>=77,<82'
+  "$environment/bin/pip" install --quiet safetensors pyyaml tyro tqdm packaging
   local run=(env CUDA_VISIBLE_DEVICES= "$environment/bin/python")
   if ! (cd "$work" && "${run[@]}" -c 'import torch') 2>/dev/null; then
     make_stand_ins "$(echo "$environment"/lib/python3*/site-packages/torch/lib)" "$environment/stand_ins"
@@ -70,6 +74,7 @@ try_release() {
   # outside the repository, so that nothing but the wheel can be imported
   (cd "$work" && "${run[@]}" -W ignore::UserWarning "$repository/scripts/try_wheel.py")
   (cd "$work" && "${run[@]}" -W ignore::UserWarning -m subspace3d doctor)
+  (cd "$work" && "${run[@]}" -W ignore::UserWarning -m subspace3d params --backbone vggt-1b --method lora --rank 16)
   checked+=("torch $("${run[@]}" -c 'from importlib.metadata import version; print(version("torch"))') (CPU side$note)")
   rm -rf "$environment"
 }

@@ -1,4 +1,4 @@
-"""What an installed wheel must be able to do with nothing but torch and numpy beside it; run outside the repository.
+"""What an installed wheel must be able to do with its base dependencies beside it; run outside the repository.
 
 Both plans of the fused linear against the formula with its gradients, mining of a planted subspace, and kernels for the
 GPUs that were promised (none with SUBSPACE_CUDA=OFF in the environment).

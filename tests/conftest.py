@@ -1,4 +1,9 @@
-"""Fixtures and markers shared by all tests."""
+"""Fixtures, markers and limits shared by all tests."""
+
+import os
+
+# Before torch and NumPy read it, and for the processes that tests start: two workers of pytest-xdist share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import emulated
 import numpy as np
@@ -8,6 +13,18 @@ import torch
 from subspace3d import log
 from subspace_ext import _native
 
+_SLOW_LIMIT_S = 1500  # below faulthandler_timeout in pyproject.toml, which ends the process and not the test
+
+# Whole runs in processes of their own. With a file for each worker they begin first, so that no worker ends long after
+# the others.
+_LONGEST = (
+    "experiments/test_run.py",
+    "training/test_processes.py",
+    "faults/test_faults.py",
+    "system/test_demo.py",
+    "training/test_export.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
@@ -15,9 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(_LONGEST))
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_LIMIT_S))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device on this machine"))
 

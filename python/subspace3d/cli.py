@@ -58,14 +58,6 @@ def load(name: str) -> tuple[type, Callable[[Any], Any]]:
     return getattr(module, command.settings), module.run
 
 
-# import name -> extra that brings it, for the advice given when an import fails
-EXTRA_OF = {
-    "mitsuba": "render", "drjit": "render", "peft": "tune", "open3d": "eval", "scipy": "eval", "matplotlib": "eval",
-    "tyro": "tune", "yaml": "tune", "safetensors": "tune", "tqdm": "tune", "PIL": "tune", "huggingface_hub": "tune",
-    "tensorboard": "track", "wandb": "track", "viser": "view", "ray": "cluster",
-}  # fmt: skip
-
-
 def usage() -> str:
     lines = ["usage: subspace3d COMMAND [--config FILE] [-q] [flags]", "       subspace3d COMMAND --help", ""]
     lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
@@ -133,10 +125,13 @@ def execute(prog: str, settings_class: type, run: Callable[[Any], Any], argument
         print(f"\n{prog}: interrupted; the same command continues it", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
+        from subspace3d.extras import install_line
+
+        library = (error.name or "").partition(".")[0]
+        install = install_line(library)
+        if install is None:
             raise
-        _fail(prog, f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
+        _fail(prog, f"{library} is not installed: {install}")
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

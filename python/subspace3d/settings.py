@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,6 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
         # the parser takes quadratic time for a key of many parts
         if max(map(len, (line.split(".") for line in text.splitlines())), default=0) > _MOST_DOTS:
             raise ValueError(f"a line has more than {_MOST_DOTS} dots")

@@ -12,7 +12,8 @@ import subspace3d
 
 LAYERS = (
     # each module or package of subspace3d imports from its own row and from those above it only
-    "choices cropping files geometry locks log mitsuba_variant outputs progress records settings",
+    "choices cropping extras files geometry locks log mitsuba_variant outputs patterns plain_pickle progress reading"
+    " records schema settings",
     "backbones jobs",
     "formats",
     "adapters mining scenes",
@@ -37,7 +38,9 @@ def test_the_core_imports_nothing_above_it():
     assert not loaded & {"subspace3d", "peft", "open3d", "transformers", "mitsuba", "scipy", "safetensors"}
 
 
-@pytest.mark.parametrize("module", ["subspace3d", "subspace3d.cli", "subspace3d.files", "subspace3d.settings"])
+@pytest.mark.parametrize(
+    "module", ["subspace3d", "subspace3d.cli", "subspace3d.files", "subspace3d.settings", "subspace3d.extras"]
+)
 def test_the_command_line_is_light(module):
     assert not loaded_modules(f"import {module}") & {"torch", "numpy", "peft", "open3d", "mitsuba", "matplotlib"}
 

@@ -6,11 +6,15 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+import yaml
+
 import subspace3d
 import subspace_ext
 
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+CLASSIFIED = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', PROJECT)
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -52,9 +56,47 @@ def test_the_programme_has_the_figures_of_the_rows() -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def test_wheels_are_configured_for_every_python_that_is_supported() -> None:
-    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"]
+@pytest.mark.parametrize(
+    ("system", "architecture", "tag"),
+    [
+        ("linux", "x86_64", "manylinux_x86_64"),
+        ("linux", "aarch64", "manylinux_aarch64"),
+        ("macos", "arm64", "macosx_arm64"),
+        ("windows", "AMD64", "win_amd64"),
+    ],
+)
+def test_wheels_are_configured_for_every_python_that_is_supported(system: str, architecture: str, tag: str) -> None:
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers"]
+    command += ["--platform", system, "--archs", architecture]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.split() == [f"cp3{minor}-manylinux_x86_64" for minor in (10, 11, 12, 13)]
-    assert 'requires-python = ">=3.10"' in PROJECT
+    assert answer.stdout.split() == [f"cp3{minor}-{tag}" for minor in ("11", "12", "13", "14", "14t", "15")]
+
+
+def test_the_supported_pythons_are_named_alike() -> None:
+    oldest = min(CLASSIFIED, key=int)
+    assert [int(minor) for minor in CLASSIFIED] == [11, 12, 13, 14, 15]
+    assert f'requires-python = ">=3.{oldest}"' in PROJECT
+    assert f'target-version = "py3{oldest}"' in PROJECT and f'python_version = "3.{oldest}"' in PROJECT
+    assert f"Python 3.{oldest} or newer" in (ROOT / "scripts/bootstrap.sh").read_text(encoding="utf-8")
+
+
+def test_the_packages_say_that_they_are_typed() -> None:
+    for package in (subspace3d, subspace_ext):
+        assert (Path(package.__file__).parent / "py.typed").is_file()
+
+
+def test_the_citation_is_that_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == subspace3d.__version__
+    assert citation["preferred-citation"]["title"] in (ROOT / "README.md").read_text(encoding="utf-8").replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_the_files_of_the_hosting_site_can_be_read(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # YAML 1.1 reads the key `on` of a workflow as a truth value
+    needed = {"name", True, "jobs"} if path.parent.name == "workflows" else set()
+    assert needed <= content.keys()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from torch import nn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from subspace3d.adapters.placement import CORE_METHODS, SUBSPACE_SCALE, match_names
 from subspace3d.files import check_values, load_tensors, read_json

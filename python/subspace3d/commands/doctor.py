@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__
+from subspace3d import __version__, extras
 
 
 @dataclass(frozen=True)
@@ -23,21 +21,6 @@ class DoctorConfig:
 
     json: bool = False
     """Print one JSON object instead of text."""
-
-
-EXTRAS = {
-    "render": ("mitsuba", "pillow"),
-    "tune": ("tyro", "pyyaml", "safetensors", "tqdm", "peft", "pillow"),
-    "eval": ("open3d", "scipy", "matplotlib", "pillow"),
-    "view": ("viser", "pillow"),
-}
-
-
-def _distribution_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _memory_gib() -> tuple[float, float]:
@@ -61,7 +44,7 @@ def _gpus() -> list[str]:
 
 def _open3d_problem() -> str | None:
     """Open3D's wheel leaves out some shared libraries, so being installed does not mean that it can be imported."""
-    if _distribution_version("open3d") is None:
+    if extras.version("open3d") is None:
         return None
     probe = subprocess.run([sys.executable, "-c", "import open3d"], capture_output=True, text=True, check=False)
     return None if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["import failed"])[-1]
@@ -74,11 +57,9 @@ def examine() -> dict[str, Any]:
     import subspace_ext
 
     total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
-    missing = {
-        extra: [name for name in names if _distribution_version(name) is None] for extra, names in EXTRAS.items()
-    }
+    missing = {extra: extras.missing(extra) for extra in extras.read().in_all}
     render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
-    if not missing["render"]:
+    if extras.version("mitsuba") is not None:
         from subspace3d.mitsuba_variant import probe
 
         render = probe()

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from torch import nn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from subspace3d import files, outputs
 from subspace3d.backbones.targets import PRESETS, target_regex

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from subspace3d import files, outputs
 from subspace3d.schema import Count, Positive, PositiveInt, check

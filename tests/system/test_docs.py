@@ -1,0 +1,55 @@
+"""What the site does not check: links between files outside it, and that the references list everything."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", ROOT / "notices/README.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def test_every_setting_of_every_command_is_in_its_reference() -> None:
+    script = (
+        "import json, sys; sys.path.insert(0, 'docs/_ext'); from generated import commands, flags;"
+        "found = {name: [[flag.name, flag.help] for flag in flags(value)] for name, value in commands().items()};"
+        "print(json.dumps(found))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = json.loads(answer.stdout)
+    assert {"doctor", "generate", "mine", "finetune"} <= commands.keys()
+    assert [flag[0] for flag in commands["mine"]][:3] == ["--adapters", "--out", "--k"]
+    assert "--train.lr" in [flag[0] for flag in commands["finetune"]]
+    without = [(name, flag[0]) for name, flags in commands.items() for flag in flags if not flag[1]]
+    assert without == [], "settings without a help text"
+
+
+def test_the_guide_has_every_page() -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = {
+        line for block in re.findall(r"```\{toctree\}\n(.*?)```", index, flags=re.DOTALL) for line in block.split()
+    }
+    assert pages <= listed
