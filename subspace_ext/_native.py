@@ -41,13 +41,6 @@ def cpu_rank_updates() -> bool:
     return _C is not None and hasattr(_C, "rank_update_cpu") and KERNEL_DEVICE != "cpu"
 
 
-def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two CPU tensors of one dtype and shape hold the same bits; a fraction of a microsecond for a core."""
-    if _C is not None and left.is_contiguous() and right.is_contiguous():
-        return _C.same_bytes(left.data_ptr(), right.data_ptr(), left.numel() * left.element_size())
-    return torch.equal(left, right)
-
-
 def runs_on(device: torch.device) -> bool:
     """True when tensors on `device` can be handed to the kernels of this installation."""
     return device.type == KERNEL_DEVICE and cuda_built()

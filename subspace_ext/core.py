@@ -33,7 +33,7 @@ from subspace_ext.ops.subspace_linear import (
     checked_plan,
     choose_effective,
     effective_linear,
-    plain_operations_only,
+    transforming,
     without_autocast,
 )
 
@@ -115,14 +115,24 @@ def _never_called(*_: Any) -> None:
 class _Kept:
     """An effective weight and what it was made from."""
 
-    __slots__ = ("base", "core", "effective", "key", "maker", "used")
+    __slots__ = ("address", "base", "core", "effective", "key", "maker", "size", "used")
 
     def __init__(
         self, base: nn.Module, key: tuple, c: Tensor, maker: DeviceMaker | HostMaker, effective: Effective
     ) -> None:
         self.base, self.key, self.maker, self.effective = base, key, maker, effective
-        self.core = c.detach().clone() if c.is_cpu else None
+        self.core: Tensor | None = None
+        if c.is_cpu:
+            self.core = c.detach().clone()
+            self.address, self.size = self.core.data_ptr(), c.numel() * c.element_size()
         self.used = False
+
+    def shows(self, c: Tensor) -> bool:
+        """Whether a core at the address in the key still holds the values; bit by bit."""
+        assert self.core is not None
+        if _native.available() and c.is_contiguous():
+            return _native.module().same_bytes(self.key[0], self.address, self.size)
+        return torch.equal(c, self.core)
 
 
 class SubspaceCore(nn.Module):
@@ -198,7 +208,7 @@ class SubspaceCore(nn.Module):
             plan = checked_plan(plan)
         w = plain_weight(base, nn.Linear)
         compiling = torch.compiler.is_compiling()
-        if w is None or x.is_nested or (not compiling and plain_operations_only(x)):
+        if w is None or x.is_nested or (not compiling and transforming()):
             return self.add_to_linear(base(x), x)
         c = self._parameters.get("c")
         kept_by_name = c is not None
@@ -251,7 +261,7 @@ class SubspaceCore(nn.Module):
             raise ValueError(f"x must be [B, Cin, H, W] with Cin = {base.in_channels}, got shape {tuple(x.shape)}")
         w = plain_weight(base, nn.Conv2d)
         compiling = torch.compiler.is_compiling()
-        if w is None or (not compiling and plain_operations_only(x)):
+        if w is None or (not compiling and transforming()):
             return self.add_to_conv2d(base, base(x), x)
         c = self._parameters.get("c")
         kept_by_name = c is not None
@@ -310,7 +320,7 @@ class SubspaceCore(nn.Module):
             # inside a backward pass nobody changes the core between a backward and a recomputed forward
             if (kept.effective.spent or not torch.is_grad_enabled()) and torch._C._current_graph_task_id() == -1:
                 return None
-        elif not _native.same_bytes(c, kept.core):
+        elif not kept.shows(c):
             return None
         kept.used = True
         return kept.effective
@@ -340,12 +350,12 @@ class SubspaceCore(nn.Module):
                 self._group.make(dtype, self)
                 self._kept[dtype].used = True
                 return self._kept[dtype].effective
-            maker = self._maker(sources, dtype)
+            maker, key = self._maker(sources, dtype), self._key(base, c)
             if isinstance(maker, DeviceMaker):
-                made = maker.make(self.seed, kept is None or kept.key != self._key(base, c))
+                made = maker.make(self.seed, kept is None or kept.key != key)
             else:
                 made = maker.make()
-            self._keep(base, c, maker, made)
+            self._keep(base, c, maker, made, key)
             self._kept[dtype].used = True
             return made
 
@@ -354,7 +364,6 @@ class SubspaceCore(nn.Module):
         assert weight is not None
         return Sources(c, weight, self.U, self.V, bias, self.scale, self.seed, augment)
 
-    @torch.no_grad()
     def _maker(self, sources: Sources, dtype: torch.dtype) -> DeviceMaker | HostMaker:
         """What makes weights in `dtype`, made anew where other tensors are in place of those it was made for."""
         maker = self._makers.get(dtype)
@@ -363,9 +372,9 @@ class SubspaceCore(nn.Module):
             self._makers[dtype] = maker
         return maker
 
-    def _keep(self, base: nn.Module, c: Tensor, maker: DeviceMaker | HostMaker, made: Effective) -> None:
+    def _keep(self, base: nn.Module, c: Tensor, maker: DeviceMaker | HostMaker, made: Effective, key: tuple) -> None:
         # the maker keeps the storages alive: no other tensor can come to lie at an address in the key
-        self._kept[maker.dtype] = _Kept(base, self._key(base, c), c, maker, made)
+        self._kept[maker.dtype] = _Kept(base, key, c, maker, made)
 
     def _apply(self, fn, recurse=True):
         self.forget()
@@ -420,7 +429,7 @@ class EffectiveGroup:
             key = core._key(kept.base, c)
             stale = key != kept.key or (kept.effective.spent if kept.core is None else True)
             if core is not wanted:
-                if not stale or (kept.core is not None and key == kept.key and _native.same_bytes(c, kept.core)):
+                if not stale or (kept.core is not None and key == kept.key and kept.shows(c)):
                     continue
                 if not kept.used:
                     del core._kept[dtype], core._makers[dtype]
@@ -428,10 +437,10 @@ class EffectiveGroup:
             sources = core._sources(kept.base, c, kept.maker.augment)
             maker = core._maker(sources, dtype)
             found.setdefault((type(maker), sources.weight.dtype, maker.alone), []).append(
-                (core, kept.base, c, maker, key != kept.key)
+                (core, kept.base, c, maker, key != kept.key, key)
             )
         for kind, members in found.items():
-            cores, bases, cs, makers, changed = zip(*members)
+            cores, bases, cs, makers, changed, keys = zip(*members)
             if kind[2] or len(members) == 1:
                 made = [
                     maker.make(wanted.seed, its) if isinstance(maker, DeviceMaker) else maker.make()
@@ -443,5 +452,5 @@ class EffectiveGroup:
                 if batch is None or batch.makers != list(makers):
                     batch = self._batches[dtype, kind] = Batch(makers)
                 made = batch.make(wanted.seed, changed)
-            for core, base, c, maker, effective in zip(cores, bases, cs, makers, made):
-                core._keep(base, c, maker, effective)
+            for core, base, c, maker, effective, key in zip(cores, bases, cs, makers, made, keys):
+                core._keep(base, c, maker, effective, key)

@@ -150,7 +150,6 @@ class HostMaker(_Maker):
     def wrap(self, weight: Tensor) -> Effective:
         return Effective(weight.view(self._weight.shape), self._u, self._v, self._bias)
 
-    @torch.no_grad()
     def make(self) -> Effective:
         """The weight of this layer alone, in memory of its own."""
         if self.alone:

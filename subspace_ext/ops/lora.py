@@ -6,6 +6,8 @@ products into one result, and the convolution is one convolution with the effect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -15,10 +17,11 @@ from subspace_ext.ops.subspace_linear import without_autocast
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
-# Output channels up to which the gradient of the whole weight is cheaper than convolutions with as few channels as the
-# rank, which use a processor badly. Measured on one AVX-512 core in float32 with 48 channels of 32 x 32 to 112 x 112
-# pixels, r = 4: 0.80 to 0.93 of the time.
-WHOLE_GRADIENT_CHANNELS = 64
+# Where the gradients of a convolution's factors are taken from the gradient of the whole weight: small products, which
+# the many operations of the low-rank way would cost more than, and ranks at which its copies would. A value copied
+# costs as much as so many multiplications, measured on one AVX-512 core in float32.
+_SMALL_PRODUCTS = 2**23
+_PRODUCTS_PER_COPY = 50
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -78,46 +81,71 @@ class _LoraConv2d(torch.autograd.Function):
         wide = accumulation_dtype(w.dtype)
         left, right = b.flatten(1).to(wide), a.flatten(1).to(wide)
         w_eff = torch.addmm(w.flatten(1).to(wide), left, right, alpha=scale).to(dtype).view(w.shape)
-        y = torch.nn.functional.conv2d(x, w_eff, None if bias is None else bias.to(dtype), stride, padding, dilation)
-        p = None
-        if w.shape[0] > WHOLE_GRADIENT_CHANNELS and ctx.needs_input_grad[4]:
-            p = torch.nn.functional.conv2d(x, a.to(dtype), None, stride, padding, dilation)
-        ctx.save_for_backward(x, w_eff, a, b, p)
+        ctx.save_for_backward(x, w_eff, a, b)
         ctx.scale, ctx.geometry = scale, geometry
-        return y
+        return torch.nn.functional.conv2d(x, w_eff, None if bias is None else bias.to(dtype), stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, w_eff, a, b, p = ctx.saved_tensors
+        x, w_eff, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[index] for index in (0, 3, 4))
-        whole = p is None and (needs_a or needs_b)
+        stride, padding, dilation = ctx.geometry
+        needs_factors = needs_a or needs_b
+        whole = needs_factors and not low_rank_pays(dy.shape, a.shape, ctx.geometry)
+        da = db = None
         with without_autocast(dy.device.type):
-            dx, dw = _conv_backward(dy, x, w_eff, ctx.geometry, needs_x, whole)
-            da = db = None
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                dy, x, w_eff, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, whole, False)
+            )
             if whole:
                 wide = accumulation_dtype(a.dtype)
                 dw = dw.flatten(1).to(wide)
-                if needs_a:
-                    da = (ctx.scale * (b.flatten(1).to(wide).t() @ dw)).view(a.shape).to(a.dtype)
-                if needs_b:
-                    db = (ctx.scale * (dw @ a.flatten(1).to(wide).t())).view(b.shape).to(b.dtype)
-            elif needs_a or needs_b:
-                positions = dy.flatten(2)
-                if needs_a:
-                    g = ((ctx.scale * b.flatten(1)).to(dy.dtype).t() @ positions).view(p.shape)
-                    da = _conv_backward(g, x, a.to(dy.dtype), ctx.geometry, False, True)[1].to(a.dtype)
-                if needs_b:
-                    db = torch.einsum("bot,brt->or", positions, p.flatten(2)).to(b.dtype).mul_(ctx.scale).view(b.shape)
+                da, db = b.flatten(1).to(wide).t() @ dw, dw @ a.flatten(1).to(wide).t()
+            elif needs_factors:
+                da, db = _low_rank_gradients(dy, x, a, b, padding, dilation)
+            if needs_factors:
+                da = da.mul_(ctx.scale).view(a.shape).to(a.dtype) if needs_a else None
+                db = db.mul_(ctx.scale).view(b.shape).to(b.dtype) if needs_b else None
         return dx, None, None, da, db, None, None
 
 
-def _conv_backward(dy, x, weight, geometry, needs_x: bool, needs_weight: bool):
+def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether the factors' gradients are cheaper from r channels than from the gradient of the whole weight."""
     stride, padding, dilation = geometry
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, needs_weight, False)
-    )
-    return dx, dw
+    batch, out_size, height, width = dy_shape
+    rank, in_size, *kernel = a_shape
+    if any(step != 1 for step in stride) or any((k - 1) * d < p for k, d, p in zip(kernel, dilation, padding)):
+        return False
+    if batch * height * width * out_size * in_size * kernel[0] * kernel[1] < _SMALL_PRODUCTS:
+        return False
+    if kernel[0] * kernel[1] == 1:
+        return False
+    return 2 * rank * (in_size + _PRODUCTS_PER_COPY) < out_size * in_size
+
+
+def _low_rank_gradients(dy, x, a, b, padding, dilation) -> tuple[Tensor, Tensor]:
+    """da [r, Cin*kh*kw] and db [out, r] without the scale, for stride 1.
+
+    With g = b^T dy, da sums g at (q + padding - k dilation) times x at q over all positions q of x: one product with
+    the shifted copies of g. And p = conv2d(x, a) is the sum of shifted products a x, with which db = dy p^T.
+    """
+    dtype = dy.dtype
+    rank, in_size, *kernel = a.shape
+    offsets = kernel[0] * kernel[1]
+    shift = tuple((k - 1) * d - p for k, d, p in zip(kernel, dilation, padding))
+    rows, columns = dy.flatten(2), x.flatten(2)
+    batch = len(rows)
+    # bmm, because matmul copies an operand of three dimensions that requires a gradient
+    g = torch.bmm(b.flatten(1).to(dtype).t().expand(batch, -1, -1), rows)
+    # the kernel's positions in reverse, as unfold and fold count them
+    filters = a.to(dtype).flip(2, 3).permute(0, 2, 3, 1).reshape(rank * offsets, in_size)
+    products = torch.bmm(filters.expand(batch, -1, -1), columns)
+    shifted = torch.nn.functional.unfold(g.view(-1, rank, *dy.shape[2:]), kernel, dilation, shift)
+    p = torch.nn.functional.fold(products, dy.shape[2:], kernel, dilation, shift).flatten(2)
+    da = torch.bmm(shifted, columns.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dtype))
+    db = torch.bmm(rows, p.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dtype))
+    return da.view(rank, *kernel, in_size).flip(1, 2).permute(0, 3, 1, 2).reshape(rank, -1), db
 
 
 def lora_conv2d(
@@ -125,8 +153,8 @@ def lora_conv2d(
 ) -> Tensor:
     """y = conv2d(x, w + scale * reshape(b a), bias), the weight added up in float32 or wider and rounded once.
 
-    Gradients go to `x`, `a` and `b`; those of the factors come from the gradient of the whole weight, or where it has
-    more than `WHOLE_GRADIENT_CHANNELS` output channels, from convolutions with r channels. Saved for backward: x.
+    Gradients go to `x`, `a` and `b`; those of the factors come from r channels or from the gradient of the whole
+    weight, whichever costs less. Saved for backward: x.
 
     Args:
         x: [B, Cin, H, W], in the dtype to compute in; autocast must be off.

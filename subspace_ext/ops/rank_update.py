@@ -205,13 +205,14 @@ class HostLaunch:
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]) * itemsize
         for row, (base, *_) in zip(self._table, self._updates):
             row[_OUT_WORD + 1] = base.shape[1]
-        self._products = sum(base.numel() * mid.shape[0] for base, _, mid, *_ in self._updates)
+        products = sum(base.numel() * mid.shape[0] for base, _, mid, *_ in self._updates)
+        self._threads = max(1, products // _PRODUCTS_PER_THREAD)
+        self._total, self._address, self._code = sum(self._sizes), self._table.ctypes.data, _native.DTYPE_CODES[dtype]
 
     def __call__(self) -> list[Tensor]:
-        """The results, each contiguous and flat, in the order of the updates."""
-        out = torch.empty(sum(self._sizes), dtype=self._dtype)
-        table = self._table.copy()  # calls of several threads must not share it
-        table[:, _OUT_WORD] = self._offsets + out.data_ptr()
-        threads = max(1, min(torch.get_num_threads(), self._products // _PRODUCTS_PER_THREAD))
-        _native.module().rank_update_cpu(table.ctypes.data, len(table), _native.DTYPE_CODES[self._dtype], threads)
-        return list(out.split(self._sizes))
+        """The results, each contiguous and flat, in the order of the updates. One call at a time."""
+        out = torch.empty(self._total, dtype=self._dtype)
+        self._table[:, _OUT_WORD] = self._offsets + out.data_ptr()
+        threads = 1 if self._threads == 1 else min(self._threads, torch.get_num_threads())
+        _native.module().rank_update_cpu(self._address, len(self._updates), self._code, threads)
+        return [out] if len(self._updates) == 1 else list(torch.split_with_sizes(out, self._sizes))

@@ -351,16 +351,21 @@ def add_beside(y: Tensor, x: Tensor, u: Tensor, c: Tensor, v: Tensor, scale: flo
             for factor in (v.t(), c, scale * u):
                 update = torch.nn.functional.linear(update, factor.to(y.dtype))
             return y + update
-        if plain_operations_only(x):
+        if plain_operations_only():
             wide = accumulation_dtype(y.dtype)
             p = (x @ v.to(y.dtype)).to(wide)
             return y + (scale * (p @ c.to(wide).t())).to(y.dtype) @ u.to(y.dtype).t()
         return _Beside.apply(y, x, u, c, v, scale)
 
 
-def plain_operations_only(x: Tensor) -> bool:
+def plain_operations_only() -> bool:
     """Whether someone looks at each operation: a compiler, or a transform of torch.func."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or transforming()
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func is under way, whose tensors have no address."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 torch.library.define(
@@ -416,7 +421,7 @@ def apply_checked(
     if torch.compiler.is_compiling():
         project = c.requires_grad and torch.is_grad_enabled()
         return torch.ops.subspace_ext.subspace_linear(x, w, bias, u, c, v, scale, effective, project, w_eff)[0]
-    if plain_operations_only(x):
+    if plain_operations_only():
         return add_beside(
             torch.nn.functional.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype)), x, u, c, v, scale
         )

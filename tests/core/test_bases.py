@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from subspace_ext import SubspaceConv2d, SubspaceLinear, core
-from subspace_ext.ops.lora import WHOLE_GRADIENT_CHANNELS, lora_conv2d, lora_linear
+from subspace_ext.ops import lora
+from subspace_ext.ops.lora import lora_conv2d, lora_linear
 from subspace_ext.ops.lora_ref import lora_conv2d_ref, lora_linear_ref
 
 IN, OUT, K, SCALE = 64, 48, 4, 0.5
@@ -409,11 +410,17 @@ def test_lora_linear_equals_its_reference(leading, dtype):
         torch.testing.assert_close(ours, wanted, **close)
 
 
-@pytest.mark.parametrize("out", [9, WHOLE_GRADIENT_CHANNELS + 1], ids=["whole", "low_rank"])
-@pytest.mark.parametrize("geometry", [((1, 1), (1, 1), (1, 1)), ((2, 1), (0, 2), (1, 2))], ids=str)
-def test_lora_conv2d_equals_its_reference(out, geometry):
-    x, w, bias = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(out, 3, 3, 2), torch.randn(out)
-    a, b = torch.randn(4, 3, 3, 2, requires_grad=True), torch.randn(out, 4, 1, 1, requires_grad=True)
+@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low_rank"])
+@pytest.mark.parametrize("kernel", [(3, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "geometry", [((1, 1), (0, 0), (1, 1)), ((1, 1), (2, 1), (2, 1)), ((2, 1), (0, 0), (1, 2))], ids=str
+)
+def test_lora_conv2d_equals_its_reference(geometry, kernel, low_rank, monkeypatch):
+    monkeypatch.setattr(lora, "_SMALL_PRODUCTS", 0 if low_rank else 2**60)
+    monkeypatch.setattr(lora, "_PRODUCTS_PER_COPY", 0)
+    out = 9
+    x, w, bias = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(out, 3, *kernel), torch.randn(out)
+    a, b = torch.randn(4, 3, *kernel, requires_grad=True), torch.randn(out, 4, 1, 1, requires_grad=True)
     results = []
     for function in (lora_conv2d, lora_conv2d_ref):
         y = function(x, w, bias, a, b, 0.5, geometry)

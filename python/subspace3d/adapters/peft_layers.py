@@ -103,7 +103,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         """The base layer with a LoRA, in one op; None where it does not fit and the modules have to run."""
         base: Any = self.base_layer
         weight = plain_weight(base, nn.Linear if self._is_linear else nn.Conv2d)
-        if weight is None or weight.dtype != torch.float32 or x.dtype != torch.float32 or plain_operations_only(x):
+        if weight is None or weight.dtype != torch.float32 or x.dtype != torch.float32 or plain_operations_only():
             return None
         a, b, scaling = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.lora_scaling[adapter]
         dtype = autocast_dtype(x)
