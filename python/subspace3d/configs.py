@@ -246,7 +246,7 @@ class AdaptConfig(ClusterOptions):
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     rank: int = 16
     """LoRA rank r; lora_alpha is 2 r."""
     targets: str = "all"
@@ -324,7 +324,7 @@ class FinetuneConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     subspaces: tuple[Path, ...] = ()
     """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
     holds a combined basis, of this project or in the layout of the authors' release."""
@@ -382,7 +382,7 @@ class EvaluateConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int = 8
     """Frames used per scene, evenly spaced."""
     icp_threshold: float = 0.1
@@ -414,7 +414,7 @@ class ViewConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b; for a folder of scenes only."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int = 8
     """Frames shown per scene, evenly spaced, at most 8."""
     device: str = "auto"

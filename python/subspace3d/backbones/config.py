@@ -46,6 +46,10 @@ class VGGTConfig:
     frames_chunk_size: int = 8
     """Most frames the depth head works on at once."""
 
+    def get(self, name: str, default: object = None) -> object:
+        """The setting ``name``, as of a dict: PEFT before 0.18 asks a model's ``config`` so."""
+        return getattr(self, name, default)
+
     def __post_init__(self) -> None:
         rules = {
             "image_size": (self.image_size % self.patch_size == 0, f"a multiple of patch_size {self.patch_size}"),

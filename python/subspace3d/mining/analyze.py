@@ -15,13 +15,11 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
+from subspace3d.formats.analysis import FORMAT, VERSION
 from subspace3d.formats.subspace import SubspaceFile, find_subspaces, load_subspace, natural_key
 from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
-
-FORMAT = "subspace3d-analysis"
-VERSION = 2
 
 # Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
 _RANDOM_PAIRS = 64
@@ -76,7 +74,7 @@ def _is_done(path: Path, inputs: Mapping[str, str], with_adapters: bool) -> bool
         print(f"analyzing anew: {error}")
         return False
     same = analysis.get("version") == VERSION and analysis.get("inputs") == inputs
-    return same and (analysis["cross_validation"] is not None or not with_adapters)
+    return same and (analysis.get("cross_validation") is not None or not with_adapters)
 
 
 def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from subspace3d.configs import ViewConfig
 from subspace3d.evaluation.pictures import IDENTITY, ShownViews
 from subspace3d.evaluation.scene_metrics import Views
+from subspace3d.reporting.viewer_server import start_server
 from subspace3d.reporting.viewer_sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def run(config: ViewConfig) -> None:
         ValueError: there is nothing to show.
         ModuleNotFoundError: viser is not installed.
     """
-    import viser
-
-    viewer = Viewer(open_source(config), viser.ViserServer(config.host, config.port, label="subspace3d", verbose=False))
+    viewer = Viewer(open_source(config), start_server(config.host, config.port))
     print(f"view -> {viewer.url}  (Ctrl-C ends it)", flush=True)
     try:
         viewer.server.sleep_forever()

@@ -22,6 +22,7 @@ from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, read_record, write_json
+from subspace3d.formats.run import AdaptRecord
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.pool import run_here, run_jobs
@@ -101,9 +102,7 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
 def _is_done(folder: Path, wanted: dict) -> bool:
     if not (folder / RECORD).is_file():
         return False
-    before = read_record(folder / RECORD).get("settings")
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
+    before = read_record(folder / RECORD, AdaptRecord)["settings"]
     for name, value in wanted.items():
         if before.get(name) != value:
             raise ValueError(f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}")

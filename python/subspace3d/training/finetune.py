@@ -78,7 +78,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 f"out: {config.out} holds a finished run with another {differing[0]} "
                 f"({record['settings'].get(differing[0])!r} instead of {wanted[differing[0]]!r})"
             )
-        return record
+        return dict(record)
 
     vggt = load_backbone(backbone)
     image_size = config.train.image_size or vggt.config.image_size
@@ -112,7 +112,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             )
     if not processes.is_first:
         processes.wait()
-        return read_tuned(config.out)
+        return dict(read_tuned(config.out))
     save_tuned(
         config.out,
         model,
@@ -135,7 +135,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         },
     )
     processes.wait()
-    return read_tuned(config.out)
+    return dict(read_tuned(config.out))
 
 
 def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:
