@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 from subspace3d.reading import LARGEST_RECORD, DamagedError, open_regular, parse_json, read_bytes
 from subspace3d.schema import check
@@ -232,6 +232,14 @@ def inside(folder: Path, name: object, where: str) -> Path:
     return path
 
 
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Whether ``path`` lies at or below ``folder`` once all links are followed; False of a loop of links."""
+    try:
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -253,8 +261,12 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, LARGEST_RECORD), str(path))
 
 
-def read_record(path: Path, schema: type[T] = dict[str, Any]) -> T:
-    """Read a JSON object that has the layout of ``schema``, see `schema`.
+@overload
+def read_record(path: Path) -> dict[str, Any]: ...
+@overload
+def read_record(path: Path, schema: type[T]) -> T: ...
+def read_record(path: Path, schema: Any = dict[str, Any]) -> Any:
+    """Read a JSON object that has the layout of ``schema``, see the module `schema`.
 
     Raises:
         FileNotFoundError: ``path`` does not exist.

@@ -150,7 +150,7 @@ def _check_yaml(text: str) -> None:
     """
     import yaml
 
-    sizes: dict[str, int] = {}
+    sizes: dict[str | None, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and how many values came before
     count = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -16,21 +16,30 @@ import numpy as np
 import torch
 from datasets import official_layouts
 from mining.synthetic_adapters import random_pair, write_adapter
+from peft import LoraConfig, get_peft_model
 from PIL import Image
-from reporting.synthetic_run import write_run
+from reporting.synthetic_run import write_results, write_run
 
 from subspace3d import settings
+from subspace3d.adapters.adalora import adalora_config
+from subspace3d.adapters.saved import attach_adapter
+from subspace3d.backbones.weights import load_weights
 from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import read_mixture
 from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
+from subspace3d.files import read_record
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
-from subspace3d.formats.run import read_tuned
+from subspace3d.formats.images import read_raw_depth, read_rgb
+from subspace3d.formats.run import AdaptRecord, read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
+from subspace3d.mining.analyze import analyze
 from subspace3d.reporting.collect import collect
+from subspace3d.reporting.viewer_sources import open_source
 from subspace3d.training import checkpoints
+from subspace3d.training.tuned import save_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +193,89 @@ def _evaluation(folder: Path) -> None:
     shutil.rmtree(made)
 
 
+def _analysis(folder: Path) -> None:
+    made = write_run(folder / "whole", ("texture", "camera"), layers=1, scenes=1)
+    shutil.copytree(made / "analysis", folder / "analysis")
+    shutil.rmtree(made)
+
+
+def _pictures(folder: Path) -> None:
+    """What an evaluation keeps, without checksums, so that damage reaches what is behind them."""
+    write_results(folder / "evaluation", ["a"])
+    for path in folder.rglob("*.safetensors"):
+        _without_checksum(path)
+
+
+def _view(folder: Path) -> object:
+    source = open_source(folder, Prediction())
+    shown = [source.truth(scene).rgb for scene in source.scenes]
+    return shown, [source.prediction(scene, method) for scene in source.scenes for method in source.methods]
+
+
+def _image(suffix: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        Image.fromarray(np.arange(6 * 7 * 3, dtype=np.uint8).reshape(6, 7, 3)).save(folder / f"i.{suffix}")
+
+    return make
+
+
+def _exr(folder: Path) -> None:
+    from subspace3d.mitsuba_variant import load_mitsuba
+
+    depth = np.repeat(np.arange(42, dtype=np.float32).reshape(6, 7, 1), 3, 2)
+    load_mitsuba().Bitmap(depth).write(str(folder / "d.exr"))
+
+
+def _grey(folder: Path) -> None:
+    Image.fromarray(np.arange(42, dtype=np.uint16).reshape(6, 7) * 1500).save(folder / "g.png")
+
+
+def _state_dict(folder: Path) -> None:
+    torch.save({"model": torch.nn.Linear(3, 2).state_dict(), "epoch": 3}, folder / "w.pt")
+
+
+class _Tiny(torch.nn.Module):
+    """A backbone of one layer, in place of the real one, which takes seconds to build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+        self.heads = torch.nn.Linear(2, 3)
+
+
+def _tuned_adapter(method: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        model = _Tiny()
+        if method == "subspace":
+            from subspace3d.adapters.peft_tuner import SubspaceConfig
+
+            basis = {"fc": (torch.eye(2), torch.eye(3)[:, :2])}
+            save_basis(folder / "basis.safetensors", basis)
+            config = SubspaceConfig.from_basis(basis, lora_modules="heads", r=2, lora_alpha=4)
+            config.basis = str(folder / "basis.safetensors")
+        elif method == "adalora":
+            config = adalora_config(2, "fc", 10)
+        else:
+            config = LoraConfig(r=2, lora_alpha=4, target_modules="fc|heads")
+        save_adapter(get_peft_model(model, config), folder / "adapter")
+        _without_checksum(folder / "adapter/adapter_model.safetensors")
+
+    return make
+
+
+def _attach(method: str) -> Callable[[Path], object]:
+    return lambda folder: attach_adapter(_Tiny(), folder / "adapter", method, folder / "basis.safetensors")
+
+
+def _analyze(folder: Path) -> object:
+    return analyze({"a": load_subspace(folder / "s.safetensors")})
+
+
+def _adapt(folder: Path) -> None:
+    (folder / "adapt.json").write_text(json.dumps({"scenes": "a", "trainable": {"total": 3}, "settings": {"rank": 4}}))
+
+
 def _yaml(folder: Path) -> None:
     text = "scenes: a\nout: b\nmethod: lora\nrank: 4\nsubspaces: [a, b]\ntrain:\n  lr: 1.0e-3\n  frames: [2, 4]\n"
     (folder / "c.yaml").write_text(text)
@@ -211,6 +303,30 @@ READERS = {
     "scene depth png": Reader(_scene, "depth/0000.png", load_scene),
     "scene depth npy": Reader(_scene, "depth/0001.npy", load_scene),
     "scene mask": Reader(_scene, "mask/0000.png", load_scene),
+    "adapt.json": Reader(_adapt, "adapt.json", lambda f: read_record(f / "adapt.json", AdaptRecord)),
+    "image, jpeg": Reader(_image("jpg"), "i.jpg", lambda folder: read_rgb(folder / "i.jpg")),
+    "image, tiff": Reader(_image("tiff"), "i.tiff", lambda folder: read_rgb(folder / "i.tiff")),
+    "image, webp": Reader(_image("webp"), "i.webp", lambda folder: read_rgb(folder / "i.webp")),
+    "image, bmp": Reader(_image("bmp"), "i.bmp", lambda folder: read_rgb(folder / "i.bmp")),
+    "image, 16-bit grey": Reader(_grey, "g.png", lambda folder: read_rgb(folder / "g.png")),
+    "depth exr": Reader(_exr, "d.exr", lambda folder: read_raw_depth(folder / "d.exr", 1.0)),
+    "weights, pt": Reader(_state_dict, "w.pt", lambda folder: load_weights(torch.nn.Linear(3, 2), folder / "w.pt")),
+    "tuned lora, configuration": Reader(_tuned_adapter("lora"), "adapter/adapter_config.json", _attach("lora")),
+    "tuned lora, weights": Reader(_tuned_adapter("lora"), "adapter/adapter_model.safetensors", _attach("lora")),
+    "tuned adalora, configuration": Reader(
+        _tuned_adapter("adalora"), "adapter/adapter_config.json", _attach("adalora")
+    ),
+    "tuned subspace, configuration": Reader(
+        _tuned_adapter("subspace"), "adapter/adapter_config.json", _attach("subspace")
+    ),
+    "tuned subspace, basis": Reader(
+        _plain(_tuned_adapter("subspace"), "basis.safetensors"), "basis.safetensors", _attach("subspace")
+    ),
+    "subspace file, analyzed": Reader(_plain(_subspace, "s.safetensors"), "s.safetensors", _analyze),
+    "analysis.json": Reader(_analysis, "analysis/analysis.json", collect),
+    "results.json, viewed": Reader(_pictures, "evaluation/results.json", _view),
+    "kept truth": Reader(_pictures, "evaluation/pictures/a/true.safetensors", _view),
+    "kept prediction": Reader(_pictures, "evaluation/pictures/a/base.safetensors", _view),
     "checkpoint state": Reader(_checkpoint, "step_1/state.json", _load_checkpoint),
     "checkpoint weights": Reader(
         _plain(_checkpoint, "step_1/model.safetensors"), "step_1/model.safetensors", _load_checkpoint

@@ -122,13 +122,14 @@ def write_training(out: Path, method: str, trainable: int) -> None:
             file.write(json.dumps({"step": step, "loss": round(loss, 5), "lr": 1e-4}) + "\n")
     record = {
         "format": "subspace3d-tuned",
+        "version": 2,
         "method": method,
-        "backbone": {"name": "vggt-nano", "seed": 0},
+        "backbone": {"name": "vggt-nano", "weights": "shipped", "sha256": "", "seed": 0},
         "trainable": {"aggregator": trainable, "total": trainable},
         "training": {"steps": 120, "seconds": 71.4, "peak_memory_bytes": 1_610_612_736},
         "settings": {"method": method, "lr": 1e-3, "frames": [2, 4], "seed": 0},
         "environment": {"subspace3d": "0.1.0", "torch": "2.13.0", "device": "a <small> machine"},
-        "files": {"model.safetensors": "0123456789abcdef"},
+        "files": {"model.safetensors": "0123456789abcdef" * 4},
     }
     write_json(out / "tuned" / "tuned.json", record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import viser
 from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 from reporting.synthetic_run import ALIGNMENT, METHODS, predicted_views, write_results
 
@@ -20,6 +20,7 @@ from subspace3d.commands.view import ViewConfig
 from subspace3d.evaluation import pictures
 from subspace3d.formats.scene import write_scene
 from subspace3d.reporting.viewer import Viewer, place
+from subspace3d.reporting.viewer_server import is_own, start_server
 from subspace3d.reporting.viewer_sources import Prediction, align, open_source
 
 
@@ -32,9 +33,42 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture
 def server():
-    server = viser.ViserServer("localhost", 8090, verbose=False)
+    server = start_server("localhost", 8090)
     yield server
     server.stop()
+
+
+def _handshake(port: int, **headers: str) -> str:
+    """First line of the answer to a request for a websocket."""
+    lines = ["GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    lines += ["Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Protocol: viser-v0"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with socket.create_connection(("localhost", port), timeout=10) as connection:
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        return connection.recv(4096).decode("latin-1").partition("\r\n")[0]
+
+
+def test_pages_of_other_sites_get_no_websocket(server):
+    port = server.get_port()
+    own = f"localhost:{port}"
+    assert " 101 " in _handshake(port, Host=own, Origin=f"http://{own}")
+    for origin in (
+        "http://attacker.example",
+        f"http://localhost:{port + 1}",
+        "null",
+        "file://",
+        f"http://{own}.evil.com",
+    ):
+        assert " 403 " in _handshake(port, Host=own, Origin=origin), origin
+    # a name of the attacker's that points at this machine
+    assert " 403 " in _handshake(port, Host=f"attacker.example:{port}", Origin=f"http://attacker.example:{port}")
+
+
+def test_whose_requests_are_answered():
+    assert is_own(None, "127.0.0.1:8080", "localhost") and is_own("http://[::1]:8080", "[::1]:8080", "localhost")
+    assert is_own("https://scenes.example", "scenes.example", "scenes.example")
+    assert not is_own("http://[", "localhost:8080", "localhost")
+    assert not is_own(None, None, "localhost") and not is_own("http://localhost:99999", "localhost:99999", "localhost")
 
 
 def drawn_points(viewer: Viewer) -> dict[str, np.ndarray]:

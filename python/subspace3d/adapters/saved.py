@@ -17,6 +17,7 @@ from subspace3d.schema import Positive, PositiveInt, Rule, check
 
 _LARGEST_RANK = 1 << 16
 _Rank = Annotated[PositiveInt, Rule(f"an integer of 1 to {_LARGEST_RANK}", lambda value: value <= _LARGEST_RANK)]
+_ADALORA_NUMBERS = ("target_r", "init_r", "lora_alpha", "total_step", "tinit", "tfinal", "deltaT")
 _Modules = str | list[str]
 # what PEFT writes beside the settings, and what says nothing about the model
 _FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
@@ -137,11 +138,9 @@ def _adalora_config(path: Path, stored: dict[str, Any], model: nn.Module) -> Any
     for name, kept in (pattern or {}).items():
         if len(kept) != config["init_r"]:
             raise ValueError(f"{path}: rank_pattern must hold lists of {config['init_r']}, {name:.80} has {len(kept)}")
-    return AdaLoraConfig(
-        target_modules=_expression(_names(path, "target_modules", config["target_modules"], model)),
-        rank_pattern=pattern,
-        **{key: config[key] for key in ("target_r", "init_r", "lora_alpha", "total_step", "tinit", "tfinal", "deltaT")},  # type: ignore[literal-required]
-    )
+    settings: dict[str, Any] = {key: config[key] for key in _ADALORA_NUMBERS}  # type: ignore[literal-required]
+    names = _names(path, "target_modules", config["target_modules"], model)
+    return AdaLoraConfig(target_modules=_expression(names), rank_pattern=pattern, **settings)
 
 
 def _subspace_config(path: Path, stored: dict[str, Any], model: nn.Module, basis: Path) -> Any:

@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
+from subspace3d.backbones.weights import download_from_hub
 from subspace3d.files import sha256
 
 RANDOM = "random"
+HUB = "hub"
+"""The published weights, downloaded when asked for by this name and never otherwise."""
 SHIPPED = "shipped"
 
 
@@ -42,15 +45,25 @@ class BackboneRecord:
 
 
 def record_backbone(name: str, weights: Path | None, seed: int = 0) -> BackboneRecord:
-    """Raises FileNotFoundError if the weights are not there."""
+    """The record of a file of weights, of those shipped (None), of `RANDOM` ones or those on the `HUB`.
+
+    A run's record names the file by its absolute path, which may lie anywhere: it is opened only to be hashed, and
+    used only with the hash recorded.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+        ValueError: they are no regular file, or there are none of this name on the hub.
+    """
     if str(weights) == RANDOM:
         return BackboneRecord(name, RANDOM, "", seed)
     if weights is None:
         # the builder knows which backbones ship with the package and says so
         digest = sha256(NANO_WEIGHTS) if name == "vggt-nano" and NANO_WEIGHTS.is_file() else ""
         return BackboneRecord(name, SHIPPED, digest)
-    if not weights.is_file():
-        raise FileNotFoundError(f"weights: no such file: {weights}")
+    if str(weights) == HUB:
+        weights = download_from_hub(name)
+    if not weights.exists():
+        raise FileNotFoundError(f"weights: no such file: {weights}; {RANDOM} and {HUB} are taken too")
     return BackboneRecord(name, str(weights.resolve()), sha256(weights))
 
 

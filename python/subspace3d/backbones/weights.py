@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,13 @@ from torch import Tensor, nn
 
 from subspace3d import outputs
 from subspace3d.files import load_tensors, save_tensors
+from subspace3d.formats.torch_weights import read_state_dict
+from subspace3d.log import logger
 
 HUB_REPOSITORY = "facebook/VGGT-1B"
 HUB_FILE = "model.safetensors"
+_WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
+_PREFIXES = ("_orig_mod.", "module.")
 IGNORED_PARTS = ("point_head", "track_head")
 """Parts of a published checkpoint that this implementation leaves out."""
 
@@ -34,14 +37,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadSummary:
 
     Args:
         model: a VGGT.
-        path: ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` holding a plain state dict.
+        path: ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` holding a state dict, alone or under ``model``,
+            ``state_dict`` or ``model_state_dict``; prefixes of torch.compile and DataParallel are taken off.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a whole file of that kind, or its names and shapes are not those of ``model``.
     """
     path = Path(path)
-    stored = _read(path)
+    stored = _unwrap(path, _read(path))
     ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in IGNORED_PARTS)
     stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in IGNORED_PARTS}
     expected = model.state_dict()
@@ -88,19 +92,43 @@ def download_from_hub(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such weights file: {path}")
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise ValueError(f"weights must be a .safetensors or .pt file, got {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole PyTorch weights file: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} must hold a plain state dict (name -> tensor), got {type(content).__name__}")
-    return content
+    return _state_dict(path, read_state_dict(path))
+
+
+def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of a file, which may lie under the one key that training scripts use."""
+    wrapper = next((key for key in _WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
+    if wrapper is not None:
+        logger.info(
+            f"{path}: the weights are those under {wrapper!r}; "
+            f"beside them: {_first(sorted(content.keys() - {wrapper}))}"
+        )
+        content = content[wrapper]  # type: ignore[assignment]
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    foreign = [name for name in content if name not in tensors]
+    if foreign:
+        raise ValueError(
+            f"{path} must hold a plain state dict (name -> tensor), alone or under {' or '.join(_WRAPPER_KEYS)}; "
+            f"{foreign[0]!r:.80} is a {type(content[foreign[0]]).__name__}"
+        )
+    return tensors
+
+
+def _unwrap(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off the prefixes that torch.compile and DataParallel put before every name, and say so."""
+    while tensors:
+        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
+        if prefix is None:
+            break
+        logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off every name")
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _check_fit(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

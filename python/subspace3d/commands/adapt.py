@@ -23,7 +23,7 @@ class AdaptConfig(ClusterOptions):
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     rank: int = 16
     """LoRA rank r; lora_alpha is 2 r."""
     targets: str = "all"

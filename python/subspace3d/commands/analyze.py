@@ -71,7 +71,7 @@ def run(config: AnalyzeConfig) -> Path:
 
 
 def _is_done(path: Path, inputs: Mapping[str, str], with_adapters: bool) -> bool:
-    from subspace3d.mining.analyze import VERSION
+    from subspace3d.formats.analysis import VERSION
 
     if not path.is_file():
         return False
@@ -81,4 +81,4 @@ def _is_done(path: Path, inputs: Mapping[str, str], with_adapters: bool) -> bool
         logger.info(f"analyzing anew: {error}")
         return False
     same = analysis.get("version") == VERSION and analysis.get("inputs") == inputs
-    return same and (analysis["cross_validation"] is not None or not with_adapters)
+    return same and (analysis.get("cross_validation") is not None or not with_adapters)

@@ -171,10 +171,7 @@ def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
 
 
 def _read_skipped(path: Path) -> dict[str, list[str]]:
-    skipped = read_record(path) if path.is_file() else {}
-    if not all(isinstance(reasons, list) for reasons in skipped.values()):
-        raise ValueError(f"{path} must hold a list of reasons per scene")
-    return skipped
+    return read_record(path, dict[str, list[str]]) if path.is_file() else {}
 
 
 def _remove_leftovers(datasets: list[Path]) -> None:

@@ -23,7 +23,7 @@ class EvaluateConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int = 8
     """Frames used per scene, evenly spaced."""
     icp_threshold: float = 0.1

@@ -37,7 +37,7 @@ class FinetuneConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     subspaces: tuple[Path, ...] = ()
     """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
     holds a combined basis, of this project or in the layout of the authors' release."""
@@ -132,7 +132,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
         records.check_same(config.out, record["settings"], wanted, "--resume never starts over")
-        return record
+        return dict(record)
 
     vggt = load_backbone(backbone)
     image_size = config.train.image_size or vggt.config.image_size
@@ -169,7 +169,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             )
     if not processes.is_first:
         processes.wait()
-        return read_tuned(config.out)
+        return dict(read_tuned(config.out))
     save_tuned(
         config.out,
         model,
@@ -192,7 +192,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         },
     )
     processes.wait()
-    return read_tuned(config.out)
+    return dict(read_tuned(config.out))
 
 
 def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:

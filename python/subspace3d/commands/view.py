@@ -19,7 +19,7 @@ class ViewConfig:
     backbone: str = "vggt-nano"
     """vggt-nano or vggt-1b; for a folder of scenes only."""
     weights: Path | None = None
-    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int = 8
     """Frames shown per scene, evenly spaced, at most 8."""
     device: str = "auto"

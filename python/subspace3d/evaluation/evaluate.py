@@ -25,6 +25,8 @@ from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
 from subspace3d.evaluation.table import ALIGNMENTS, METRICS, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_record, sha256, write_json
+from subspace3d.formats.results import KeptRecord
+from subspace3d.formats.run import read_tuned_record
 from subspace3d.log import logger
 from subspace3d.progress import Progress
 
@@ -343,14 +345,14 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
     if not file.is_file():
         return None
     try:
-        record = read_record(file)
+        record = read_record(file, KeptRecord)
     except ValueError as error:
         logger.info(f"measuring anew: {error}")
         return None
     if record.get("key") != key:
         return None
     named = [out / entry[kind] for entry in record["pictures"] for kind in ("true", "prediction")]
-    return record if all(path.is_file() for path in named) else None
+    return dict(record) if all(path.is_file() for path in named) else None
 
 
 def scene_name(path: Path, root: Path) -> str:
@@ -363,8 +365,7 @@ def check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
     """Raises ValueError if a run has tuned another backbone."""
     for name, folder in methods.items():
         if folder is not None:
-            recorded = read_record(folder / "tuned" / "tuned.json").get("backbone")
-            tuned = recorded.get("name") if isinstance(recorded, dict) else recorded
+            tuned = read_tuned_record(folder / "tuned")["backbone"]["name"]
             if tuned != backbone:
                 raise ValueError(
                     f"backbone must be that of the tuned runs, got {backbone!r} and {tuned!r} for {name!r}"
@@ -375,6 +376,6 @@ def _training_record(run_folder: Path | None, backbone: BackboneRecord) -> dict[
     """Size and cost of a tuned run, from its tuned.json; the base model trains nothing."""
     if run_folder is None:
         return {"trainable_parameters": 0, "trainable": {"total": 0}, "training": None, "backbone": backbone.to_dict()}
-    tuned = read_record(run_folder / "tuned" / "tuned.json")
+    tuned = read_tuned_record(run_folder / "tuned")
     copied = {key: tuned.get(key) for key in ("method", "backbone", "rank", "K", "trainable", "training")}
     return {"trainable_parameters": (tuned.get("trainable") or {}).get("total"), **copied}

@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from subspace3d.evaluation.alignment import Similarity
 from subspace3d.evaluation.predict import choose_frames
 from subspace3d.evaluation.scene_metrics import SceneResult, Views
-from subspace3d.files import load_tensors, save_tensors
+from subspace3d.files import inside, load_tensors, save_tensors
+from subspace3d.formats.results import ViewsHeader
+from subspace3d.schema import check
 
 VERSION = 2  # of the files; raise it when one that was kept can no longer be shown
 MOST_FRAMES = 8
 LARGEST_SIDE = 224
 IDENTITY = Similarity(1.0, np.eye(3), np.zeros(3))
 _FORMAT = "subspace3d-views"
+_TYPES = {
+    "depth": "float16", "intrinsics": "float32", "extrinsics": "float32", "confidence": "uint8", "image": "uint8",
+}  # fmt: skip
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -129,21 +134,46 @@ def load(path: Path) -> ShownViews:
     tensors, header = load_tensors(path)
     if header.get("format") != _FORMAT or header.get("version") != VERSION:
         raise ValueError(f"{path}: format and version must be {_FORMAT!r} and {VERSION}, got {header}")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    confidence = arrays.get("confidence")
+    shown = check(header, ViewsHeader, f"{path}: header")
+    arrays = _arrays(path, tensors, len(shown["frames"]))
+    confidence, stored = arrays.get("confidence"), shown["alignment"]
     views = Views(
         arrays["depth"].astype(np.float64),
         arrays["intrinsics"].astype(np.float64),
         arrays["extrinsics"].astype(np.float64),
-        header["translation_known"],
+        shown["translation_known"],
         None if confidence is None else confidence.astype(np.float64),
     )
-    stored = header["alignment"]
     alignment = None
     if stored is not None:
-        rotation, translation = np.array(stored["rotation"]), np.array(stored["translation"])
+        rotation, translation = np.array(stored["rotation"], float), np.array(stored["translation"], float)
         alignment = Similarity(stored["scale"], rotation, translation)
-    return ShownViews(views, header["frames"], arrays.get("image"), header["depth_scale"], alignment)
+    return ShownViews(views, shown["frames"], arrays.get("image"), shown["depth_scale"], alignment)
+
+
+def _arrays(path: Path, tensors: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+    """The tensors as arrays, of the types and sizes that `save` gives them."""
+    arrays = {}
+    for name in ("depth", "intrinsics", "extrinsics", "confidence", "image"):
+        if name in tensors:
+            arrays[name] = tensors[name].numpy() if str(tensors[name].dtype) == f"torch.{_TYPES[name]}" else np.zeros(0)
+        elif name in ("depth", "intrinsics", "extrinsics"):
+            raise ValueError(f"{path}: must hold {name}")
+    size = arrays["depth"].shape
+    if (
+        len(size) != 3
+        or not 1 <= size[0] == count <= MOST_FRAMES
+        or not 1 <= min(size[1:]) <= max(size) <= LARGEST_SIDE
+    ):
+        raise ValueError(f"{path}: depth must be {_TYPES['depth']} of {count} frames, got {list(size)}")
+    wanted = {"depth": size, "intrinsics": (count, 3, 3), "extrinsics": (count, 3, 4)}
+    wanted |= {"confidence": size, "image": (*size, 3)}
+    for name, array in arrays.items():
+        if array.shape != wanted[name] or not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} must be finite {_TYPES[name]} {list(wanted[name])}")
+    if (arrays["intrinsics"][:, (0, 1), (0, 1)] <= 0).any():
+        raise ValueError(f"{path}: intrinsics must have positive focal lengths")
+    return arrays
 
 
 def load_entry(
@@ -164,12 +194,11 @@ def load_entry(
         ValueError: a file is broken, lies outside the folder, or is from an earlier version.
     """
     files = {name: entry["methods"][name] for name in methods if name in entry["methods"]}
-    if not all(isinstance(file, str) for file in (*files.values(), entry["true"])) or "image" in entry:
+    if not all(isinstance(file, str) for file in (*files.values(), entry.get("true"))) or "image" in entry:
         raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
-    for file in (entry["true"], *files.values()):
-        if not (folder / file).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"what is kept of {entry['scene']} must lie in {folder}, got {file!r}")
-    true, predicted = load(folder / entry["true"]), {name: load(folder / file) for name, file in files.items()}
+    where = f"what is kept of {entry['scene']}"
+    true = load(inside(folder, entry["true"], where))
+    predicted = {name: load(inside(folder, file, where)) for name, file in files.items()}
     for name, shown in predicted.items():
         if shown.views.depths.shape != true.views.depths.shape:
             sizes = f"{list(shown.views.depths.shape)} and {list(true.views.depths.shape)}"

@@ -118,7 +118,8 @@ def _attributes(head: bytes) -> dict[str, tuple[str, bytes]]:
 
 
 def _channels(data: bytes) -> dict[str, int]:
-    at, found = 0, {}
+    at = 0
+    found: dict[str, int] = {}
     while True:
         name, at = _text(data, at)
         if not name:

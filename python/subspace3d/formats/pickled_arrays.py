@@ -80,7 +80,7 @@ class _Builder:
         if not _PLAIN_DTYPE.fullmatch(code):
             raise ValueError(f"it holds an array of type {code!r}, only plain numbers and text are read")
         try:
-            kind = np.dtype(code).newbyteorder(byte_order)
+            kind = np.dtype(code).newbyteorder(byte_order)  # type: ignore[arg-type]
         except TypeError as error:  # such as b4
             raise ValueError(f"it holds an array of type {code!r}: {error}") from error
         if (
@@ -106,7 +106,7 @@ def _array_state(call: Call) -> tuple[Any, Any, Any, Any, Any]:
     state = call.state
     if not isinstance(state, tuple) or len(state) != 5:
         raise ValueError("it holds an array without its content")
-    return state  # type: ignore[return-value]
+    return state
 
 
 def _code(dtype: Any) -> tuple[str, str]:

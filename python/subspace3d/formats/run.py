@@ -51,6 +51,15 @@ class TunedRecord(TypedDict):
     environment: NotRequired[dict[str, Any]]
 
 
+class AdaptRecord(TypedDict):
+    """adapt.json beside an adapter that ``adapt`` made."""
+
+    settings: dict[str, Any]
+    scenes: NotRequired[str]
+    trainable: NotRequired[dict[str, Count]]
+    training: NotRequired[dict[str, Any] | None]
+
+
 def read_tuned(out: Path) -> TunedRecord:
     """tuned.json of a run folder (or of its ``tuned`` folder itself), its files checked against their hashes.
 
@@ -84,7 +93,7 @@ def read_tuned_record(folder: Path) -> TunedRecord:
     record = check(read_json(path), dict[str, Any], path)
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f"{path} must have format {FORMAT!r} version {VERSION}")
-    return check(record, TunedRecord, path)  # type: ignore[arg-type, return-value]
+    return check(record, TunedRecord, path)
 
 
 def _needed(method: str) -> tuple[str, ...]:

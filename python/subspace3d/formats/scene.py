@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from subspace3d import outputs
 from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.files import atomic_folder, inside, read_json, write_json
-from subspace3d.formats.images import open_image, read_depth, read_rgb, save_png
+from subspace3d.formats.images import MOST_PIXELS, open_image, read_depth, read_rgb, save_png
+from subspace3d.schema import Positive, PositiveInt, Rule, check
 
 FORMAT = "subspace3d-scene"
 VERSION = 1
@@ -352,23 +353,35 @@ def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> N
         )
 
 
+class _FrameRecord(TypedDict):
+    image: NotRequired[Any]  # paths and cameras are checked when the frame is read: one bad frame costs that frame
+    depth: NotRequired[Any]
+    mask: NotRequired[Any]
+    intrinsics: NotRequired[Any]
+    extrinsics_w2c: NotRequired[Any]
+
+
+class SceneRecord(TypedDict):
+    """scene.json; docs/formats.md has every field."""
+
+    format: str
+    version: int
+    width: PositiveInt
+    height: PositiveInt
+    depth_scale: Positive
+    unit: NotRequired[str]
+    translation_known: NotRequired[bool]
+    frames: Annotated[list[_FrameRecord], Rule("a list of at least one object", lambda value: len(value) > 0)]
+    provenance: NotRequired[dict[str, Any] | None]
+
+
 def _read_record(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no such scene: {file}")
     record = read_json(file)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f'{file} must say "format": "{FORMAT}", "version": {VERSION}')
-    for key in ("width", "height"):
-        if type(record.get(key)) is not int or record[key] < 1:
-            raise ValueError(f"{file}: {key} must be a positive integer, got {record.get(key)!r}")
-    scale = record.get("depth_scale")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= sys.float_info.max:
-        raise ValueError(f"{file}: depth_scale must be a positive number, got {scale!r}")
-    if not isinstance(record.get("translation_known", True), bool):
-        raise ValueError(f"{file}: translation_known must be true or false, got {record['translation_known']!r}")
-    frames = record.get("frames")
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise ValueError(f"{file}: frames must be a list of at least one object")
-    if not isinstance(record.get("provenance") or {}, dict):
-        raise ValueError(f"{file}: provenance must be an object, got {type(record['provenance']).__name__}")
-    return record
+    checked = check(record, SceneRecord, file)  # type: ignore[arg-type]
+    if checked["width"] * checked["height"] > MOST_PIXELS:
+        raise ValueError(f"{file}: width times height must be at most {MOST_PIXELS} pixels")
+    return dict(checked)

@@ -13,13 +13,11 @@ import torch
 
 import subspace_ext
 from subspace3d.choices import ATTRIBUTES
+from subspace3d.formats.analysis import FORMAT, VERSION
 from subspace3d.formats.subspace import SubspaceFile, natural_key
 from subspace3d.mining.cross_validation import SIDES, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
-
-FORMAT = "subspace3d-analysis"
-VERSION = 2
 
 # Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
 _RANDOM_PAIRS = 64

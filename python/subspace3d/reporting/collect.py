@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from subspace3d import files
+from subspace3d.formats import analysis as analysis_format
+from subspace3d.formats import results as results_format
+from subspace3d.formats.analysis import AnalysisRecord
+from subspace3d.formats.results import MetricsLine, ResultsRecord
+from subspace3d.formats.run import read_tuned_record
+from subspace3d.reading import LARGEST_RECORD, parse_json, read_text
+from subspace3d.schema import check
+
+_LARGEST_SETTINGS = 1 << 18  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,21 +57,24 @@ def collect(run: Path) -> RunContent:
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"run: no such folder: {run}")
-    results = _find(run, "evaluation/results.json", "subspace3d-results")
-    analysis = _find(run, "analysis/analysis.json", "subspace3d-analysis")
+    results = _find(run, "evaluation/results.json", results_format.FORMAT, ResultsRecord)
+    analysis = _find(run, "analysis/analysis.json", analysis_format.FORMAT, AnalysisRecord)
+    # one of an earlier version is named on the page and not drawn
+    if analysis is not None and analysis.value["version"] == analysis_format.VERSION:
+        analysis_format.check_together(analysis.value, analysis.path)  # type: ignore[arg-type]
     curves, tuned = {}, {}
     for folder in _training_folders(run):
-        lines = _read_lines(folder / "metrics.jsonl")
+        lines = _read_lines(run, folder / "metrics.jsonl")
         if lines:
             curves[folder.name] = lines
         if (folder / "tuned" / "tuned.json").is_file():
-            tuned[folder.name] = files.read_json(folder / "tuned" / "tuned.json")
+            tuned[folder.name] = dict(read_tuned_record(_inside(run, folder / "tuned" / "tuned.json").parent))
     if results is None and analysis is None and not curves and not tuned:
         raise FileNotFoundError(f"run: nothing to report in {run}: no results.json, analysis.json or metrics.jsonl")
     settings = run / "config.yaml"
     return RunContent(
         run=run,
-        settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
+        settings=read_text(_inside(run, settings), _LARGEST_SETTINGS) if settings.is_file() else None,
         results=results,
         analysis=analysis,
         curves=curves,
@@ -71,7 +82,12 @@ def collect(run: Path) -> RunContent:
     )
 
 
-def _find(run: Path, usual: str, expected: str) -> Document | None:
+def _inside(run: Path, path: Path) -> Path:
+    """``path``, which must not be a link out of the run: its text goes into the page."""
+    return files.inside(run, path.relative_to(run).as_posix(), "run")
+
+
+def _find(run: Path, usual: str, expected: str, schema: type) -> Document | None:
     """The file at its usual place, else the one of that name nearest to the top."""
     path = run / usual
     if not path.is_file():
@@ -79,10 +95,10 @@ def _find(run: Path, usual: str, expected: str) -> Document | None:
         if not found:
             return None
         path = found[0]
-    value = files.read_json(path)
+    value = files.read_json(_inside(run, path))
     if not isinstance(value, dict) or value.get("format") != expected:
         raise ValueError(f"{path}: format must be {expected!r}")
-    return Document(path, value)
+    return Document(path, check(value, schema, path))
 
 
 def _training_folders(run: Path) -> list[Path]:
@@ -94,15 +110,12 @@ def _training_folders(run: Path) -> list[Path]:
     return folders
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(run: Path, path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = []
+    lines: list[Any] = []
     # a run that is still going may have written half of its last line
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    whole = read_text(_inside(run, path), LARGEST_RECORD).rpartition("\n")[0]
     for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+        lines.append(check(parse_json(line, f"{path}, line {number}"), MetricsLine, f"{path}, line {number}"))
     return lines

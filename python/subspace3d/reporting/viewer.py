@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from subspace3d.evaluation.pictures import IDENTITY, ShownViews
 from subspace3d.evaluation.scene_metrics import Views
 from subspace3d.log import logger
+from subspace3d.reporting.viewer_server import start_server
 from subspace3d.reporting.viewer_sources import Source
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def serve(source: Source, host: str, port: int) -> None:
     Raises:
         ModuleNotFoundError: viser is not installed.
     """
-    import viser
-
-    viewer = Viewer(source, viser.ViserServer(host, port, label="subspace3d", verbose=False))
+    viewer = Viewer(source, start_server(host, port))
     logger.info(f"view -> {viewer.url}  (Ctrl-C ends it)")
     try:
         viewer.server.sleep_forever()

@@ -13,7 +13,8 @@ from subspace3d.evaluation import pictures
 from subspace3d.evaluation.alignment import scale_alignment, umeyama
 from subspace3d.evaluation.pictures import ShownViews
 from subspace3d.evaluation.scene_metrics import Views
-from subspace3d.files import read_json
+from subspace3d.files import read_record
+from subspace3d.formats.results import ResultsRecord
 
 if TYPE_CHECKING:
     import torch
@@ -73,11 +74,9 @@ class Evaluated:
     """
 
     def __init__(self, results: Path) -> None:
-        record = read_json(results)
-        if not isinstance(record, dict) or record.get("format") != "subspace3d-results":
-            raise ValueError(f"{results}: format must be 'subspace3d-results'")
+        record = read_record(results, ResultsRecord)
         self.folder = results.parent
-        self._entries: dict[str, Mapping[str, Any]] = {entry["scene"]: entry for entry in record["pictures"]}
+        self._entries: dict[str, Mapping[str, Any]] = {entry["scene"]: entry for entry in record.get("pictures", [])}
         if not self._entries:
             raise ValueError(f"{results} must keep at least one scene; evaluate with --images 1 or more")
         self.scenes, self.methods = list(self._entries), list(record["methods"])

@@ -20,6 +20,7 @@ from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, discard, read_record, write_json
+from subspace3d.formats.run import AdaptRecord
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_here, run_jobs
@@ -118,9 +119,7 @@ def is_done(folder: Path, wanted: dict, overwrite: bool = False) -> bool:
     """
     if not (folder / RECORD).is_file():
         return False
-    before = read_record(folder / RECORD).get("settings")
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
+    before = read_record(folder / RECORD, AdaptRecord)["settings"]
     if overwrite:
         return not records.differing(before, wanted)
     records.check_same(folder, before, wanted, "--overwrite replaces it")

@@ -110,6 +110,8 @@ def read_state(path: Path, names: Iterable[str] = ("step",)) -> dict[str, Any]:
         DamagedError: state.json is not what `save` wrote; names it.
     """
     state = read_record(path / "state.json")
+    if type(state.get("step", 0)) is not int:
+        raise DamagedError(f"{path / 'state.json'}: step must be an integer, got {state['step']!r:.80}")
     missing = sorted(set(names) - state.keys())
     if missing:
         raise DamagedError(f"{path / 'state.json'} must have {', '.join(missing)}")

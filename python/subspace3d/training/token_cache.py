@@ -59,7 +59,7 @@ class TokenCache:
 
     def _tokens(self, image: torch.Tensor) -> torch.Tensor:
         path = self._path(image)
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is made again
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):  # a damaged file is made again
             tokens = load_tensors(path)[0]["tokens"].to(image.device, copy=True)
             self.hits += 1
             return tokens

@@ -27,6 +27,7 @@ from subspace3d.datasets.readers.source import (
     rotation_from_quaternion,
     storable_depth,
 )
+from subspace3d.files import stays_inside
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
 from subspace3d.reading import read_text
@@ -75,7 +76,7 @@ def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
         def frames() -> Iterator[Frame]:
             for view in views:
                 try:
-                    frame = _frame(view, intrinsic, scale, inverted)
+                    frame = _frame(view, intrinsic, scale, inverted, config.root or folder)
                 except (OSError, ValueError) as error:
                     report(f"{view.image.name}: {error}")
                     continue
@@ -90,7 +91,10 @@ def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
     return read
 
 
-def _frame(view: _View, intrinsic: np.ndarray, scale: float, inverted: bool) -> Frame:
+def _frame(view: _View, intrinsic: np.ndarray, scale: float, inverted: bool, root: Path) -> Frame:
+    for path in (view.image, view.depth):
+        if path is not None and not stays_inside(root, path):
+            raise ValueError(f"{path} is a link out of {root}; name the folder that holds both as --root")
     image = read_rgb(view.image)
     depth = None
     if view.depth is not None:
@@ -171,10 +175,9 @@ def _read_list(path: Path) -> list[tuple[float, Path]]:
     rows = _rows(path)
     if any(len(row) < 2 for row in rows):
         raise ValueError(f"{path} must have lines of a timestamp and a file")
-    folder = path.parent.resolve()
-    outside = [row[1] for row in rows if not (folder / row[1]).resolve().is_relative_to(folder)]
-    if outside:
-        raise ValueError(f"{path} must name files inside its folder, got {outside[0]!r}")
+    outside = next((row[1] for row in rows if not stays_inside(path.parent, path.parent / row[1])), None)
+    if outside is not None:
+        raise ValueError(f"{path} must name files inside its folder, got {outside!r:.80}")
     return [(_floats(row[:1], path)[0], path.parent / row[1]) for row in rows]
 
 
