@@ -88,10 +88,14 @@ class GenerateConfig(ClusterOptions):
     """Images per scene; none: 100 on wide paths, 48 in rooms, 42 in videos, 96 of bodies, 60 of glass."""
     arc: float = 360.0
     """Degrees of the ring of cameras around bodies that the views fill evenly: 6 views of 120 are 20 degrees apart."""
+    span: tuple[float, float] = (60.0, 120.0)
+    """Least and greatest degrees of azimuth that the arc of cameras of the preset generic covers."""
     resolution: int = 518
     """Image width in pixels; images are square, or 3:4 portrait with trajectory tremor."""
     spp: int = 64
     """Samples per pixel."""
+    denoise: bool = False
+    """Take most of the noise of few samples out again with Open Image Denoise (package pyoidn; not variant scalar)."""
     seed: int = 0
     """Root seed; every random draw follows from it."""
     name: str = ""
@@ -140,6 +144,11 @@ class GenerateConfig(ClusterOptions):
         _require(0 < self.arc <= 360, "arc", "in (0, 360]", self.arc)
         if self.task != "bodies":
             _require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
+        _require(0 < self.span[0] <= self.span[1] <= 360, "span", "0 < least <= greatest <= 360", self.span)
+        if self.preset != "generic" or self.regime != "object" or self.trajectory != "wide" or self.task != "none":
+            _require(self.span == (60, 120), "span", "given with wide paths of the preset generic only", self.span)
+        if self.denoise:
+            _require(self.variant != "scalar", "variant", "llvm, cuda or auto with denoise", self.variant)
         _require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         if self.task != "none":

@@ -19,6 +19,7 @@ from subspace3d import settings
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.datasets.scene_format import write_scene
 from subspace3d.progress import Progress
+from subspace3d.scenes.denoise import check_denoiser, denoise
 from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.lights import place_in_room
 from subspace3d.scenes.preview import draw_sheet, previews
@@ -41,7 +42,7 @@ SCENES_PER_PROCESS = 50  # processes are replaced after so many scenes, which ke
 # settings that decide what a scene looks like; more data sets or scenes may be added to an existing run
 _IDENTITY = (
     "attribute", "preset", "regime", "trajectory", "task", "textures", "pictures", "views", "arc",
-    "resolution", "spp", "seed",
+    "span", "resolution", "spp", "denoise", "seed",
 )  # fmt: skip
 
 
@@ -98,6 +99,8 @@ def _run(config: GenerateConfig) -> list[Path]:
         find_textures(config.textures)
     if config.pictures is not None:
         find_pictures(config.pictures)
+    if config.denoise:
+        check_denoiser()
     if config.ray:
         config = absolute(config, "out", "textures", "pictures")
     with joined_cluster(config, on_cpu=config.variant in ("llvm", "scalar")) as cluster:
@@ -194,6 +197,7 @@ def _draw(job: Job, attempt: int) -> tuple[Seeds, Draft]:
         trajectory=config.trajectory,
         dataset=job.dataset,
         library=[material.name for material in find_textures(config.textures)] if config.textures else [],
+        span=config.span,
     )
     meshes = build_mesh(spec.geometry, detail, spec.texture.glass_slabs, spec.lighting.shining)
     return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
@@ -228,7 +232,10 @@ def render_scene(job: Job) -> None:
             f"no draw of {MAX_ATTEMPTS} shows enough in every view"
         )
     noise_seed = sum(dataclasses.astuple(seeds)) % 2**32
-    images = tone_map(renderer.radiance(config.spp, noise_seed), renderer.exposed())
+    radiance = renderer.radiance(config.spp, noise_seed)
+    if config.denoise:
+        radiance = denoise(radiance, *renderer.albedo_and_normals())
+    images = tone_map(radiance, renderer.exposed())
     how = {key: getattr(config, key) for key in ("attribute", "preset", "regime", "trajectory")}
     if config.task != "none":
         how = {"task": config.task, "split": SPLITS[job.dataset]}
@@ -240,6 +247,7 @@ def render_scene(job: Job) -> None:
         "scene": job.scene,
         "attempt": attempt,
         "spp": config.spp,
+        "denoise": config.denoise,
         "variant": job.variant,
         **draft.spec.as_dict(),
     }
