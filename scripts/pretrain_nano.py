@@ -91,31 +91,42 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     scenes = GrowingScenes(
         partial(render_shard, arguments), open_scenes, arguments.shards, arguments.first, arguments.every
     )
-    runs = {}
     long_run = arguments.out / "long"
     if not arguments.branch:
         rate = partial(constant_rate, peak=arguments.lr, rising=arguments.warmup)
-        config = run_config(arguments, arguments.steps)
-        result = run(trainer, scenes, config, long_run, rate, "pretrain")
-        runs["long"] = {"recipe": settings.to_dict(config), "training": asdict(result)}
-    start, folder = branch(long_run, arguments, processes)
+        run(trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain")
+    before, folder = branch(long_run, arguments, processes)
+    start = before["step"]
     rate = partial(cooldown_rate, start=start, steps=arguments.cooldown, peak=arguments.lr)
     config = run_config(arguments, start + arguments.cooldown)
     result = run(trainer, scenes, config, folder, rate, "cooldown")
-    runs["cooldown"] = {"recipe": settings.to_dict(config), "training": asdict(result)}
     if not processes.is_first:
         return
     render_held_out(arguments)
     measured = {name: MultiViewDataset(arguments.out / "scenes" / name, IMAGE_SIZE) for name in VIEWS_MEASURED}
     held_out = {name: measure(model, measured[name], frames) for name, frames in VIEWS_MEASURED.items()}
+    recipe = settings.to_dict(config)
     report = {
-        "stages": runs,
+        "stages": {
+            "constant rate": {
+                "recipe": recipe,
+                "training": {"steps": start, "skipped": before["skipped"], "seconds": before["seconds"]},
+            },
+            "cooldown": {
+                "recipe": recipe,
+                "training": {
+                    "steps": arguments.cooldown,
+                    "skipped": result.skipped - before["skipped"],
+                    "seconds": result.seconds - before["seconds"],
+                },
+            },
+        },
         "shape": asdict(SHAPE),
         "data": {"scenes": len(scenes.at(start)), "views": arguments.views, "mirror": True},
         "held_out": held_out,
     }
     write_json(folder / "pretrain.json", report)
-    plot_losses([long_run / "metrics.jsonl", folder / "metrics.jsonl"], folder / "loss.png")
+    plot_losses([long_run / "metrics.jsonl", folder / "metrics.jsonl"], start, folder / "loss.png")
     draw_examples(model, measured, folder / "examples.png")
     export(model, arguments.export or folder / "vggt_nano.safetensors", report)
     print(json.dumps(held_out, indent=1))
@@ -138,8 +149,8 @@ def run(
     )
 
 
-def branch(long_run: Path, arguments: argparse.Namespace, processes: Processes) -> tuple[int, Path]:
-    """Step and folder of the cooldown from the newest checkpoint of the long run, a copy of which is put there.
+def branch(long_run: Path, arguments: argparse.Namespace, processes: Processes) -> tuple[dict[str, Any], Path]:
+    """Counters at the newest checkpoint of the long run, and the folder of the cooldown, with a copy of it.
 
     Raises:
         FileNotFoundError: the long run has no checkpoint.
@@ -147,14 +158,14 @@ def branch(long_run: Path, arguments: argparse.Namespace, processes: Processes) 
     newest = checkpoints.latest(long_run / "checkpoints")
     if newest is None:
         raise FileNotFoundError(f"the long run has no checkpoint yet below {long_run}")
-    start = checkpoints.read_state(newest)["step"]
-    folder = arguments.out / f"cooldown_{start}_{arguments.cooldown}"
+    before = checkpoints.read_state(newest, ("step", "skipped", "seconds"))
+    folder = arguments.out / f"cooldown_{before['step']}_{arguments.cooldown}"
     if processes.is_first and checkpoints.latest(folder / "checkpoints") is None:
         temporary = folder / "checkpoints" / f".{newest.name}.tmp"
         shutil.copytree(newest, temporary, dirs_exist_ok=True)
         temporary.rename(folder / "checkpoints" / newest.name)
     processes.wait()
-    return start, folder
+    return before, folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -302,16 +313,18 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(kept)) if kept else 0.0
 
 
-def plot_losses(metrics: list[Path], picture: Path) -> None:
-    """Every logged term of the stages, one after the other, smoothed over 1 % of them."""
+def plot_losses(metrics: list[Path], start: int, picture: Path) -> None:
+    """Every logged term of the long run up to step ``start`` and of the cooldown after it, smoothed over 1 %."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [json.loads(line) for path in metrics for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line["loss"] is not None]
-    images = np.arange(len(lines)) * lines[0]["images"] / 1000
+    long_run, cooldown = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in metrics
+    )
+    lines = [line for line in (*long_run[:start], *cooldown) if line["loss"] is not None]
+    images = np.array([line["images"] for line in lines]) / 1000
     width = max(1, len(lines) // 100)
     figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharex=True, layout="constrained")
     names = ("rotation", "translation", "fov", "match", "points", "depth_error", "depth_gradient", "lr")

@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[type, str]] = {
 EXTRA_OF = {
     "mitsuba": "render", "drjit": "render", "peft": "tune", "open3d": "eval", "scipy": "eval", "matplotlib": "eval",
     "tyro": "tune", "yaml": "tune", "safetensors": "tune", "tqdm": "tune", "PIL": "tune", "huggingface_hub": "tune",
-    "tensorboard": "track", "wandb": "track", "viser": "view", "ray": "cluster",
+    "tensorboard": "track", "wandb": "track", "viser": "view", "ray": "cluster", "pyoidn": "denoise",
 }  # fmt: skip
 
 

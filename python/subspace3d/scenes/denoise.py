@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 KEPT_NOISE = 0.25
 """Share of the removed noise that is put back: what is left is as strong as with 1 / KEPT_NOISE^2 times the samples."""
-
-
-def check_denoiser() -> None:
-    """Raises ValueError where the package that `denoise` needs is missing."""
-    _library()
 
 
 def denoise(radiance: np.ndarray, albedo: np.ndarray, normal: np.ndarray) -> np.ndarray:
@@ -27,10 +20,11 @@ def denoise(radiance: np.ndarray, albedo: np.ndarray, normal: np.ndarray) -> np.
         float32 [S, H, W, 4].
 
     Raises:
-        ValueError: the package pyoidn is missing.
+        ModuleNotFoundError: the package pyoidn is missing.
         RuntimeError: the library reports a failure.
     """
-    oidn = _library()
+    import pyoidn as oidn
+
     device = oidn.Device()
     device.set_int("numThreads", 1)
     device.set_bool("setAffinity", False)
@@ -58,11 +52,3 @@ def denoise(radiance: np.ndarray, albedo: np.ndarray, normal: np.ndarray) -> np.
     if error is not None:
         raise RuntimeError(f"Open Image Denoise failed: {error}")
     return result
-
-
-def _library() -> Any:
-    try:
-        import pyoidn
-    except ImportError as error:
-        raise ValueError("denoise must be left out where the package pyoidn is missing: pip install pyoidn") from error
-    return pyoidn

@@ -7,6 +7,7 @@ many processes there are, and a run that was cut off continues with the scenes t
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from subspace3d import settings
 from subspace3d.configs import GenerateConfig, Variant
 from subspace3d.datasets.scene_format import write_scene
 from subspace3d.progress import Progress
-from subspace3d.scenes.denoise import check_denoiser, denoise
+from subspace3d.scenes.denoise import denoise
 from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.lights import place_in_room
 from subspace3d.scenes.preview import draw_sheet, previews
@@ -100,7 +101,7 @@ def _run(config: GenerateConfig) -> list[Path]:
     if config.pictures is not None:
         find_pictures(config.pictures)
     if config.denoise:
-        check_denoiser()
+        importlib.import_module("pyoidn")  # rather now than at every scene
     if config.ray:
         config = absolute(config, "out", "textures", "pictures")
     with joined_cluster(config, on_cpu=config.variant in ("llvm", "scalar")) as cluster:
@@ -109,6 +110,8 @@ def _run(config: GenerateConfig) -> list[Path]:
         else:
             # one variant for all scenes, whatever machine renders them; a job may see a GPU it has not asked for
             variant = cluster.call(choose_variant, config.variant, cluster.gpus > 0)
+        if config.denoise and variant == "scalar":
+            raise ValueError("variant must be llvm or cuda with denoise, got 'scalar'")
         config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
         return _render_missing(config, cluster)
 
