@@ -37,8 +37,8 @@ demo: setup  ## run the whole method at nano scale and write a report
 experiments: setup  ## the paper's tables at nano scale (about 3 hours on two cores; resumes), writes docs/results.md
 	$(BIN)/python -m experiments --out runs/experiments --publish .
 
-pretrain-nano: setup  ## pre-train vggt-nano from scratch (about 90 minutes on two cores; resumes)
-	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --products bf16
+pretrain-nano: setup  ## pre-train vggt-nano from scratch (about a day on one core; resumes)
+	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --threads 1 --workers 1
 
 wheel: setup  ## sdist and wheel into dist/, tried in fresh environments (docs/wheels.md)
 	bash scripts/build_wheel.sh

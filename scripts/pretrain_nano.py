@@ -1,49 +1,73 @@
-"""Pre-train vggt-nano from random weights on generic rendered scenes, measure it on held-out scenes, ship its weights.
+"""Pre-train vggt-nano from random weights on generic rendered scenes, measure it on held-out scenes, write its weights.
 
-Two stages, each with its own warm-up and cosine: first cameras, matching and the points of every patch, without the
-depth head, which costs half of a step and needs features; then everything (`subspace3d.training.pretraining`).
+One long run at a constant rate, which a second, short run brings down to zero from any checkpoint of it
+(`subspace3d.training.schedule`). The scenes are rendered while it trains: one more shard every so many steps. Losses:
+`subspace3d.training.pretraining`.
 
-Everything is resumable: run the same command again after a stop and it continues where it was.
+Everything is resumable: run the same command again after a stop and it continues where it was, also with more
+``--steps``. ``--branch`` leaves the long run alone: it cools down from its newest checkpoint, measures and exports.
 `python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
-compute: `--device cuda --precision bf16 --images 96 --steps 30000 10000 --scenes 5000`, and on N GPUs the same after
-`torchrun --nproc-per-node N` instead of `python`.
+compute: `--device cuda --precision bf16 --images 96`, and on N GPUs the same after `torchrun --nproc-per-node N` in
+place of `python`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Iterator
+import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.backbones import build_vggt
+from subspace3d.backbones.config import VGGTConfig
 from subspace3d.backbones.pose import decode_pose
+from subspace3d.backbones.vggt import VGGT
 from subspace3d.commands.generate import GenerateConfig
+from subspace3d.datasets.growing import GrowingScenes
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.evaluation.alignment import scale_alignment
-from subspace3d.evaluation.depth import absolute_relative
+from subspace3d.evaluation.depth import absolute_relative, edge_recall
 from subspace3d.evaluation.pose import relative_pose_errors
 from subspace3d.files import atomic_path, save_tensors, write_json
+from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
-from subspace3d.training.loop import train
+from subspace3d.training.loop import TrainResult, train
+from subspace3d.training.muon import Muon, muon_groups
 from subspace3d.training.pretraining import Pretraining, start_able_to_match
+from subspace3d.training.schedule import constant_rate, cooldown_rate
 
-SHIPPED = Path(__file__).resolve().parent.parent / "python/subspace3d/backbones/vggt_nano.safetensors"
 LARGEST_FILE = 20_000_000
 IMAGE_SIZE = 112
-STAGES = ("cameras", "everything")
+# Patches of 7 pixels: four times the tokens, paid for by fewer and narrower blocks.
+SHAPE = VGGTConfig(
+    name="vggt-nano",
+    image_size=IMAGE_SIZE,
+    patch_size=7,
+    embed_dim=128,
+    num_heads=4,
+    encoder_depth=2,
+    depth=4,
+    layer_scale=1.0,
+    camera_depth=2,
+    depth_features=32,
+    depth_channels=(32, 48, 64, 64),
+    depth_taps=(0, 1, 2, 3),
+)
+MATCHING_BLOCKS = (1, 2)
+SHARD_SCENES = 250
+ROOMS_EVERY = 10  # shards
+HELD_OUT_SEED = 1_000_000  # far from the shards', which are their numbers
 TASKS: tuple[Literal["faces", "bodies", "glass"], ...] = ("faces", "bodies", "glass")
+VIEWS_MEASURED = {"heldout": 4, "circles": 8, "faces": 4, "bodies": 4, "glass": 4}
 
 
 def main() -> None:
@@ -55,107 +79,181 @@ def main() -> None:
 
 
 def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
-    out = arguments.out
-    if processes.is_first:
-        render_scenes(out / "scenes", arguments)
-    processes.wait()
-    dataset = MultiViewDataset(out / "scenes/train", IMAGE_SIZE, augment=arguments.augment, mirror=True)
     torch.manual_seed(arguments.seed)
-    model = build_vggt("vggt-nano", weights="random")
+    model = VGGT(SHAPE)
     start_able_to_match(model)
     model.enable_checkpointing(False)
-    trainer = Pretraining(model)
-    stages = {}
-    for name, steps, lr in zip(STAGES, arguments.steps, arguments.lr):
-        trainer.run_depth_head(name == "everything")
-        config = stage_config(arguments, steps, lr)
-        with products(arguments.products):
-            result = train(
-                trainer,
-                dataset,
-                config,
-                out / name,
-                groups=decay_matrices_only(trainer, config),
-                label=f"pretrain: {name}",
-                objective=trainer.objective,
-            )
-        stages[name] = {"recipe": settings.to_dict(config), "training": asdict(result)}
+    trainer = Pretraining(model, MATCHING_BLOCKS)
+    if processes.count > 1:
+        # several would render the same shard
+        for number in range(arguments.shards if processes.is_first else 0):
+            render_shard(arguments, number)
+        processes.wait()
+    scenes = GrowingScenes(
+        partial(render_shard, arguments), open_scenes, arguments.shards, arguments.first, arguments.every
+    )
+    long_run = arguments.out / "long"
+    if not arguments.branch:
+        rate = partial(constant_rate, peak=arguments.lr, rising=arguments.warmup)
+        run(trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain")
+    before, folder = branch(long_run, arguments, processes)
+    start = before["step"]
+    rate = partial(cooldown_rate, start=start, steps=arguments.cooldown, peak=arguments.lr)
+    config = run_config(arguments, start + arguments.cooldown)
+    result = run(trainer, scenes, config, folder, rate, "cooldown")
     if not processes.is_first:
         return
-    measured = {name: MultiViewDataset(out / "scenes" / name, IMAGE_SIZE) for name in ("heldout", *TASKS)}
-    held_out = {name: measure(model, scenes, frames=4) for name, scenes in measured.items()}
+    render_held_out(arguments)
+    measured = {name: MultiViewDataset(arguments.out / "scenes" / name, IMAGE_SIZE) for name in VIEWS_MEASURED}
+    held_out = {name: measure(model, measured[name], frames) for name, frames in VIEWS_MEASURED.items()}
+    recipe = settings.to_dict(config)
     report = {
-        "stages": stages,
-        "products": arguments.products,
-        "data": {"scenes": len(dataset), "views": arguments.views, "mirror": True, "augment": arguments.augment},
+        "stages": {
+            "constant rate": {
+                "recipe": recipe,
+                "training": {"steps": start, "skipped": before["skipped"], "seconds": before["seconds"]},
+            },
+            "cooldown": {
+                "recipe": recipe,
+                "training": {
+                    "steps": arguments.cooldown,
+                    "skipped": result.skipped - before["skipped"],
+                    "seconds": result.seconds - before["seconds"],
+                },
+            },
+        },
+        "shape": asdict(SHAPE),
+        "data": {"scenes": len(scenes.at(start)), "views": arguments.views, "mirror": True},
         "held_out": held_out,
     }
-    write_json(out / "pretrain.json", report)
-    plot_losses([out / name / "metrics.jsonl" for name in STAGES], out / "loss.png")
-    draw_examples(model, measured, out / "examples.png")
-    export(model, arguments.export, report)
+    write_json(folder / "pretrain.json", report)
+    plot_losses([long_run / "metrics.jsonl", folder / "metrics.jsonl"], start, folder / "loss.png")
+    draw_examples(model, measured, folder / "examples.png")
+    export(model, arguments.export or folder / "vggt_nano.safetensors", report)
     print(json.dumps(held_out, indent=1))
 
 
-@contextlib.contextmanager
-def products(kind: str) -> Iterator[None]:
-    """``bf16``: on the CPU, round the inputs of matrix products to bf16 and add up in fp32, faster where it has AMX.
+def run(
+    trainer: Pretraining, scenes: GrowingScenes, config: TrainConfig, out: Path, rate: Any, label: str
+) -> TrainResult:
+    optimizer = Muon(muon_groups(trainable_parameters(trainer), config.weight_decay), config.lr)
+    return train(
+        trainer,
+        scenes,
+        config,
+        out,
+        label=label,
+        settings={"shape": asdict(SHAPE), "shards": [scenes.shards, scenes.first, scenes.every]},
+        objective=trainer.objective,
+        optimizer=optimizer,
+        rate=rate,
+    )
 
-    Attention then runs as plain products: torch's fused one is slow in this mode.
+
+def branch(long_run: Path, arguments: argparse.Namespace, processes: Processes) -> tuple[dict[str, Any], Path]:
+    """Counters at the newest checkpoint of the long run, and the folder of the cooldown, with a copy of it.
+
+    Raises:
+        FileNotFoundError: the long run has no checkpoint.
     """
-    if kind == "fp32":
-        yield
-        return
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+    newest = checkpoints.latest(long_run / "checkpoints")
+    if newest is None:
+        raise FileNotFoundError(f"the long run has no checkpoint yet below {long_run}")
+    before = checkpoints.read_state(newest, ("step", "skipped", "seconds"))
+    folder = arguments.out / f"cooldown_{before['step']}_{arguments.cooldown}"
+    if processes.is_first and checkpoints.latest(folder / "checkpoints") is None:
+        temporary = folder / "checkpoints" / f".{newest.name}.tmp"
+        shutil.copytree(newest, temporary, dirs_exist_ok=True)
+        temporary.rename(folder / "checkpoints" / newest.name)
+    processes.wait()
+    return before, folder
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
-    parser.add_argument("--scenes", type=int, default=1024, help="training scenes")
+    parser.add_argument("--shards", type=int, default=40, help=f"shards of {SHARD_SCENES} training scenes")
+    parser.add_argument("--first", type=int, default=1, help="shards in use at the start")
+    parser.add_argument("--every", type=int, default=600, help="steps from one shard to the next")
     parser.add_argument("--heldout", type=int, default=32, help="held-out scenes, and training scenes of each task")
     parser.add_argument("--views", type=int, default=8, help="images per scene")
-    parser.add_argument("--steps", type=int, nargs=2, default=[5500, 1900], help="optimiser steps of the two stages")
-    parser.add_argument("--images", type=int, default=12, help="images per step")
-    parser.add_argument("--lr", type=float, nargs=2, default=[7e-4, 4e-4], help="peak learning rates of the two stages")
-    parser.add_argument("--augment", action="store_true", help="colour jitter, drawn anew for every image")
+    parser.add_argument("--steps", type=int, default=60_000, help="optimiser steps of the long run")
+    parser.add_argument("--warmup", type=int, default=500, help="of them, in which the rate rises")
+    parser.add_argument("--cooldown", type=int, default=6000, help="steps in which the rate falls to zero")
+    parser.add_argument("--branch", action="store_true", help="cool down from the newest checkpoint, train no further")
+    parser.add_argument("--images", type=int, default=8, help="images per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the long run")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="autocast type")
-    parser.add_argument("--products", choices=["fp32", "bf16"], default="fp32", help="matrix products on the CPU")
-    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render; 0: one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--export", type=Path, default=SHIPPED, help="weights file to write")
+    parser.add_argument("--export", type=Path, help="weights file to write; none: into the folder of the cooldown")
     return parser.parse_args()
 
 
-def render_scenes(folder: Path, arguments: argparse.Namespace) -> None:
-    """Render what is missing of the scenes; the seeds differ, so none is both trained on and measured on."""
+def render_shard(arguments: argparse.Namespace, number: int) -> Path:
+    """Shard ``number`` of the training scenes: by turns arcs of 60 to 360 and of 60 to 120 degrees, or rooms.
+
+    Four samples per pixel and a denoiser cost a quarter of 16 samples and are nearer to the converged image.
+    """
     from subspace3d.commands import generate
 
-    common = {"views": arguments.views, "resolution": IMAGE_SIZE, "spp": 16}
-    for name, scenes, seed in (("train", arguments.scenes, 0), ("heldout", arguments.heldout, 10_000)):
-        seed += arguments.seed
-        generic = GenerateConfig(
-            out=folder / name, attribute="all", preset="generic", scenes=scenes, name=name, seed=seed, **common
+    folder = arguments.out / "scenes/train"
+    name = f"shard{number:03d}"
+    room = number % ROOMS_EVERY == ROOMS_EVERY - 1
+    generate.run(
+        GenerateConfig(
+            out=folder,
+            name=name,
+            attribute="all",
+            preset="generic",
+            regime="room" if room else "object",
+            span=(60.0, 120.0) if room or number % 2 else (60.0, 360.0),
+            scenes=SHARD_SCENES,
+            views=arguments.views,
+            resolution=IMAGE_SIZE,
+            spp=4,
+            denoise=True,
+            seed=number,
+            workers=arguments.workers,
         )
-        generate.run(generic)
+    )
+    return folder / f"{name}_00"
+
+
+def open_scenes(folders: list[Path]) -> MultiViewDataset:
+    return MultiViewDataset(folders, IMAGE_SIZE, mirror=True, cache_bytes=1 << 29)
+
+
+def render_held_out(arguments: argparse.Namespace) -> None:
+    """Render what is missing of the scenes to measure on: new generic ones, full circles, the three tasks."""
+    from subspace3d.commands import generate
+
+    common = {
+        "scenes": arguments.heldout,
+        "views": arguments.views,
+        "resolution": IMAGE_SIZE,
+        "spp": 16,
+        "workers": arguments.workers,
+    }
+    folder = arguments.out / "scenes"
+    for number, (name, span) in enumerate({"heldout": (60.0, 120.0), "circles": (360.0, 360.0)}.items()):
+        generate.run(
+            GenerateConfig(
+                out=folder / name, name=name, attribute="all", preset="generic", span=span,
+                seed=HELD_OUT_SEED + number, **common
+            )
+        )  # fmt: skip
     for task in TASKS:
-        seed = arguments.seed + 20_000
-        generate.run(GenerateConfig(out=folder / task, task=task, scenes=arguments.heldout, seed=seed, **common))
+        generate.run(GenerateConfig(out=folder / task, task=task, seed=2 * HELD_OUT_SEED, **common))
 
 
-def stage_config(arguments: argparse.Namespace, steps: int, lr: float) -> TrainConfig:
+def run_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
-        lr=lr,
+        lr=arguments.lr,
         weight_decay=0.05,
-        warmup=0.03,
         camera_weight=1.0,
         frames=(2, 4),
         images_per_step=arguments.images,
@@ -168,23 +266,16 @@ def stage_config(arguments: argparse.Namespace, steps: int, lr: float) -> TrainC
     )
 
 
-def decay_matrices_only(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Weight decay on matrices and kernels; none on biases, norms, layer scales and tokens."""
-    parameters = trainable_parameters(model)
-    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and name.endswith("weight")]
-    others = [p for name, p in parameters.items() if not (p.ndim >= 2 and name.endswith("weight"))]
-    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 def measure(model: nn.Module, dataset: MultiViewDataset, frames: int) -> dict[str, float]:
-    """Abs Rel of the depth and rotation error of the cameras, on the first ``frames`` views of every scene.
+    """Errors of depth, depth edges and cameras on the first ``frames`` views of every scene.
 
     Both the model's and the constant's depth are scaled once per scene by the factor that minimises Abs Rel itself
-    (see `scale_alignment`), so the constant compared with is the best one there is for each scene.
+    (see `scale_alignment`), so the constant compared with is the best one there is for each scene. Camera errors are
+    those of all pairs of views of all scenes; edges are found and true as in `edge_recall`, mean over scenes.
     """
     device = next(model.parameters()).device
     model.eval()
-    model_errors, constant_errors, rotation_errors = [], [], []
+    model_errors, constant_errors, rotations, translations, recalls, precisions = ([] for _ in range(6))
     for index in range(len(dataset)):
         scene = dataset.scene(index)
         images = torch.from_numpy(scene.images[:frames]).permute(0, 3, 1, 2)[None].float() / 255
@@ -196,29 +287,45 @@ def measure(model: nn.Module, dataset: MultiViewDataset, frames: int) -> dict[st
         for predicted, errors in ((depth, model_errors), (np.ones_like(truth), constant_errors)):
             scale = scale_alignment(predicted, truth, valid)
             errors.append(absolute_relative(scale * predicted, truth, valid))
+        recalls.append(edge_recall(depth, truth, valid))
+        precisions.append(edge_recall(truth, depth, valid))
         extrinsics, _ = decode_pose(predictions["pose_enc"].cpu(), (IMAGE_SIZE, IMAGE_SIZE))
         pairs = relative_pose_errors(extrinsics[0].double().numpy(), scene.extrinsics[:frames])
-        rotation_errors += pairs.rotation_deg.tolist()
+        rotations += pairs.rotation_deg.tolist()
+        translations += pairs.translation_deg.tolist()
     return {
         "scenes": len(dataset),
         "frames": frames,
         "abs_rel": float(np.mean(model_errors)),
         "abs_rel_constant": float(np.mean(constant_errors)),
         "times_better": float(np.mean(constant_errors) / np.mean(model_errors)),
-        "rotation_error_median_deg": float(np.median(rotation_errors)),
+        "rotation_error_median_deg": float(np.median(rotations)),
+        "rotation_error_mean_deg": float(np.mean(rotations)),
+        "translation_error_median_deg": float(np.median(translations)),
+        "translation_error_mean_deg": float(np.mean(translations)),
+        "edge_recall": _mean(recalls),
+        "edge_precision": _mean(precisions),
     }
 
 
-def plot_losses(metrics: list[Path], picture: Path) -> None:
-    """Every logged term of the stages, one after the other, smoothed over 1 % of them."""
+def _mean(values: list[float]) -> float:
+    """Of the values that are not NaN; 0 if there is none."""
+    kept = [value for value in values if not np.isnan(value)]
+    return float(np.mean(kept)) if kept else 0.0
+
+
+def plot_losses(metrics: list[Path], start: int, picture: Path) -> None:
+    """Every logged term of the long run up to step ``start`` and of the cooldown after it, smoothed over 1 %."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [json.loads(line) for path in metrics for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line["loss"] is not None]
-    images = np.arange(len(lines)) * lines[0]["images"] / 1000
+    long_run, cooldown = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in metrics
+    )
+    lines = [line for line in (*long_run[:start], *cooldown) if line["loss"] is not None]
+    images = np.array([line["images"] for line in lines]) / 1000
     width = max(1, len(lines) // 100)
     figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharex=True, layout="constrained")
     names = ("rotation", "translation", "fov", "match", "points", "depth_error", "depth_gradient", "lr")
@@ -279,7 +386,7 @@ def export(model: nn.Module, path: Path, report: dict) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > LARGEST_FILE:
         raise ValueError(f"weights must take at most {LARGEST_FILE} bytes as fp16, got {size}")
-    save_tensors(path, tensors, {"format": "subspace3d-backbone", "version": 1, "backbone": "vggt-nano", **report})
+    save_tensors(path, tensors, {"format": "subspace3d-backbone", "version": 1, "backbone": SHAPE.name, **report})
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ _MOST_DOTS = 1000
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain YAML and JSON values: paths become strings, tuples lists."""
+    return _plain(config)
 
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {_key(field): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, (tuple, list)):
-            return [plain(item) for item in value]
-        return value
 
-    return plain(config)
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {_key(field): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def save(path: Path, config: Any, **provenance: Any) -> None:
@@ -110,7 +110,10 @@ def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tu
     if not record.is_file():
         return {}
     now = to_dict(config)
-    return records.differing(read_table(record), {name.rstrip("_"): now[name.rstrip("_")] for name in names})
+    # a setting that an earlier version did not have was as its default is
+    unset = {_key(field): _plain(field.default) for field in dataclasses.fields(config)}
+    before = {**unset, **read_table(record)}
+    return records.differing(before, {name.rstrip("_"): now[name.rstrip("_")] for name in names})
 
 
 def read_table(path: Path) -> dict[str, Any]:

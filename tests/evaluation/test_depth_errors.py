@@ -9,6 +9,7 @@ from subspace3d.evaluation.depth import (
     absolute_relative,
     align_scale_translation,
     delta_share,
+    edge_recall,
     fit_grid,
     frame_affine_errors,
     point_errors,
@@ -110,3 +111,32 @@ def test_the_fit_sees_a_grid_of_each_view():
     off_grid = np.zeros((1, 128, 128), bool)
     off_grid[0, ::2, ::2] = True
     assert fit_grid(off_grid).sum() == 64 * 64
+
+
+def step_at(column: int) -> np.ndarray:
+    return np.where(np.arange(14) < column, 1.0, 1.2)[None, None].repeat(5, axis=1)
+
+
+def test_edge_recall_counts_true_edges_with_a_predicted_one_within_reach():
+    true = step_at(7)
+    everywhere = np.ones_like(true, bool)
+    assert edge_recall(7 * true, true, everywhere) == 1.0
+    assert edge_recall(np.ones_like(true), true, everywhere) == 0.0
+    # the true edge is at columns 6 and 7; one moved by two reaches both, by three only the nearer one
+    for column, share in ((9, 1.0), (10, 0.5), (11, 0.0), (4, 0.5)):
+        assert edge_recall(step_at(column), true, everywhere) == share
+    ramp = np.broadcast_to(1.04 ** np.arange(14), true.shape)  # no jump above 5 %
+    assert edge_recall(ramp, true, everywhere) == 0.0 and np.isnan(edge_recall(true, ramp, everywhere))
+
+
+def test_edges_need_two_valid_neighbours():
+    true = np.ones((2, 5, 5))
+    true[1, 2:] = 2.0
+    mask = np.ones_like(true, bool)
+    assert edge_recall(true, true, mask) == 1.0
+    mask[1, 2] = False  # what is next to the jump
+    assert np.isnan(edge_recall(true, true, mask))
+    # the scale does not matter, nor does the sign of the jump; what is not positive is no edge
+    mask[1, 2] = True
+    assert edge_recall(-true, true, mask) == 0.0
+    assert edge_recall(0.01 / true, true, mask) == 1.0

@@ -37,7 +37,7 @@ from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
 from subspace3d.mining.analyze import analyze
 from subspace3d.reporting.collect import collect
-from subspace3d.reporting.viewer_sources import open_source
+from subspace3d.reporting.viewer_sources import Prediction, open_source
 from subspace3d.training import checkpoints
 from subspace3d.training.tuned import save_adapter
 

@@ -15,6 +15,7 @@ from PIL import Image
 from subspace3d.choices import ATTRIBUTES
 from subspace3d.commands.generate import GenerateConfig, run
 from subspace3d.formats.scene import find_scenes, load_scene
+from subspace3d.mitsuba_variant import choose_variant
 
 SMALL = {"scenes": 2, "views": 2, "resolution": 32, "spp": 4, "workers": 1}
 
@@ -169,3 +170,39 @@ def test_materials_come_from_a_folder_of_texture_maps(tmp_path):
     with pytest.raises(FileNotFoundError, match="textures: no such folder"):
         run(GenerateConfig(out=tmp_path / "other", textures=tmp_path / "none", **settings))
     assert not (tmp_path / "other").exists()
+
+
+def test_denoised_images_are_nearer_to_converged_ones(tmp_path):
+    settings = {**SMALL, "attribute": "all", "preset": "generic", "resolution": 40, "scenes": 1}
+    if choose_variant("auto") == "scalar":
+        with pytest.raises(ValueError, match="variant must be llvm or cuda with denoise, got 'scalar'"):
+            run(GenerateConfig(out=tmp_path, denoise=True, **settings))
+        return
+    how = {"noisy": {}, "denoised": {"denoise": True}, "converged": {"spp": 144}}
+    scenes = {
+        name: [
+            load_scene(folder)
+            for folder in find_scenes(run(GenerateConfig(out=tmp_path / name, **{**settings, **one}))[0])
+        ]
+        for name, one in how.items()
+    }
+    for noisy, denoised, converged in zip(*scenes.values()):
+        assert np.array_equal(noisy.depths, denoised.depths)
+        errors = [np.sqrt(np.mean((scene.images.astype(float) - converged.images) ** 2)) for scene in (noisy, denoised)]
+        assert errors[1] < 0.7 * errors[0]
+        assert denoised.provenance["denoise"] and not noisy.provenance["denoise"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"span": (100.0, 90.0)}, "span must be 0 < least <= greatest <= 360"),
+        ({"span": (60.0, 361.0)}, "span must be 0 < least <= greatest <= 360"),
+        ({"preset": "paper", "span": (60.0, 90.0)}, "span must be given with wide paths of the preset generic only"),
+        ({"regime": "room", "span": (60.0, 90.0)}, "span must be given with wide paths of the preset generic only"),
+        ({"variant": "scalar", "denoise": True}, "variant must be llvm, cuda or auto with denoise"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        GenerateConfig(out=tmp_path, **{"preset": "generic", **settings})

@@ -136,6 +136,15 @@ def test_camera_ranges():
         assert np.rad2deg(np.arccos((directions @ directions.T).clip(-1, 1))).max() <= 120 + 1e-6
 
 
+def test_generic_cameras_cover_the_span_that_is_asked_for():
+    for scene in range(3):
+        circle = sample_scene(scene_seeds(0, 0, scene, "all"), "generic", 8, span=(360.0, 360.0)).camera
+        azimuth = np.unwrap(np.arctan2(*np.array(circle.positions).T[1::-1]))
+        assert np.rad2deg(np.abs(np.diff(azimuth))) == pytest.approx(360 / 7)
+        narrow = sample_scene(scene_seeds(0, 0, scene, "all"), "generic", 8, span=(60.0, 120.0))
+        assert narrow == sample_scene(scene_seeds(0, 0, scene, "all"), "generic", 8)
+
+
 def test_glow_gives_its_energy_to_a_surface_that_faces_it():
     lamp = LampSpec("glow", [0.0, 3.0, 10.0], [1.0, 0.5, 0.25], 2.0, 0.5)
     image = environment_image(LightingSpec([0.0] * 3, [0.0] * 3, [lamp]))

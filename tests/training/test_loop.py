@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training.plane_scenes import plane_views, write_plane_scenes
 from training.tiny import CONFIG, read_metrics, tiny_model, without_time
 
+from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.formats.scene import write_scene
 from subspace3d.training import checkpoints
 from subspace3d.training.loop import set_modes, train
 from subspace3d.training.losses import LossCounts
+from subspace3d.training.muon import Muon, muon_groups
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +302,23 @@ def test_an_objective_of_the_callers_own_takes_the_place_of_the_loss(dataset: Mu
     assert lines[-1]["loss"] < lines[0]["loss"] and "mean" in lines[0]
     assert weights == [CONFIG.camera_weight] * CONFIG.steps
     assert torch.equal(model.state_dict()["depth_head.norm.weight"], before)
+
+
+def test_a_run_at_a_constant_rate_continues_to_any_length_with_the_same_bits(
+    dataset: MultiViewDataset, tmp_path: Path
+) -> None:
+    def run(steps: int, out: Path) -> nn.Module:
+        model = tiny_model(method="full")
+        optimizer = Muon(muon_groups(trainable_parameters(model), 0.05), CONFIG.lr)
+        config = dataclasses.replace(CONFIG, steps=steps)
+        train(model, dataset, config, out, optimizer=optimizer, rate=lambda step: 1e-3 / (1 + step))
+        return model
+
+    straight = run(4, tmp_path / "straight")
+    run(2, tmp_path / "longer")
+    longer = run(4, tmp_path / "longer")
+    lines = read_metrics(tmp_path / "longer")
+    assert [line["lr"] for line in lines] == [1e-3, 1e-3 / 2, 1e-3 / 3, 1e-3 / 4]
+    assert without_time(lines) == without_time(read_metrics(tmp_path / "straight"))
+    for (name, expected), (_, found) in zip(straight.named_parameters(), longer.named_parameters()):
+        assert torch.equal(expected, found), name

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from subspace3d.training.schedule import learning_rate
+from subspace3d.training.schedule import constant_rate, cooldown_rate, learning_rate
 
 
 def test_ends_and_peak() -> None:
@@ -31,3 +31,18 @@ def test_shortest_runs() -> None:
 def test_outside_the_run(step: int) -> None:
     with pytest.raises(ValueError, match=r"step must be in \[0, 10\)"):
         learning_rate(step, 10, 1.0, 0.1)
+
+
+def test_constant_rate_rises_and_stays() -> None:
+    assert constant_rate(0, 2.0, 10) == pytest.approx(2e-3)
+    assert constant_rate(5, 2.0, 10) == pytest.approx(2 * (1e-3 + 0.999 / 2))
+    assert {constant_rate(step, 2.0, 10) for step in (10, 11, 10**9)} == {2.0}
+
+
+def test_cooldown_falls_from_the_constant_rate_by_a_square_root() -> None:
+    assert cooldown_rate(100, 100, 16, 2.0) == 2.0
+    assert cooldown_rate(104, 100, 16, 2.0) == pytest.approx(1.0)
+    assert cooldown_rate(115, 100, 16, 2.0) == pytest.approx(2 * (1 - math.sqrt(15 / 16)))
+    for step in (99, 116):
+        with pytest.raises(ValueError, match=r"step must be in \[100, 116\)"):
+            cooldown_rate(step, 100, 16, 2.0)

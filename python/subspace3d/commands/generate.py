@@ -7,6 +7,7 @@ many processes there are, and a run that was cut off continues with the scenes t
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ SCENES_PER_PROCESS = 50  # processes are replaced after so many scenes, which ke
 # settings that decide what a scene looks like; more data sets or scenes may be added to an existing run
 _IDENTITY = (
     "attribute", "preset", "regime", "trajectory", "task", "textures", "pictures", "views", "arc",
-    "resolution", "spp", "seed",
+    "span", "resolution", "spp", "denoise", "seed",
 )  # fmt: skip
 _PREVIEW_WIDTH = 160  # pixels of one picture
 _PREVIEW_SPP = 64
@@ -67,6 +68,8 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         for name in ("datasets", "scenes"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.workers >= 0, "workers", "at least 0", self.workers)
+        if self.denoise:
+            require(self.variant != "scalar", "variant", "llvm, cuda or auto with denoise", self.variant)
         if self.task != "none":
             require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
 
@@ -134,6 +137,8 @@ def _run(config: GenerateConfig) -> list[Path]:
         find_textures(config.textures)
     if config.pictures is not None:
         find_pictures(config.pictures)
+    if config.denoise:
+        importlib.import_module("pyoidn")  # rather now than at every scene
     if config.ray:
         config = absolute(config, "out", "textures", "pictures")
     with joined_cluster(config, on_cpu=config.variant in ("llvm", "scalar")) as cluster:
@@ -142,6 +147,8 @@ def _run(config: GenerateConfig) -> list[Path]:
         else:
             # one variant for all scenes, whatever machine renders them; a job may see a GPU it has not asked for
             variant = cluster.call(choose_variant, config.variant, cluster.gpus > 0)
+        if config.denoise and variant == "scalar":
+            raise ValueError("variant must be llvm or cuda with denoise, got 'scalar'")
         config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
         return _render_missing(config, cluster)
 

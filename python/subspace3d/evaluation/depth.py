@@ -12,6 +12,8 @@ from subspace3d.evaluation.l1_alignment import ScaleShift, align_scale_shift
 
 DELTA_THRESHOLD = 1.25
 POINT_THRESHOLD = 0.25
+EDGE_JUMP = 0.05
+EDGE_REACH = 2  # pixels
 FIT_GRID = 64  # the joint fit of scale and translation sees this many rows and columns of each view
 
 
@@ -149,3 +151,46 @@ def point_errors(pred: Array, true: Array, threshold: float = POINT_THRESHOLD) -
     # for three columns twice as fast as np.linalg.norm
     error, near, far = (np.sqrt(np.einsum("ij,ij->i", value, value)) for value in (pred - true, pred, true))
     return float(np.mean(error / far)), float(np.mean(error < threshold * np.minimum(near, far)))
+
+
+def edge_recall(
+    pred: Array, true: Array, mask: NDArray[np.bool_], jump: float = EDGE_JUMP, reach: int = EDGE_REACH
+) -> float:
+    """Share of the true discontinuities that have a predicted one at most ``reach`` rows and columns away.
+
+    A pixel is at a discontinuity if the depth of its neighbour to the left, right, above or below is more than
+    ``1 + jump`` times its own or less than the inverse; both must be in ``mask``. With ``pred`` and ``true`` exchanged
+    it is the share of the predicted discontinuities that are true. It needs no alignment of scale.
+
+    Args:
+        pred (Array): [S, H, W] predicted z-depth, any unit; where not positive there is no discontinuity.
+        true (Array): [S, H, W] true z-depth.
+        mask (NDArray[np.bool_]): [S, H, W], pixels that count.
+        jump (float): relative difference from which neighbours are a discontinuity.
+        reach (int): pixels.
+
+    Returns:
+        float: NaN where the truth has no discontinuity.
+    """
+    wanted, found = (_edges(np.asarray(depth), mask, jump) for depth in (true, pred))
+    near = np.zeros_like(found)
+    height, width = found.shape[1:]
+    padded = np.pad(found, ((0, 0), (reach, reach), (reach, reach)))
+    for row in range(2 * reach + 1):
+        for column in range(2 * reach + 1):
+            near |= padded[:, row : row + height, column : column + width]
+    return float(near[wanted].mean()) if wanted.any() else math.nan
+
+
+def _edges(depth: Array, mask: NDArray[np.bool_], jump: float) -> NDArray[np.bool_]:
+    """Pixels at a discontinuity, [S, H, W]; see `edge_recall`."""
+    edges = np.zeros(depth.shape, bool)
+    valid = mask & (depth > 0)
+    for axis in (1, 2):
+        near, far = ([slice(None)] * 3 for _ in range(2))
+        near[axis], far[axis] = slice(None, -1), slice(1, None)
+        first, second = tuple(near), tuple(far)
+        apart = ~_within(depth[first], depth[second], 1 + jump) & valid[first] & valid[second]
+        edges[first] |= apart
+        edges[second] |= apart
+    return edges

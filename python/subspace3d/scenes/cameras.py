@@ -57,7 +57,9 @@ def loop_ranges(preset: str, varied: str) -> LoopRanges:
     return LoopRanges((0.85, 1.5), 0.0, 0.0, 7, 135.0)
 
 
-def draw_orbit(rng: np.random.Generator, preset: str, views: int, varied: str) -> CameraSpec:
+def draw_orbit(
+    rng: np.random.Generator, preset: str, views: int, varied: str, span: tuple[float, float] = (60.0, 120.0)
+) -> CameraSpec:
     """Draw a wide path around the origin and ``views`` cameras on it.
 
     Args:
@@ -65,10 +67,11 @@ def draw_orbit(rng: np.random.Generator, preset: str, views: int, varied: str) -
         preset (str): paper, release or generic.
         views (int): number of cameras.
         varied (str): the attribute that varies in this data set.
+        span (tuple[float, float]): least and greatest azimuth of the generic preset's arc, degrees.
     """
     if preset == "generic":
         hfov, target, roll = rng.uniform(45, 65), rng.normal(0, 0.1, 3), rng.uniform(-5, 5)
-        control, positions = _draw_arc(rng, views)
+        control, positions = _draw_arc(rng, views, span)
     else:
         ranges = loop_ranges(preset, varied)
         hfov, target, roll = rng.uniform(45, 70), rng.normal(0, 1, 3) * ranges.target, rng.uniform(-1, 1) * ranges.roll
@@ -110,10 +113,10 @@ def draw_loop(rng: np.random.Generator, views: int, ranges: LoopRanges) -> tuple
     return control, path / np.linalg.norm(path, axis=1, keepdims=True) * distance
 
 
-def _draw_arc(rng: np.random.Generator, views: int) -> tuple[Control, np.ndarray]:
-    """Arc of 60 to 120 degrees in azimuth, elevation in 10..60 degrees and distance both swinging along it."""
+def _draw_arc(rng: np.random.Generator, views: int, degrees: tuple[float, float]) -> tuple[Control, np.ndarray]:
+    """Arc of ``degrees`` (least, greatest) in azimuth; elevation in 10..60 degrees and distance both swing along it."""
     azimuth = rng.uniform(0, 360)
-    span = rng.uniform(60, 120) * rng.choice([-1, 1])
+    span = rng.uniform(*degrees) * rng.choice([-1, 1])
     elevations, radii = np.sort(rng.uniform(10, 60, 2)), np.sort(rng.uniform(0.85, 1.5, 2)) * BASE_DISTANCE
     swings, phases = rng.uniform(0.5, 1.5, 2), rng.uniform(0, 2 * np.pi, 2)
     time = np.linspace(0, 1, views)

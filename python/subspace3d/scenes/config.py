@@ -31,10 +31,14 @@ class SceneConfig:
     """Images per scene; none: 100 on wide paths, 48 in rooms, 42 in videos, 96 of bodies, 60 of glass."""
     arc: float = 360.0
     """Degrees of the ring of cameras around bodies that the views fill evenly: 6 views of 120 are 20 degrees apart."""
+    span: tuple[float, float] = (60.0, 120.0)
+    """Least and greatest degrees of azimuth that the arc of cameras of the preset generic covers."""
     resolution: int = 518
     """Image width in pixels; images are square, or 3:4 portrait with trajectory tremor."""
     spp: int = 64
     """Samples per pixel."""
+    denoise: bool = False
+    """Take most of the noise of few samples out again with Open Image Denoise (package pyoidn; not variant scalar)."""
     seed: int = 0
     """Root seed; every random draw follows from it."""
 
@@ -45,6 +49,9 @@ class SceneConfig:
         require(0 < self.arc <= 360, "arc", "in (0, 360]", self.arc)
         if self.task != "bodies":
             require(self.arc == 360, "arc", "given with the task bodies only", self.arc)
+        require(0 < self.span[0] <= self.span[1] <= 360, "span", "0 < least <= greatest <= 360", self.span)
+        if self.preset != "generic" or self.regime != "object" or self.trajectory != "wide" or self.task != "none":
+            require(self.span == (60, 120), "span", "given with wide paths of the preset generic only", self.span)
         if self.task != "faces":
             require(self.pictures is None, "pictures", "given with the task faces only", self.pictures)
 

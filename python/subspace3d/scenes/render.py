@@ -77,6 +77,31 @@ class SceneRenderer:
         """Bool [S, H, W]: pixels whose centre ray meets a surface that does not shine; the exposure follows them."""
         return self._trace_centres(self._scene, dull_only=True) > 0
 
+    def albedo_and_normals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Diffuse reflectance and unit shading normal float32 [S, H, W, 3] on the centre rays; 0: no surface.
+
+        Not with the variant scalar.
+        """
+        import drjit as dr
+
+        mi = self._mi
+        pixels = len(self.extrinsics) * self.height * self.width
+        result = np.zeros((2, 3, pixels), np.float32)
+        for start in range(0, pixels, _LANES):
+            count = min(_LANES, pixels - start)
+            pixel = dr.arange(mi.UInt32, count) + dr.opaque(mi.UInt32, start)
+            ray, _ = self._rays(pixel, mi.Point2f(0.5, 0.5))
+            hit = self._surfaces.ray_intersect(ray)
+            albedo = dr.select(hit.is_valid(), hit.bsdf().eval_diffuse_reflectance(hit), 0)
+            normal = dr.select(hit.is_valid(), hit.sh_frame.n, 0)
+            dr.eval(albedo, normal)
+            for channel in range(3):
+                result[0, channel, start : start + count] = np.array(albedo[channel])
+                result[1, channel, start : start + count] = np.array(normal[channel])
+        shape = len(self.extrinsics), self.height, self.width, 3
+        albedo, normal = (np.nan_to_num(values).T.reshape(shape) for values in result)
+        return albedo, normal
+
     def _trace_centres(self, scene: Any, dull_only: bool = False) -> np.ndarray:
         """z-depth float32 [S, H, W] on the centre rays; 0: no surface, or with ``dull_only`` one that shines."""
         trace = self._trace_scalar if self.variant == "scalar" else self._trace_vector

@@ -87,6 +87,7 @@ def sample_scene(
     trajectory: str = "wide",
     dataset: int = 0,
     library: Sequence[str] = (),
+    span: tuple[float, float] = (60.0, 120.0),
 ) -> SceneSpec:
     """Draw a scene; equal seeds of an attribute give an equal part of the result.
 
@@ -100,6 +101,7 @@ def sample_scene(
         trajectory (str): wide, walk or tremor (micro-baseline videos).
         dataset (int): index of the data set; release has its own ranges for each data set that varies geometry.
         library (sequence of str): names of texture maps for the materials; empty: procedural ones.
+        span (tuple[float, float]): see `draw_orbit`.
 
     Raises:
         ValueError: an unknown preset, attribute, regime or trajectory, or ``views`` below 1.
@@ -121,7 +123,7 @@ def sample_scene(
     else:
         geometry = draw_geometry(geometry_rng, ranges)
         if trajectory == "wide":
-            camera = draw_orbit(camera_rng, preset, views, attribute)
+            camera = draw_orbit(camera_rng, preset, views, attribute, span)
         else:
             camera = draw_micro_orbit(camera_rng, MICRO_RANGES[trajectory], views)
     lighting_rng = np.random.default_rng(seeds.lighting)

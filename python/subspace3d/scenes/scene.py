@@ -12,6 +12,7 @@ from subspace3d.choices import Variant
 from subspace3d.formats.scene import write_scene
 from subspace3d.mitsuba_variant import set_threads
 from subspace3d.scenes.config import SceneConfig
+from subspace3d.scenes.denoise import denoise
 from subspace3d.scenes.draft import Draft
 from subspace3d.scenes.geometry.shapes import build_mesh
 from subspace3d.scenes.lights import place_in_room
@@ -55,6 +56,7 @@ def _draw(job: SceneJob, attempt: int) -> tuple[Seeds, Draft]:
         trajectory=config.trajectory,
         dataset=job.dataset,
         library=[material.name for material in find_textures(config.textures)] if config.textures else [],
+        span=config.span,
     )
     meshes = build_mesh(spec.geometry, detail, spec.texture.glass_slabs, spec.lighting.shining)
     return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
@@ -89,7 +91,10 @@ def render_scene(job: SceneJob) -> None:
             f"no draw of {MAX_ATTEMPTS} shows enough in every view"
         )
     noise_seed = sum(dataclasses.astuple(seeds)) % 2**32
-    images = tone_map(renderer.radiance(config.spp, noise_seed), renderer.exposed())
+    radiance = renderer.radiance(config.spp, noise_seed)
+    if config.denoise:
+        radiance = denoise(radiance, *renderer.albedo_and_normals())
+    images = tone_map(radiance, renderer.exposed())
     how = {key: getattr(config, key) for key in ("attribute", "preset", "regime", "trajectory")}
     if config.task != "none":
         how = {"task": config.task, "split": SPLITS[job.dataset]}
@@ -101,6 +106,7 @@ def render_scene(job: SceneJob) -> None:
         "scene": job.scene,
         "attempt": attempt,
         "spp": config.spp,
+        "denoise": config.denoise,
         "variant": job.variant,
         **draft.spec.as_dict(),
     }

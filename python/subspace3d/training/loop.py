@@ -93,6 +93,8 @@ def train(
     snapshot: Callable[[Path], object] | None = None,
     quiet: bool = False,
     objective: Objective = multitask_loss,
+    optimizer: torch.optim.Optimizer | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> TrainResult:
     """Minimise ``objective`` over the trainable parameters of ``model``, in place.
 
@@ -118,6 +120,10 @@ def train(
         snapshot (Callable | None): see `checkpoints.save`.
         quiet (bool): no progress display.
         objective (Callable): ``(predictions, batch, camera_weight, counts) -> terms``, a scalar ``loss`` among them.
+        optimizer (Optimizer | None): over the trainable parameters, with the state of AdamW by name; none: AdamW over
+            ``groups``.
+        rate (Callable | None): learning rate of a step, in place of warm-up and cosine. It does not know the length of
+            the run, so a checkpoint continues to any number of steps.
 
     Raises:
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
@@ -135,12 +141,13 @@ def train(
     parameters = trainable_parameters(model)
     if not parameters:
         raise ValueError("model must have trainable parameters, got none")
-    optimizer = torch.optim.AdamW(
-        groups if groups is not None else [{"params": list(parameters.values())}],
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(
+            groups if groups is not None else [{"params": list(parameters.values())}],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(joined_processes(device))
         if processes.count > config.images_per_step // config.frames[1]:
@@ -153,6 +160,9 @@ def train(
         stop = stack.enter_context(stop_requests())
         pool = stack.enter_context(ThreadPoolExecutor(1, "batch"))
         run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot, objective)
+        if rate is not None:
+            run.rate = rate
+            del run.settings["steps"], run.settings["warmup"]
         run.start(resume)
         if processes.is_first:
             run.trackers = open_trackers(config.trackers, out, run.step, label, run.settings)
@@ -254,6 +264,7 @@ class _Run:
                 gradient_as_bucket_view=True,
                 **{buffers: False},  # type: ignore[arg-type]
             )
+        self.rate: Callable[[int], float] = lambda step: learning_rate(step, config.steps, config.lr, config.warmup)
         self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
         self.clipped = {part: members for part, members in self.clipped.items() if members}
         self.watch = GradientWatch(watched_parameters(model) if processes.is_first else {})
@@ -320,7 +331,7 @@ class _Run:
 
     def take_step(self, data: StepData) -> str:
         """One optimiser step; returns the note for the progress display."""
-        rate = learning_rate(self.step, self.config.steps, self.config.lr, self.config.warmup)
+        rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

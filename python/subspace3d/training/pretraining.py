@@ -147,12 +147,16 @@ def points_loss(points: Tensor, world_points: Tensor, mask: Tensor) -> Tensor:
     """Mean distance ``||X - X*||`` over the valid ones of regularly spaced pixels.
 
     Args:
-        points (Tensor): predicted, ``[B, S, rows, columns, 3]``; rows and columns divide the images'.
+        points (Tensor): predicted at the middles of rows x columns equal parts of the image,
+            ``[B, S, rows, columns, 3]``.
         world_points (Tensor): true points of all pixels in the first camera's frame, ``[B, S, H, W, 3]``.
         mask (Tensor): valid pixels, ``[B, S, H, W]``, bool.
     """
-    stride = mask.shape[-1] // points.shape[3]
-    target, valid = (x[:, :, stride // 2 :: stride, stride // 2 :: stride] for x in (world_points, mask))
+    rows, columns = (
+        ((torch.arange(parts, device=mask.device) + 0.5) * pixels / parts).long()
+        for parts, pixels in zip(points.shape[2:4], mask.shape[2:])
+    )
+    target, valid = (x[:, :, rows[:, None], columns] for x in (world_points, mask))
     return ((points - target).norm(dim=-1) * valid).sum() / valid.sum().clamp(min=1)
 
 

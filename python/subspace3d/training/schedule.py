@@ -1,4 +1,4 @@
-"""The learning-rate schedule: linear warm-up, then cosine."""
+"""Learning-rate schedules: warm-up and cosine; warm-up and constant, with a cooldown from any step."""
 
 from __future__ import annotations
 
@@ -26,3 +26,21 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
         return peak * (_FLOOR + (1 - _FLOOR) * step / rising)
     progress = (step - rising) / max(1, steps - 1 - rising)
     return peak * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def constant_rate(step: int, peak: float, rising: int) -> float:
+    """Linear from 1e-3 peak to peak over ``rising`` steps, then peak: a run of no set length."""
+    return peak * (_FLOOR + (1 - _FLOOR) * min(1.0, step / rising))
+
+
+def cooldown_rate(step: int, start: int, steps: int, peak: float) -> float:
+    """``peak (1 - sqrt((step - start) / steps))``: from the constant rate to zero in ``steps`` steps from ``start`` on.
+
+    A. Haegele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (2024).
+
+    Raises:
+        ValueError: ``step`` lies outside the cooldown.
+    """
+    if not start <= step < start + steps:
+        raise ValueError(f"step must be in [{start}, {start + steps}), got {step}")
+    return peak * (1 - math.sqrt((step - start) / steps))
