@@ -35,7 +35,7 @@ SUBSPACE_STEP SUBSPACE_FN void solve_shifted(Index n, const double* diagonal, co
   for (Index i = 0; i + 1 < n; ++i) {
     const double low = below[i + 1], low_diagonal = diagonal[i + 1] - shift, low_second = i + 2 < n ? below[i + 2] : 0.0;
     const double low_right = x[i + 1];
-    if (std::fabs(head) >= std::fabs(low)) {
+    if (std::fabs(head) >= std::fabs(low) || std::fabs(low) < smallest) {
       if (std::fabs(head) < smallest) head = head < 0.0 ? -smallest : smallest;
       const double factor = low / head;
       pivots[i] = head;
@@ -124,7 +124,7 @@ class LeadingVectors {
       Machine::gram(m, n, room.rest, ld, room.gram, room.packed);
       const Index kept = eigenvectors(room, n, count - found, x + found * ld);
       if (kept == 0) return false;
-      if (found > 0) orthonormalise(room, n, found, found + kept, x);
+      if (found > 0 && !orthonormalise(room, n, found, found + kept, x)) return false;
       found += kept;
       if (found == count) return true;
       remove(room, m, n, found, x);
@@ -144,6 +144,8 @@ class LeadingVectors {
   static constexpr int kLevels = 12;
   static constexpr int kRounds = 3;
   static constexpr double kMissed = 1e-10;
+  static constexpr int kPasses = 6;
+  static constexpr double kParallel = 1e-10;  // what is taken out then leaves nothing above rounding
 
   SUBSPACE_FN static double power_of_two(double size) {
     const int exponent = std::ilogb(size);
@@ -188,7 +190,7 @@ class LeadingVectors {
         solve_shifted(n, room.diagonal, room.below, room.values[j], kEpsilon * bound, x + j * ld,
                       room.elimination + j * 3 * ld);
       });
-      orthonormalise(room, n, 0, kept, x);
+      if (!orthonormalise(room, n, 0, kept, x)) return kInfinity;
     }
     return Machine::sum(kept, [&](Index j) {
       double sum = 0.0;
@@ -200,18 +202,22 @@ class LeadingVectors {
     });
   }
 
-  // Rows first .. end - 1 of x, each against all before it, twice.
-  SUBSPACE_STEP SUBSPACE_FN static void orthonormalise(const Room& room, Index n, Index first, Index end, double* x) {
+  // Rows first .. end - 1 of x, each against all before it, until nothing is left to take out. False where that fails.
+  SUBSPACE_STEP SUBSPACE_FN static bool orthonormalise(const Room& room, Index n, Index first, Index end, double* x) {
     const Index ld = Machine::pad(n);
     for (Index j = first; j < end; ++j) {
       double* row = x + j * ld;
       normalise(room, n, row);
-      for (int pass = 0; pass < 2; ++pass) {
+      double along = kInfinity;
+      for (int pass = 0; pass < kPasses && !(along < kParallel); ++pass) {
         Machine::rows(j, [&](Index q) { room.products[q] = Machine::dot(n, x + q * ld, row); });
+        along = Machine::largest(j, [&](Index q) { return std::fabs(room.products[q]); });
         Machine::subtract_rows(j, n, room.products, x, ld, row);
         normalise(room, n, row);
       }
+      if (!(along < kParallel)) return false;
     }
+    return true;
   }
 
   SUBSPACE_FN static void normalise(const Room& room, Index n, double* row) {

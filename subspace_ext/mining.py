@@ -255,6 +255,44 @@ class MiningState:
             parts.append(core.finish(result, k, model, self.lora_b.dtype))
         return _joined(parts, False)
 
+    def held_out(
+        self,
+        k: int,
+        model: Model = "mean",
+        p: float = 1.0,
+        eps: float = 1e-3,
+        max_iter: int = 50,
+        tol: float = 1e-6,
+    ) -> Tensor:
+        """How far each adapter lies in the subspace of the others: |u^^T delta_n v^|_F^2 / |delta_n|_F^2, 0..1.
+
+        u^ and v^ are mined from all adapters but n, with the settings of `mine`, in the column spaces of all.
+
+        Returns:
+            [L, N] float64; NaN for an update that is zero.
+
+        Raises:
+            ValueError: as `mine_subspace` for any N - 1 of the adapters; fewer than two adapters.
+        """
+        adapters = self.lora_b.shape[1]
+        if adapters < 2:
+            raise ValueError(f"lora_b and lora_a must have at least two adapters to hold one out, got {adapters}")
+        _check_settings(self.lora_b[:, 1:], self.lora_a[:, 1:], k, model, p, eps, max_iter, tol)
+        parts = []
+        for start, end in _chunks(self.lora_b, self.lora_a):
+            core = self._core(start, end)
+            shares = []
+            for n in range(adapters):
+                others, own = core.chosen([m for m in range(adapters) if m != n]), core.chosen([n])
+                factors = others.b.triangle, others.a.triangle
+                result = irls(*factors, adapters - 1, k, p, eps, max_iter, tol, model)
+                others.check(result)
+                left, right, _, _ = others.directions(result, k, model)
+                held, whole = (torch.linalg.matrix_norm(part[:, 0]) for part in (own.cores(left, right), own.whole()))
+                shares.append((held / whole).square())
+            parts.append(torch.stack(shares, 1))
+        return torch.cat(parts)
+
     def _core(self, start: int, end: int) -> _Core:
         b, a = self.lora_b[start:end], self.lora_a[start:end]
         # One copy that widens and reorders at once.
@@ -283,6 +321,14 @@ class _Core:
     adapters: int
     first: int  # number of the first layer, for messages
 
+    def chosen(self, adapters: list[int]) -> _Core:
+        """These adapters alone, in the column spaces of all."""
+
+        def part(space: ColumnSpace) -> ColumnSpace:
+            return space._replace(triangle=self._split(space.triangle)[:, adapters].transpose(1, 2).flatten(2))
+
+        return _Core(part(self.b), part(self.a), len(adapters), self.first)
+
     def check(self, result: IrlsResult) -> None:
         _check_range(result.status != APART, f"no update of more than {SPREAD:g} times the median norm", self.first)
         # a weight is about the norm to the power p - 2
@@ -290,16 +336,13 @@ class _Core:
         _check_range(fits, "products that are zero or whose norm to the power p - 2 is a positive number", self.first)
 
     def finish(self, result: IrlsResult, k: int, model: Model, dtype: torch.dtype) -> MinedSubspace:
-        """Orthonormal directions, their strengths and the cores, from exact decompositions with the last weights."""
-        share = result.weights / result.weights.amax(dim=1, keepdim=True)
-        share = share / share.sum(dim=1, keepdim=True)
-        decompose = self._mean if model == "mean" else self._shared
-        left, right, spectra, strengths = decompose(share, result, k)
+        """The fields of MinedSubspace, from exact decompositions with the last weights."""
+        left, right, spectra, strengths = self.directions(result, k, model)
         u, v = self.b.embed(left), self.a.embed(right)
         signs = [_signs(side) for side in (u, v)]
         if model == "mean":
             signs[1] = signs[0]  # u v^T is the fit
-        cores = self._cores(left, right) * signs[0].mT.unsqueeze(1) * signs[1].unsqueeze(1)
+        cores = self.cores(left, right) * signs[0].mT.unsqueeze(1) * signs[1].unsqueeze(1)
         scaled = [side * sign * strength.sqrt().unsqueeze(1) for side, sign, strength in zip((u, v), signs, strengths)]
         rest = (result.weights, result.residuals, result.norms, result.objective, result.n_iter, result.converged)
         return MinedSubspace(scaled[0].to(dtype), scaled[1].to(dtype), *spectra, cores, *rest)
@@ -308,9 +351,22 @@ class _Core:
         """[L, s, N r] -> [L, N, s, r]."""
         return side.unflatten(2, (self.adapters, -1)).transpose(1, 2)
 
-    def _cores(self, left: Tensor, right: Tensor) -> Tensor:
+    def cores(self, left: Tensor, right: Tensor) -> Tensor:
+        """[L, N, k, k]: left^T delta_n right."""
         b, a = self._split(self.b.triangle), self._split(self.a.triangle)
         return (left.mT.unsqueeze(1) @ b) @ (right.mT.unsqueeze(1) @ a).mT
+
+    def whole(self) -> Tensor:
+        """[L, N, s_b, s_a]: the updates."""
+        return self._split(self.b.triangle) @ self._split(self.a.triangle).mT
+
+    def directions(
+        self, result: IrlsResult, k: int, model: Model
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Orthonormal columns of both sides, both spectra, and the strengths of the columns."""
+        share = result.weights / result.weights.amax(dim=1, keepdim=True)
+        share = share / share.sum(dim=1, keepdim=True)
+        return (self._mean if model == "mean" else self._shared)(share, result, k)
 
     def _mean(
         self, share: Tensor, result: IrlsResult, k: int
@@ -338,13 +394,9 @@ class _Core:
         left, strengths = left[:, :, :k], values_u[:, :k]
         _, values_v = spectrum(a, b, left)
         # v is the last but one half of a sweep: its directions are turned inside it, by the cores
-        turn, strengths_v = spectrum(self._rows(result.v, a), b, left)
+        turn, strengths_v = spectrum(result.v.mT.unsqueeze(1) @ a, b, left)
         spectra = (_sized(values_u, size), _sized(values_v, size))
         return left, result.v @ turn, spectra, (strengths, strengths_v)
-
-    @staticmethod
-    def _rows(vectors: Tensor, factors: Tensor) -> Tensor:
-        return vectors.mT.unsqueeze(1) @ factors
 
 
 def _sized(values: Tensor, size: int) -> Tensor:
