@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 CASE_KEYS = (
     "benchmark", "peer", "shape", "views", "K", "r", "precision", "checkpointing", "backbone", "layers", "N", "k",
-    "iterations", "varies", "clock", "threads",
+    "iterations", "varies", "clock", "threads", "model", "spectrum",
 )  # fmt: skip
 
 
@@ -131,39 +131,35 @@ def _name(row: Row) -> str:
 
 
 def mining_tables(rows: list[Row]) -> Iterable[str]:
-    for case in groups(rows, "layers", "N", "r", "k", "iterations", "clock", "threads"):
+    for case in groups(rows, "layers", "N", "r", "k", "iterations", "clock", "threads", "model", "spectrum"):
         first = case[0]
         lines = [
             [
                 f"{row['shape']} {row['out']}x{row['in']}",
                 str(row["layers"]),
                 f"{row['seconds']:.2f}",
+                f"{1e3 * row['seconds'] / row['layers']:.0f}",
+                f"{1e3 * row['reference_seconds_a_matrix']:.0f}" if "reference_seconds_a_matrix" in row else "",
                 *(
-                    [f"{row['dense_iteration_seconds']:.2f}", f"{row['dense_scaled_seconds']:,.0f}",
-                     f"{row['dense_scaled_seconds'] / row['seconds']:,.0f}", f"{row['error']:.0e}"]
+                    [f"{row['dense_scaled_seconds']:,.0f}", f"{row['dense_scaled_seconds'] / row['seconds']:,.0f}",
+                     f"{row['error']:.0e}"]
                     if "error" in row
-                    else [""] * 4
+                    else [""] * 3
                 ),
             ]
             for row in case
         ]  # fmt: skip
-        total = sum(row["seconds"] for row in case)
+        total, matrices = (sum(row[key] for row in case) for key in ("seconds", "layers"))
         dense = sum(row.get("dense_scaled_seconds", 0.0) for row in case)
-        lines.append(
-            [
-                "all",
-                str(sum(row["layers"] for row in case)),
-                f"{total:.2f}",
-                "",
-                f"{dense:,.0f}",
-                f"{dense / total:,.0f}",
-                "",
-            ]
-        )
-        header = ["", "matrices", "s", "dense s / iteration", "dense s, scaled", "times faster", "error"]
+        if len(case) > 1:
+            compared = [f"{dense:,.0f}", f"{dense / total:,.0f}"] if dense else ["", ""]
+            lines.append(["all", str(matrices), f"{total:.2f}", f"{1e3 * total / matrices:.0f}", "", *compared, ""])
+        header = ["", "matrices", "s", "ms / matrix", "reference", "dense s, scaled", "times faster", "error"]
         memory = max((row.get("peak_memory_bytes", 0) for row in case), default=0)
+        # rows of before there was a choice
+        what = f"model {first.get('model', 'mean')}, adapters {first.get('spectrum', 'planted')}"
         yield (
-            f"**mining** one attribute, N = {first['N']}, r = {first['r']}, k = {first['k']}, {first['iterations']}"
+            f"**mining**, {what}, N = {first['N']}, r = {first['r']}, k = {first['k']}, {first['iterations']}"
             f" iterations, {time_of(first)}\n\n{markdown(header, lines)}"
         )
         if memory:

@@ -11,7 +11,7 @@ from subspace_ext._native import NativeUnavailableError
 from subspace_ext.basis import combine_subspaces, disentanglement
 from subspace_ext.build import build_info
 from subspace_ext.core import SubspaceCore
-from subspace_ext.mining import MinedSubspace, mine_subspace
+from subspace_ext.mining import MinedSubspace, MiningState, mine_subspace
 from subspace_ext.nn import SubspaceConv2d, SubspaceLinear, group_folds
 from subspace_ext.ops.subspace_linear import subspace_linear
 
@@ -22,6 +22,7 @@ except metadata.PackageNotFoundError:
 
 __all__ = [
     "MinedSubspace",
+    "MiningState",
     "NativeUnavailableError",
     "SubspaceConv2d",
     "SubspaceCore",

@@ -107,12 +107,15 @@ def test_bench_mining_equals_the_dense_route(monkeypatch, tmp_path, capsys):
     )  # fmt: skip
     rows = run(config)
     assert all(row["error"] < mining.AGREEMENT for row in rows)
+    assert [row["spectrum"] for row in rows] == ["planted"] * 2 + ["drift"] * 2 + ["unrelated"] * 2
     (file,) = tmp_path.glob("*.jsonl")
     kept = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [row["shape"] for row in kept] == ["qkv", "fc2"]
+    assert [row["shape"] for row in kept] == ["qkv", "fc2"] * 3
     assert all(row["commit"] and row["device"] and row["dense_matrices"] == 3 for row in kept)
     assert "dense s (scaled)" in capsys.readouterr().out
     assert not any("error" in row for row in run(replace(config, dense=0, out=None)))
+    shared = run(replace(config, model="shared", spectra=("drift",), out=None))
+    assert [row["model"] for row in shared] == ["shared"] * 2 and not any("error" in row for row in shared)
 
 
 def test_growth_is_the_slope():

@@ -11,6 +11,7 @@ from tolerances import relative_error
 
 from subspace_ext import combine_subspaces, disentanglement, mine_subspace
 from subspace_ext.ops import irls as irls_module
+from subspace_ext.ops.irls_result import Model
 
 DOUBLE = torch.float64
 RELATIVE = 1e-9  # as promised for mining
@@ -82,6 +83,26 @@ def test_norms_apart(route: str, apart: float) -> None:
     mined, dense = mine_subspace(b, a, 2, max_iter=20), dense_mining(b, a, 2, 1.0, 1e-3, 20, 1e-6)
     assert relative_error(mined.update(), dense["fit"]) < RELATIVE
     assert relative_error(mined.weights, dense["weights"]) < RELATIVE
+
+
+@pytest.mark.parametrize("model", ["mean", "shared"])
+@pytest.mark.parametrize("larger", [1e140, 1e149, 1e152, 1e160])
+def test_one_adapter_far_larger_than_the_rest(route: str, model: Model, larger: float) -> None:
+    """Up to 1e150 times the median the result is that of the definition; beyond it there is an error that says so."""
+    b, a = pair(5)
+    b = b / torch.linalg.matrix_norm(b @ a)[:, None, None]
+    b[2] *= larger
+    if larger > 1e150:
+        with pytest.raises(ValueError, match=r"no update of more than 1e\+150 times the median norm .*in layer 0"):
+            mine_subspace(b, a, 2, model=model)
+        return
+    mined = mine_subspace(b, a, 2, model=model, max_iter=5)
+    for name in ("u", "v", "weights", "residuals", "norms", "singular_values", "cores"):
+        assert torch.isfinite(getattr(mined, name)).all(), name
+    assert relative_error(mined.norms[2], torch.linalg.matrix_norm(b[2] / larger @ a[2]) * larger) < RELATIVE
+    trace = mined.objective[~mined.objective.isnan()]
+    # the rounding of the large update is all that is left of the objective
+    assert torch.isfinite(trace).all() and (trace[1:] <= trace[:-1] + 1e-12 * trace[0]).all()
 
 
 def test_zero_identical_and_single_adapters(route: str) -> None:

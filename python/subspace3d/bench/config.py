@@ -46,9 +46,14 @@ class BenchConfig:
     k: int = 16
     """mining: rank of the subspace."""
     iterations: int = 20
-    """mining: IRLS iterations, none saved by convergence."""
+    """mining: IRLS iterations; tol is 0, so that only weights that no longer move at all save any."""
+    model: Literal["mean", "shared"] = "mean"
+    """mining: what the adapters are taken to share."""
+    spectra: tuple[Literal["planted", "drift", "unrelated"], ...] = ("planted", "drift", "unrelated")
+    """mining: what the adapters are made of. planted: a strong shared part. drift: as tuned ones are, random lora_A and
+    a shared drift of lora_B as large as the rest. unrelated: nothing shared."""
     dense: int = 3
-    """mining: matrices of each shape that also take the dense route; 0: skip it."""
+    """mining: matrices of each shape that also take the dense route (model mean); 0: skip it."""
     sweep: bool = False
     """mining: instead, show how the time grows with layers, N and r."""
 
@@ -58,6 +63,7 @@ class BenchConfig:
             require(len(values) > 0 and min(values) >= 1, name, "one or more sizes of at least 1", values)
         require(max(self.cores) <= 1024, "cores", "at most 1024, the width of VGGT-1B", self.cores)
         require(len(self.shapes) > 0, "shapes", "at least one shape", self.shapes)
+        require(len(self.spectra) > 0, "spectra", "at least one spectrum", self.spectra)
         for name in ("rank", "layers", "adapters", "k", "iterations"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("rounds", "dense"):
