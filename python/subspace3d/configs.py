@@ -13,6 +13,8 @@ Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
 Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
 METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
+GRADIENT_BATCHES = 4
+"""Batches of a gradient adapter where no number is given."""
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
 
 
@@ -253,6 +255,10 @@ class AdaptConfig(ClusterOptions):
     """Target preset: aggregator, heads, all."""
     gradient_steps: int = 0
     """lora_A starts at the leading directions of the loss's gradient over this many steps; 0: at random, as LoRA."""
+    gradient_only: bool = False
+    """Tune nothing: the adapter is the rank-r part of the loss's negative gradient in gradient-steps batches (4)."""
+    gradient_gigabytes: float = 4.0
+    """gradient-only: most host memory for gradients, in 1e9 bytes; less takes more passes over the same batches."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
     cache_tokens: Path | None = None
@@ -261,8 +267,14 @@ class AdaptConfig(ClusterOptions):
     """Most that is kept there, in 1e9 bytes."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def batches(self) -> int:
+        """With gradient_only: batches whose gradient is summed."""
+        return self.gradient_steps or GRADIENT_BATCHES
+
     def __post_init__(self) -> None:
         require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
+        require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)

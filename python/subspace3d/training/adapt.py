@@ -1,4 +1,4 @@
-"""The verb adapt: one stock PEFT LoRA for every data set, each an independent job."""
+"""The verb adapt: one stock PEFT LoRA for every data set, tuned or made of its gradient, each an independent job."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ import torch
 from subspace3d import settings
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.adapters.placement import select_modules
 from subspace3d.backbones.record import BackboneRecord, load_backbone, record_backbone
 from subspace3d.backbones.targets import target_regex
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.configs import AdaptConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, read_record, write_json
+from subspace3d.formats.adapter import fill_lora
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.pool import run_here, run_jobs
 from subspace3d.jobs.work import exit_on_failures
 from subspace3d.progress import Progress
 from subspace3d.training.device import choose_device
+from subspace3d.training.gradient_adapter import gradient_adapter
 from subspace3d.training.gradient_start import start_at_gradient
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
@@ -35,6 +38,8 @@ from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
 
 RECORD = "adapt.json"
+# settings of a training that a gradient at the base weights does not depend on
+_OPTIMISER = ("steps", "lr", "weight_decay", "warmup", "clip_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +75,7 @@ def run(config: AdaptConfig) -> list[Path]:
     target_regex(config.targets)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
-    wanted = run_settings(
-        config.train,
-        {
-            "backbone": backbone.identity,
-            "rank": config.rank,
-            "targets": config.targets,
-            "gradient_steps": config.gradient_steps,
-        },
-    )
+    wanted = _wanted(config, backbone)
     todo = [name for name in datasets if not _is_done(config.out / name, wanted)]
     if todo:
         settings.save(config.out / "config.yaml", config)
@@ -87,6 +84,22 @@ def run(config: AdaptConfig) -> list[Path]:
         exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
     shutil.rmtree(config.out / ".work", ignore_errors=True)
     return [config.out / name for name in datasets]
+
+
+def _wanted(config: AdaptConfig, backbone: BackboneRecord) -> dict:
+    """The settings an adapter depends on."""
+    wanted = run_settings(
+        config.train,
+        {
+            "backbone": backbone.identity,
+            "rank": config.rank,
+            "targets": config.targets,
+            "gradient_steps": config.batches if config.gradient_only else config.gradient_steps,
+        },
+    )
+    if config.gradient_only:
+        wanted = {name: value for name, value in wanted.items() if name not in _OPTIMISER} | {"source": "gradient"}
+    return wanted
 
 
 def find_datasets(scenes: Path) -> dict[str, Path]:
@@ -104,7 +117,8 @@ def _is_done(folder: Path, wanted: dict) -> bool:
     before = read_record(folder / RECORD).get("settings")
     if not isinstance(before, dict):
         raise ValueError(f"{folder / RECORD} must hold the settings the adapter was made with")
-    for name, value in wanted.items():
+    # of tuned adapters the records do not name the source
+    for name, value in {"source": None, **wanted}.items():
         if before.get(name) != value:
             raise ValueError(f"out: {folder} was made with {name} {before.get(name)!r}, not {value!r}")
     return True
@@ -162,9 +176,39 @@ def _set_up(grid: _Grid, worker: int) -> Callable[[str], object]:
             return  # by a process that died before it could say so
         number = list(grid.folders).index(name) + 1
         with contextlib.nullcontext() if cache is None else cache.attached():
+            if config.gradient_only:
+                _take_gradient(config, model, name, grid, f"gradient {name} ({number}/{len(grid.folders)})")
+                return
             model = _tune_one(config, model, name, grid, f"adapt {name} ({number}/{len(grid.folders)})")
 
     return work
+
+
+def _take_gradient(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: str) -> None:
+    """Write the gradient adapter of one data set."""
+    folder = grid.folders[name]
+    dataset = MultiViewDataset.for_training(folder, config.train.image_size or model.config.image_size, config.train)
+    made = gradient_adapter(
+        model,
+        select_modules(model, config.targets),
+        dataset,
+        config.train,
+        config.batches,
+        config.rank,
+        None if grid.quiet else label,
+        config.gradient_gigabytes,
+    )
+    if made.energy_kept is None:
+        raise ValueError(f"{folder} must have a gradient: the loss of its {config.batches} batches has none")
+    about = {
+        "source": "gradient",
+        "batches": config.batches,
+        "norm": made.norm,
+        "energy_kept": round(made.energy_kept, 6),
+    }
+    with atomic_folder(config.out / name) as temporary:
+        fill_lora(temporary, made.factors, model, grid.backbone.identity, about)
+        write_json(temporary / RECORD, {"scenes": str(folder), **about, "settings": grid.wanted})
 
 
 def _tune_one(config: AdaptConfig, model: VGGT, name: str, grid: _Grid, label: str) -> VGGT:
