@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from subspace3d import configs
+from subspace3d.commands import fit
 
 # verb -> (settings, module whose run() does the work)
 VERBS: dict[str, tuple[type, str]] = {
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[type, str]] = {
     "generate": (configs.GenerateConfig, "subspace3d.scenes.generate"),
     "adapt": (configs.AdaptConfig, "subspace3d.training.adapt"),
     "mine": (configs.MineConfig, "subspace3d.mining.mine"),
+    "fit": (fit.FitConfig, "subspace3d.commands.fit"),
     "analyze": (configs.AnalyzeConfig, "subspace3d.mining.analyze"),
     "finetune": (configs.FinetuneConfig, "subspace3d.training.finetune"),
     "export": (configs.ExportConfig, "subspace3d.training.export"),
