@@ -13,6 +13,8 @@ Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
 Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
 METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
+Heads = Literal["lora", "frozen"]
+HEADS: tuple[Heads, ...] = ("lora", "frozen")
 GRADIENT_BATCHES = 4
 """Batches of a gradient adapter where no number is given."""
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
@@ -346,6 +348,10 @@ class FinetuneConfig:
     vectors of each weight."""
     head_cores: bool = False
     """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    heads: Heads = "lora"
+    """subspace and psv: lora: plain LoRA of rank r on both heads, as in the paper. frozen: only the cores are trained."""
+    start: Literal["zero", "fit"] = "zero"
+    """subspace and psv: where the cores start. fit: one step down the projected gradient, its length by line search."""
     rank: int = 16
     """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
     targets: str = "all"
@@ -362,6 +368,12 @@ class FinetuneConfig:
         require(self.rank >= 1, "rank", "at least 1", self.rank)
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.K >= 0, "K", "at least 0", self.K)
+        require(
+            self.start == "zero" or self.method in ("psv", "subspace"),
+            "start",
+            "zero for a method without cores",
+            self.start,
+        )
         require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
         _check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 

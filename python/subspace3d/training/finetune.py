@@ -20,12 +20,13 @@ from subspace3d.adapters.placement import place
 from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones.record import load_backbone, record_backbone
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.configs import FinetuneConfig
+from subspace3d.configs import GRADIENT_BATCHES, FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import sha256
 from subspace3d.formats.basis import Basis
 from subspace3d.formats.run import read_tuned
 from subspace3d.training.device import Processes, choose_device, device_name, joined_processes
+from subspace3d.training.fit_start import start_cores
 from subspace3d.training.loop import run_settings, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.token_cache import TokenCache
@@ -33,6 +34,8 @@ from subspace3d.training.tuned import save_adapter, save_tuned
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
+# what runs did whose records do not say it
+_WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero"}
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "K": config.K,
         "k": config.k,
         "head_cores": config.head_cores,
+        "heads": config.heads,
+        "start": config.start,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
         "scenes": str(config.scenes),
     }
@@ -72,11 +77,12 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     processes.wait()
     if (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
-        differing = [name for name, value in wanted.items() if record["settings"].get(name) != value]
+        before = {**_WITHOUT_A_CHOICE, **record["settings"]}
+        differing = [name for name, value in wanted.items() if before.get(name) != value]
         if differing:
             raise ValueError(
                 f"out: {config.out} holds a finished run with another {differing[0]} "
-                f"({record['settings'].get(differing[0])!r} instead of {wanted[differing[0]]!r})"
+                f"({before.get(differing[0])!r} instead of {wanted[differing[0]]!r})"
             )
         return record
 
@@ -88,17 +94,26 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     torch.manual_seed(config.train.seed)
     vggt.to(choose_device(config.train.device))
     model = apply_method(
-        vggt, config.method, config.rank, config.targets, basis, backbone.identity, steps=config.train.steps
+        vggt,
+        config.method,
+        config.rank,
+        config.targets,
+        basis,
+        backbone.identity,
+        steps=config.train.steps,
+        heads=config.heads,
     )
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
-    result = None
+    result = start = None
     if config.method != "none":
         if processes.is_first:
             sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
             check_memory(model, config.train, image_size, processes.count, sharing)
         processes.wait()
         with _token_cache(config, vggt):
+            if config.start == "fit":
+                start = start_cores(model, dataset, config.train, GRADIENT_BATCHES, "start of the cores")
             result = train(
                 model,
                 dataset,
@@ -125,6 +140,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             "basis": identity["basis"],
             "trainable": count_trainable(model),
             "training": dataclasses.asdict(result) if result else None,
+            "start": dataclasses.asdict(start) if start else None,
             "environment": {
                 "subspace3d": __version__,
                 "torch": torch.__version__,

@@ -12,7 +12,7 @@ from torch import nn
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
-from subspace3d.training.device import choose_device, joined_processes
+from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.loop import draw_step, loss_terms
 
@@ -33,8 +33,8 @@ def summed_gradients(
 
     The sums of as many modules as fit in ``gigabytes`` are taken in one pass over the batches; the rest take further
     passes over the same batches, with the same result. On a GPU one layer's gradient is there at a time: it goes to
-    the host as soon as it is complete. Nothing is trainable while gradients are taken, and what was is so again when
-    the iterator ends or is closed.
+    the host as soon as it is complete. Under torchrun every process takes all batches. Nothing is trainable while
+    gradients are taken, and what was is so again when the iterator ends or is closed.
 
     Args:
         model (nn.Module): on the device of ``config``.
@@ -118,10 +118,10 @@ def _sum_group(
         for name, weight in weights.items():
             weight.requires_grad_(True)
             hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, name)))
-        with joined_processes(device) as processes, torch.enable_grad():
+        with torch.enable_grad():
             for step in steps:
                 members[:] = [index for index, part in enumerate(parts) if step in part]
-                data = draw_step(dataset, config, step, processes)
+                data = draw_step(dataset, config, step, Processes())
                 for scenes in data.parts:
                     loss_terms(model, scenes, data.counts, config, device)["loss"].backward()
                 if progress is not None:
