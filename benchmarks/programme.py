@@ -30,10 +30,10 @@ import roofline
 from table import markdown
 from training_memory import build
 
+from subspace3d.adapters.counts import count_trainable
 from subspace3d.bench import harness
 from subspace3d.bench.harness import read_rows
 from subspace3d.files import read_json, write_json
-from subspace3d.training.params import count_trainable
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs/performance.md"
@@ -85,13 +85,13 @@ def count_units() -> dict[str, Any]:
 
 def scene_bytes(views: int) -> int:
     """Bytes on disk of one rendered image with its depth map and its share of scene.json."""
-    from subspace3d.configs import GenerateConfig
+    from subspace3d.commands.generate import GenerateConfig
     from subspace3d.mitsuba_variant import choose_variant
-    from subspace3d.scenes.generate import Job, render_scene
+    from subspace3d.scenes.scene import SceneJob, render_scene
 
     with tempfile.TemporaryDirectory() as folder:
         config = GenerateConfig(out=Path(folder), attribute="all", views=views, resolution=RESOLUTION, spp=SPP)
-        render_scene(Job(Path(folder) / "scene", 0, 0, config, choose_variant(), 1))
+        render_scene(SceneJob(Path(folder) / "scene", 0, 0, config, choose_variant(), 1))
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         return sum(path.stat().st_size for path in files) // views
 

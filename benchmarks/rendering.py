@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from subspace3d.configs import GenerateConfig, Variant
+from subspace3d.choices import Variant
+from subspace3d.commands.generate import GenerateConfig
 from subspace3d.mitsuba_variant import VARIANTS, check_variant
-from subspace3d.scenes.generate import Job, render_scene
+from subspace3d.scenes.scene import SceneJob, render_scene
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def throughput(folder: Path, variant: Variant, resolution: int, arguments: argpa
     for scene in range(arguments.scenes + 1):
         if scene == 1:
             start = clock()
-        render_scene(Job(folder / f"{variant}-{resolution}-{scene}", 0, scene, config, variant, 1))
+        render_scene(SceneJob(folder / f"{variant}-{resolution}-{scene}", 0, scene, config, variant, 1))
     seconds = clock() - start
     images = arguments.scenes * arguments.views
     return {
@@ -82,7 +83,7 @@ def memory_over_scenes(folder: Path, variant: Variant, scenes: int) -> dict[int,
     config = GenerateConfig(out=folder, attribute="all", views=2, resolution=64, spp=4)
     result = {}
     for scene in range(scenes):
-        render_scene(Job(folder / "memory", 0, scene, config, variant, 1))
+        render_scene(SceneJob(folder / "memory", 0, scene, config, variant, 1))
         if scene == 0 or (scene + 1) % 50 == 0:
             result[scene + 1] = resident_mib()
             print(f"memory after {scene + 1} scenes: {result[scene + 1]} MiB", flush=True)

@@ -15,7 +15,8 @@ from subspace3d.adapters.methods import apply_method
 from subspace3d.backbones.config import named_config
 from subspace3d.backbones.targets import target_modules
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.configs import Method, TrainConfig
+from subspace3d.choices import Method
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.memory import MemoryEstimate, estimate_memory
 
 # method, rank or K, activation checkpointing, images (in scenes of 8 frames)

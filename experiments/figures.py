@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from subspace3d.evaluation.table import METRICS as SHOWN
 from experiments.claims import SPLIT_NAMES, TASK_NAMES
 from experiments.plan import table_rows
 from experiments.results import MAIN, RowResult, TaskResults
 from experiments.scale import Scale, Task
+from subspace3d.evaluation.table import METRICS as SHOWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,16 +16,18 @@ from typing import Any
 
 import torch
 
-from subspace3d import settings
-from subspace3d.configs import EvaluateConfig, FinetuneConfig
-from experiments.settings import ExperimentsConfig
 from experiments.layout import Layout
 from experiments.plan import Run
 from experiments.scale import Scale, Task
+from experiments.settings import ExperimentsConfig
+from subspace3d import outputs, records, settings
+from subspace3d.commands.evaluate import EvaluateConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import joined_cluster
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.progress import Progress
+from subspace3d.training import checkpoints
 
 BASE = "base"
 RECORD = "job.json"
@@ -90,8 +91,8 @@ def is_done(context: Context, job: Job) -> bool:
     if not path.is_file():
         return False
     record = read_json(path)
-    if record["settings"] != _settings(context, job):
-        raise ValueError(f"out: {path.parent} was made with other settings; choose another folder, or delete this one")
+    made, wanted = {"settings": record["settings"]}, {"settings": _settings(context, job)}
+    records.check_same(path.parent, made, wanted, "choose another folder, or delete this one")
     return record["diverged"] is not None or set(job.splits) <= set(record["splits"])
 
 
@@ -137,6 +138,7 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
         job = shared.jobs[name]
         folder = _folder(shared.context, job)
         folder.mkdir(parents=True, exist_ok=True)
+        outputs.mark(folder, outputs.RUN)
         with (
             open(folder / "log.txt", "a", encoding="utf-8") as log,
             contextlib.redirect_stdout(log),
@@ -156,7 +158,7 @@ def _do(context: Context, job: Job, folder: Path, device: str) -> None:
         except FloatingPointError as error:
             # an outcome of this learning rate, not a fault: nothing is gained by trying again
             diverged = str(error)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        checkpoints.remove_all(folder / "checkpoints")
     if diverged is None:
         for split in job.splits:
             _measure(context, job, split, (folder,) if job.run else (), device)
@@ -167,7 +169,7 @@ def _do(context: Context, job: Job, folder: Path, device: str) -> None:
 
 
 def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
-    from subspace3d.training import finetune
+    from subspace3d.commands import finetune
 
     row = run.row
     finetune.run(
@@ -188,7 +190,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
 
 
 def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], device: str) -> None:
-    from subspace3d.evaluation import evaluate
+    from subspace3d.commands import evaluate
 
     # results of all runs of a task gather in one folder; each call writes those of its own run
     evaluate.run(

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.settings import EXPERIMENTS
-from subspace3d.evaluation.table import METRICS as SHOWN
 from experiments import tables
 from experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claims, paper_claims
 from experiments.figures import draw_parameters, draw_rows
@@ -19,6 +17,9 @@ from experiments.layout import Layout
 from experiments.plan import budget
 from experiments.results import MAIN, RowResult, load
 from experiments.scale import Scale
+from experiments.settings import EXPERIMENTS
+from subspace3d import outputs
+from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.files import atomic_path, read_json, write_text
 from subspace3d.reporting.figures import to_png
 
@@ -59,7 +60,13 @@ def write(layout: Layout, scale: Scale, failures: Mapping[str, str], publish: Pa
     return path
 
 
+_PAGE = outputs.Kind(
+    "a page of results", False, lambda path: _NOTES[0] in path.read_text(encoding="utf-8", errors="replace")
+)
+
+
 def _write_page(path: Path, text: str, images: Mapping[str, bytes]) -> None:
+    path = outputs.claim(path, _PAGE, "out")
     notes = ""
     if path.is_file():
         notes = read_block(path.read_text(encoding="utf-8"), _NOTES)

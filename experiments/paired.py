@@ -126,7 +126,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     ranks = [_ranks(values) for values in (first, second)]
     if any(np.ptp(values) == 0 for values in ranks):
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:

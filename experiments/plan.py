@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from subspace3d.configs import Method
-from experiments.settings import Experiment
 from experiments.scale import Scale, Task
+from experiments.settings import Experiment
+from subspace3d.choices import Method
 
 Source = Literal["attributes", "gradient", "pooled", "random"]
 """attributes: one subspace per attribute; gradient: the same from adapters that start at the gradient; pooled: one

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from subspace3d.adapters.basis import select_files
 from experiments.layout import Layout
 from experiments.plan import Mined
 from experiments.scale import Scale
+from subspace3d.adapters.basis import select_files
 from subspace3d.files import atomic_folder, load_tensors, read_json, save_tensors, write_json
 from subspace3d.formats.adapter import WEIGHTS_NAME, read_adapter
 from subspace3d.formats.scene import find_scenes

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 
-from subspace3d.configs import AdaptConfig, AnalyzeConfig, GenerateConfig, MineConfig
 from experiments import planted
 from experiments.jobs import Context
 from experiments.plan import VALIDATION, Mined, analyzed
 from experiments.scale import Bank, Scale
+from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.analyze import AnalyzeConfig
+from subspace3d.commands.generate import GenerateConfig
+from subspace3d.commands.mine import MineConfig
 
 # Root seeds of the scenes: the draws of different kinds have nothing in common.
 _ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3
@@ -20,7 +23,7 @@ _ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3
 
 def render(context: Context, sets: Sequence[Mined]) -> None:
     """Render the tasks, their validation scenes, the generic scenes, and the attribute data sets that ``sets`` need."""
-    from subspace3d.scenes import generate
+    from subspace3d.commands import generate
 
     layout, scale = context.layout, context.scale
     common = GenerateConfig(
@@ -68,7 +71,7 @@ def render(context: Context, sets: Sequence[Mined]) -> None:
 
 def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:
     """Tune the adapters that ``sets`` are mined from, the bad ones included."""
-    from subspace3d.training import adapt
+    from subspace3d.commands import adapt
 
     layout, scale = context.layout, context.scale
     # the good ones first, which the planted ones are put beside
@@ -97,7 +100,7 @@ def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:
 
 def mine_subspaces(context: Context, sets: Sequence[Mined]) -> None:
     """Mine every set, and analyze those that `analyzed` names."""
-    from subspace3d.mining import analyze, mine
+    from subspace3d.commands import analyze, mine
 
     layout, scale = context.layout, context.scale
     for mined in sets:

@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from experiments.settings import Experiment
 from experiments.jobs import RECORD
 from experiments.layout import Layout
 from experiments.plan import RATE_SEED, VALIDATION, rate_runs
 from experiments.scale import Scale, Task
+from experiments.settings import Experiment
 from subspace3d.files import read_json
 
 CRITERION = "chamfer"

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.settings import EXPERIMENTS
-from subspace3d.evaluation.table import METRICS as SHOWN
 from experiments.jobs import BASE, RECORD
 from experiments.layout import Layout
 from experiments.plan import SPLITS, Row, all_rows
 from experiments.rates import CRITERION, Choice, read_choices
 from experiments.scale import Scale, Task
+from experiments.settings import EXPERIMENTS
+from subspace3d.evaluation.table import METRICS as SHOWN
 from subspace3d.files import read_json
 
 METRICS = ("accuracy", "completeness", "normal_consistency", "abs_rel")

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from subspace3d import __version__
-from subspace3d.backbones.record import record_backbone
-from subspace3d.bench.harness import provenance
-from subspace3d.configs import EvaluateConfig
-from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
 from experiments import jobs, page, prepare
 from experiments.jobs import Context, Job
 from experiments.layout import Layout
 from experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_sets, rate_runs, table_runs
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
+from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
+from subspace3d import __version__, outputs, records
+from subspace3d.backbones.record import record_backbone
+from subspace3d.bench.harness import provenance
+from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import absolute
 from subspace3d.progress import format_duration
@@ -49,6 +49,7 @@ def run(config: ExperimentsConfig) -> Path:
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = SCALES[config.scale]
+    config = outputs.check(config)
     if config.ray:
         on_disk = config.weights is not None and config.weights.is_file()
         config = absolute(config, "out", "weights") if on_disk else absolute(config, "out")
@@ -81,9 +82,7 @@ def _check_folder(config: ExperimentsConfig) -> None:
     record: dict[str, Any] = {**wanted, "starts": []}
     if path.is_file():
         record = read_json(path)
-        for name, value in wanted.items():
-            if record[name] != value:
-                raise ValueError(f"out: {config.out} holds a run with {name} {record[name]!r}, this one has {value!r}")
+        records.check_same(config.out, record, wanted, "choose another folder")
     elif config.collect:
         raise FileNotFoundError(f"out: no experiments in {config.out}, so there is nothing to collect")
     if not config.collect:
@@ -141,7 +140,7 @@ def _run_all(
 
 def _assemble(context: Context, runs: Sequence[Job]) -> None:
     """Write results.json of every task and split over all runs, which were measured one by one."""
-    from subspace3d.evaluation import evaluate
+    from subspace3d.commands import evaluate
 
     for task in context.scale.tasks:
         for split in SPLITS:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from subspace3d.configs import ATTRIBUTES, Attribute, TrainConfig
+from subspace3d.choices import ATTRIBUTES, Attribute
+from subspace3d.training.config import TrainConfig
 
 Task = Literal["faces", "bodies", "glass"]
 

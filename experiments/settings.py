@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from subspace3d.configs import ClusterOptions, require
+from subspace3d import outputs
+from subspace3d.jobs.options import ClusterOptions
+from subspace3d.settings import require
 
 Experiment = Literal["tasks", "psv", "rank", "attributes", "source", "mining"]
 EXPERIMENTS: tuple[Experiment, ...] = ("tasks", "psv", "rank", "attributes", "source", "mining")
@@ -41,3 +43,9 @@ class ExperimentsConfig(ClusterOptions):
         require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(weights=self.weights)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.EXPERIMENTS)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.settings import Experiment
-from subspace3d.evaluation.table import METRICS as SHOWN
 from experiments.claims import TASK_NAMES, Claim, Comparison, Results
 from experiments.plan import RATE_SEED, Cost, table_rows
 from experiments.results import MAIN, METRICS, Outcome, RowResult, Stat, TaskResults, summarize
 from experiments.scale import Scale
+from experiments.settings import Experiment
+from subspace3d.evaluation.table import METRICS as SHOWN
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

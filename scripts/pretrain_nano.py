@@ -28,12 +28,13 @@ from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.pose import decode_pose
-from subspace3d.configs import GenerateConfig, TrainConfig
+from subspace3d.commands.generate import GenerateConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.evaluation.alignment import scale_alignment
 from subspace3d.evaluation.depth import absolute_relative
 from subspace3d.evaluation.pose import relative_pose_errors
 from subspace3d.files import atomic_path, save_tensors, write_json
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
 from subspace3d.training.loop import train
 from subspace3d.training.pretraining import Pretraining, start_able_to_match
@@ -135,7 +136,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def render_scenes(folder: Path, arguments: argparse.Namespace) -> None:
     """Render what is missing of the scenes; the seeds differ, so none is both trained on and measured on."""
-    from subspace3d.scenes import generate
+    from subspace3d.commands import generate
 
     common = {"views": arguments.views, "resolution": IMAGE_SIZE, "spp": 16}
     for name, scenes, seed in (("train", arguments.scenes, 0), ("heldout", arguments.heldout, 10_000)):

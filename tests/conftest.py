@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from subspace3d import log
 from subspace_ext import _native
 
 
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread() -> None:
     """Matrices and models as small as the tests' gain nothing from threads, which on busy cores wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _show_log() -> None:
+    """What the package says goes to stdout and stderr, as in its commands."""
+    log.show()
 
 
 @pytest.fixture(autouse=True)

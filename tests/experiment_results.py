@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.settings import EXPERIMENTS, Experiment
 from experiments.jobs import BASE, RECORD
 from experiments.layout import Layout
 from experiments.plan import SPLITS, VALIDATION, Run, final_rate_runs, rate_runs, table_runs
 from experiments.scale import Scale
+from experiments.settings import EXPERIMENTS, Experiment
 
 METRICS = ("accuracy", "completeness", "chamfer", "normal_consistency", "abs_rel")
 CHOSEN = 1e-3

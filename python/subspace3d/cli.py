@@ -1,40 +1,63 @@
-"""The console script ``subspace3d``: one verb per stage, flags generated from the dataclasses in `configs`.
+"""The console script ``subspace3d``: the table of its commands, whose flags are generated from their settings.
 
-Nothing heavy is imported before a verb is known, so that ``subspace3d --help`` answers at once.
+Nothing heavy is imported before a command is known, so that ``subspace3d --help`` answers at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import io
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from subspace3d import configs
-from subspace3d.commands import fit
+from subspace3d import log, outputs
 
-# verb -> (settings, module whose run() does the work)
-VERBS: dict[str, tuple[type, str]] = {
-    "doctor": (configs.DoctorConfig, "subspace3d.doctor"),
-    "generate": (configs.GenerateConfig, "subspace3d.scenes.generate"),
-    "adapt": (configs.AdaptConfig, "subspace3d.training.adapt"),
-    "mine": (configs.MineConfig, "subspace3d.mining.mine"),
-    "fit": (fit.FitConfig, "subspace3d.commands.fit"),
-    "analyze": (configs.AnalyzeConfig, "subspace3d.mining.analyze"),
-    "finetune": (configs.FinetuneConfig, "subspace3d.training.finetune"),
-    "export": (configs.ExportConfig, "subspace3d.training.export"),
-    "evaluate": (configs.EvaluateConfig, "subspace3d.evaluation.evaluate"),
-    "report": (configs.ReportConfig, "subspace3d.reporting.report"),
-    "view": (configs.ViewConfig, "subspace3d.reporting.viewer"),
-    "params": (configs.ParamsConfig, "subspace3d.training.params"),
-    "bench": (configs.BenchConfig, "subspace3d.bench.run"),
-    "demo": (configs.DemoConfig, "subspace3d.pipeline"),
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module in `subspace3d.commands` that has its settings and its run, and a line about it."""
+
+    module: str
+    settings: str
+    summary: str
+    bare: str = ""
+    """The setting that an argument without a flag before it is: `report RUN`."""
+
+
+COMMANDS: dict[str, Command] = {
+    "doctor": Command("doctor", "DoctorConfig", "Say what this machine has and what is missing."),
+    "generate": Command(
+        "generate", "GenerateConfig", "Render multi-view scenes in which one attribute varies, or the data of a task."
+    ),
+    "convert": Command("convert", "ConvertConfig", "Turn a data set on disk into scenes."),
+    "validate": Command("validate", "ValidateConfig", "Check scenes: do cameras, depth and images fit?", "scenes"),
+    "adapt": Command("adapt", "AdaptConfig", "Tune one stock PEFT LoRA per data set."),
+    "mine": Command("mine", "MineConfig", "Mine the subspace that a folder of adapters shares.", "adapters"),
+    "fit": Command("fit", "FitConfig", "Say before tuning how well a basis suits scenes."),
+    "analyze": Command("analyze", "AnalyzeConfig", "Spectra, disentanglement and stability of subspaces."),
+    "finetune": Command("finetune", "FinetuneConfig", "Tune a backbone on scenes by one method."),
+    "export": Command("export", "ExportConfig", "Write a tuned run in a format that other software loads.", "run"),
+    "evaluate": Command("evaluate", "EvaluateConfig", "Measure a backbone and tuned runs of it on scenes."),
+    "report": Command("report", "ReportConfig", "Write one self-contained HTML page about a run.", "run"),
+    "view": Command("view", "ViewConfig", "Show points and cameras in a browser, live.", "path"),
+    "params": Command("params", "ParamsConfig", "Count the trainable parameters of a method."),
+    "bench": Command("bench", "BenchConfig", "Time the fused layer or the mining beside its peers.", "benchmark"),
+    "demo": Command("demo", "DemoConfig", "Run the whole method at nano scale."),
 }
+
+
+def load(name: str) -> tuple[type, Callable[[Any], Any]]:
+    """The settings and the run of a command."""
+    command = COMMANDS[name]
+    module = importlib.import_module(f"subspace3d.commands.{command.module}")
+    return getattr(module, command.settings), module.run
+
 
 # import name -> extra that brings it, for the advice given when an import fails
 EXTRA_OF = {
@@ -45,31 +68,35 @@ EXTRA_OF = {
 
 
 def usage() -> str:
-    lines = ["usage: subspace3d VERB [--config FILE] [flags]", "       subspace3d VERB --help", ""]
-    for verb, (config_class, _) in VERBS.items():
-        summary = (config_class.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {verb:<11} {summary}")
+    lines = ["usage: subspace3d COMMAND [--config FILE] [-q] [flags]", "       subspace3d COMMAND --help", ""]
+    lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
     lines += [
         "",
         "  --version    print the version",
-        "  --config     YAML or TOML file of the verb's settings; flags override",
+        "  --config     YAML or TOML file of the command's settings; flags override",
+        "  -q, --quiet  print warnings and errors only",
     ]
     return "\n".join(lines)
 
 
-def _parse(verb: str, arguments: list[str]) -> Any:
-    config_class = VERBS[verb][0]
-    try:
-        import tyro
-    except ImportError:
-        # the base install carries no command-line parser, but must be able to say what is missing
-        if verb == "doctor" and not set(arguments) - {"--json"}:
-            return configs.DoctorConfig(json="--json" in arguments)
-        raise
+def parse(prog: str, settings_class: type, arguments: list[str], bare: str = "") -> Any:
+    """Settings from a file (``--config``) and flags, which override it.
+
+    Args:
+        prog (str): name of the program in messages.
+        settings_class (type): a dataclass.
+        arguments (list[str]): flags.
+        bare (str): the setting that a first argument without a flag is.
+
+    Raises:
+        ValueError: a settings file that cannot be used.
+        SystemExit: 0 after ``--help``, 2 after a wrong flag and one line about it.
+    """
+    import tyro
+
     arguments = list(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        # a bare argument is the verb's first setting: `export RUN`, `report RUN`
-        arguments.insert(0, "--" + dataclasses.fields(config_class)[0].name)
+    if bare and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, f"--{bare}")
     from_file: list[str] = []
     for index, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):
@@ -79,35 +106,62 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             if not value:
                 raise ValueError("config: --config needs a file")
             del arguments[index : index + (1 if "=" in argument else 2)]
-            from_file = settings.flags(Path(value), config_class)
+            from_file = settings.flags(Path(value), settings_class)
             break
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_class, prog=f"subspace3d {verb}", args=[*from_file, *arguments])
+            return tyro.cli(settings_class, prog=prog, args=[*from_file, *arguments])
     except SystemExit as end:
         if end.code in (None, 0):
             raise
         # tyro draws a box; an error here is one line, whatever its source
         words = re.sub(r"[╭╮╰╯│─]+", " ", complaint.getvalue().replace(" ─", ":", 1)).split()
-        _fail(f"subspace3d {verb}", " ".join(words))
+        _fail(prog, " ".join(words))
+
+
+def execute(prog: str, settings_class: type, run: Callable[[Any], Any], arguments: list[str], bare: str = "") -> None:
+    """Parse and run one command; exits with 2 after a one-line error, with 130 when interrupted."""
+    quiet = {"-q", "--quiet"}
+    log.show(quiet=bool(quiet & set(arguments)))
+    try:
+        config = parse(prog, settings_class, [argument for argument in arguments if argument not in quiet], bare)
+        # asked before the lock, which is made nowhere where nothing else may be
+        config = outputs.check(config)
+        with _exclusive(config):
+            run(config)
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted; the same command continues it", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        _fail(prog, f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
+    except BrokenPipeError:
+        # who reads has seen enough (`| head`); nothing more can be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        _fail(prog, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(prog, f"out of memory; what was finished is kept: {' '.join(str(error).split())[:200]}")
 
 
 def _exclusive(config: Any) -> contextlib.AbstractContextManager:
-    """What the verb writes, held for this process; of processes that torchrun started together, for the first."""
+    """What the command writes, held for this process; of processes that torchrun started together, for the first.
+
+    A module of settings says with ``lock`` what is held where that is not the folder ``out``.
+    """
     from subspace3d.locks import exclusive
 
-    out: Path | None = getattr(config, "out", None)
-    if os.environ.get("RANK", "0") != "0" or getattr(config, "validate", None) is not None:
+    if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
-    if isinstance(config, configs.GenerateConfig):
-        # data sets of different names may be made in one folder at a time
-        made = config.attribute if config.task == "none" else config.task
-        return exclusive(config.out, Path(config.name or config.from_ or made).name)
-    if isinstance(config, (configs.ExportConfig, configs.ReportConfig)) and out is None:
-        return exclusive(config.run, "export" if isinstance(config, configs.ExportConfig) else "report")
-    if isinstance(config, (configs.MineConfig, configs.ExportConfig, configs.ReportConfig)) and out is not None:
-        return exclusive(out.parent, out.name)
+    lock = getattr(config, "lock", None)
+    if lock is not None:
+        return exclusive(*lock())
+    out: Path | None = getattr(config, "out", None)
     return contextlib.nullcontext() if out is None else exclusive(out)
 
 
@@ -120,8 +174,27 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
+# flags of 0.1.0 that have become commands of their own
+_FORMER = {"--from": "convert", "--validate": "validate"}
+
+
+def _renamed(name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The command and arguments that an invocation of 0.1.0 means now, with a warning where they differ."""
+    if name != "generate":
+        return name, arguments
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in _FORMER:
+            now = _FORMER[flag]
+            log.logger.warning(f"generate {flag} is now the command {now}; the old form goes with the next version")
+            if now == "validate":
+                arguments = [*arguments[:index], "--scenes" + equals + value, *arguments[index + 1 :]]
+            return now, arguments
+    return name, arguments
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; exits with 0, with 2 after a one-line error, with 130 when interrupted."""
+    """Run one command; exits with 0, with 2 after a one-line error, with 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -131,27 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(__version__)
         return
-    verb = arguments[0]
-    if verb not in VERBS:
-        _fail("subspace3d", f"verb must be one of {', '.join(VERBS)}, got {verb!r}")
-    try:
-        config = _parse(verb, arguments[1:])
-        with _exclusive(config):
-            importlib.import_module(VERBS[verb][1]).run(config)
-    except KeyboardInterrupt:
-        print(f"\nsubspace3d {verb}: interrupted; the same command continues it", file=sys.stderr)
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
-            raise
-        _fail(f"subspace3d {verb}", f"{package} is not installed: pip install 'subspace3d[{EXTRA_OF[package]}]'")
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        _fail(f"subspace3d {verb}", str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        _fail(f"subspace3d {verb}", f"out of memory; what was finished is kept: {' '.join(str(error).split())[:200]}")
+    log.show()
+    name, arguments = _renamed(arguments[0], arguments[1:])
+    if name not in COMMANDS:
+        _fail("subspace3d", f"command must be one of {', '.join(COMMANDS)}, got {name!r}")
+    execute(f"subspace3d {name}", *load(name), arguments, COMMANDS[name].bare)
 
 
 def _fail(who: str, message: str) -> NoReturn:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 _MARK = ".s3d-"  # in the name of everything temporary, so that nobody else's files are taken for it
 _LEFTOVER = re.compile(r"\..+\.s3d-\w{8}\.(tmp|old)(\.\w+)?")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _swept: set[str] = set()  # folders this process has cleared of what killed processes left
 
 
@@ -33,10 +37,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     On any exception the temporary file is removed and an existing ``path`` is left as it was. What a process that was
     killed left beside ``path`` goes with the first write of the next one.
+
+    Raises:
+        ValueError: ``path`` is something else than a regular file: a folder, a link, a FIFO.
     """
     path = Path(path)
+    _check_type(path, stat.S_ISREG, "regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    _sweep_once(path.parent)
     # the suffix is kept because image and array writers choose their format by it
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
     temporary = Path(name)
@@ -57,11 +65,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder of ``path``; on success rename it to ``path``, replacing what stands there."""
-    path = Path(path)
+    """Yield a temporary sibling folder of ``path``; on success it takes the place of ``path`` and of what stood there.
+
+    Whenever the process is killed, the old folder or the new one is whole: they are exchanged in one step where the
+    system can do that, else the old one is set aside, from where `sweep` puts it back.
+
+    Raises:
+        ValueError: ``path`` is something else than a folder: a file, a link.
+    """
+    path = Path(os.path.abspath(path))
+    _check_type(path, stat.S_ISDIR, "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=".tmp"))
+    _sweep_once(path.parent)
+    temporary = _temporary_folder(path, ".tmp")
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _claim(handle)
@@ -69,17 +85,114 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o777 & ~umask)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=".old"))
-            os.replace(path, old / path.name)
+        if not path.exists():
             os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        elif not _exchange(temporary, path):
+            _set_aside_and_replace(temporary, path)
     finally:
         os.close(handle)
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder; it leaves its name in one step, so that no part of it ever stands there."""
+    path = Path(os.path.abspath(path))
+    temporary = _temporary_folder(path, ".tmp")
+    try:
+        os.replace(path, temporary / path.name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def sweep(folder: Path) -> None:
+    """Clear ``folder`` of what processes that were killed left in it under temporary names.
+
+    A folder that was set aside is put back if nothing has taken its place. What a living process holds is left alone;
+    where the file system has no locks, everything is.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in filter(_LEFTOVER.fullmatch, names):
+        leftover = Path(folder) / name
+        with contextlib.suppress(OSError):  # another process sweeps too, or locks do not exist here
+            # without O_NONBLOCK a FIFO of such a name would hang
+            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(os.fstat(handle).st_mode):
+                    _put_back(leftover)
+                    shutil.rmtree(leftover)
+                elif stat.S_ISREG(os.fstat(handle).st_mode):
+                    leftover.unlink()
+            finally:
+                os.close(handle)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is a temporary one of this module."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Open a text file to add lines to it; made if it is not there.
+
+    Raises:
+        ValueError: ``path`` is a link, a FIFO or anything else than a regular file.
+    """
+    _check_type(path, stat.S_ISREG, "regular file")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
+def _check_type(path: Path, is_right: Callable[[int], bool], what: str) -> None:
+    """Raise ValueError if something else stands under a final name: replacing it would lose what is not a result."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not is_right(mode):
+        found = "link" if stat.S_ISLNK(mode) else "folder" if stat.S_ISDIR(mode) else "file of another type"
+        raise ValueError(f"{path} must be a {what} to be written, it is a {found}")
+
+
+def _temporary_folder(path: Path, suffix: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=suffix))
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; false where the system or the file system cannot."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if call is None:
+        return False
+    sys.audit("os.rename", str(first), str(second), -1, -1)  # for those who watch changes of files
+    return call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _set_aside_and_replace(temporary: Path, path: Path) -> None:
+    old = _temporary_folder(path, ".old")
+    handle = os.open(old, os.O_RDONLY)
+    try:
+        _claim(handle)
+        os.replace(path, old / path.name)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.replace(old / path.name, path)
+            os.rmdir(old)
+            raise
+        shutil.rmtree(old)
+    finally:
+        os.close(handle)
+
+
+def _put_back(leftover: Path) -> None:
+    """If ``leftover`` is a folder that holds what was set aside and its name is free, give it its name again."""
+    final = leftover.parent / leftover.name[1:].rpartition(_MARK)[0]
+    if leftover.suffix == ".old" and os.path.lexists(leftover / final.name) and not os.path.lexists(final):
+        os.replace(leftover / final.name, final)
 
 
 def _claim(handle: int) -> None:
@@ -89,21 +202,11 @@ def _claim(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed left in ``folder`` under temporary names, once per process."""
+def _sweep_once(folder: Path) -> None:
     key = os.path.abspath(folder)
-    if key in _swept:
-        return
-    _swept.add(key)
-    for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
-        leftover = folder / name
-        with contextlib.suppress(OSError):  # another process sweeps too, or locks do not exist here
-            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            finally:
-                os.close(handle)
+    if key not in _swept:
+        _swept.add(key)
+        sweep(folder)
 
 
 def inside(folder: Path, name: object, where: str) -> Path:

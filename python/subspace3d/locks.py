@@ -6,9 +6,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 
 class FolderInUse(ValueError):
@@ -29,46 +29,69 @@ def exclusive(folder: Path, name: str = "") -> Iterator[None]:
 
     Raises:
         FolderInUse: another process holds it.
+        ValueError: something else than a regular file has the lock's name: a link, a FIFO.
     """
     path = Path(os.path.abspath(folder)) / (f".{name}.lock" if name else ".lock")
     if path in _held:
         yield
         return
     created = [parent for parent in path.parents if not parent.exists()]
-    file = _acquire(path, f"another process is at work on {Path(folder) / name}")
+    handle = _acquire(path, f"another process is at work on {Path(folder) / name}")
     _held.add(path)
     try:
         yield
     finally:
         _held.discard(path)
-        if file is not None:
-            path.unlink(missing_ok=True)
-            file.close()
+        if handle is not None:
+            # a lock is empty: a file with content belongs to somebody else
+            if _is_still_there(path, handle) and os.fstat(handle).st_size == 0:
+                path.unlink(missing_ok=True)
+            os.close(handle)
         # a stage that refused its input leaves nothing behind, one that did its work a folder that is not empty
         with contextlib.suppress(OSError):
             for parent in created:
                 parent.rmdir()
 
 
-def _acquire(path: Path, refusal: str) -> IO[str] | None:
+def _acquire(path: Path, refusal: str) -> int | None:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w", encoding="ascii")  # noqa: SIM115 (held open as long as the lock)
+            handle = _open(path)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return None
             raise
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            os.close(handle)
             raise FolderInUse(f"out: {refusal}") from None
         except OSError:
-            file.close()
+            os.close(handle)
             return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
+        if _is_still_there(path, handle):
+            return handle
         # the process that held it has removed it since it was opened
-        file.close()
+        os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """Open a lock as it is: no link is followed, no content dropped, no FIFO waited for."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise ValueError(f"out: the lock {path} must be a regular file: {error.strerror}") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"out: the lock {path} must be a regular file, it is a FIFO or a device")
+    return handle
+
+
+def _is_still_there(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from types import ModuleType
 
-from subspace3d.configs import Variant
+from subspace3d.choices import Variant
 
 VARIANTS: dict[Variant, str] = {"cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}  # fastest first
 _LLVM_VARIABLE = "DRJIT_LIBLLVM_PATH"

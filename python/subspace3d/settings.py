@@ -7,7 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from subspace3d import outputs, records
 from subspace3d.files import write_text
+
+
+def require(condition: bool, name: str, rule: str, value: object) -> None:
+    """Raise ValueError with argument, rule and value unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def flag(name: str) -> Any:
+    """The flag of a setting whose name Python has reserved; evaluated by the command line alone."""
+    import tyro
+
+    return tyro.conf.arg(name=name)
+
 
 _LARGEST_FILE = 1 << 20
 _MOST_VALUES = 10_000
@@ -29,12 +44,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save(path: Path, config: Any, **provenance: Any) -> None:
-    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips."""
+    """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips.
+
+    Raises:
+        ValueError: something else than settings of this verb is at ``path``.
+    """
     import yaml
 
     settings = to_dict(config)
     if provenance:
         settings["provenance"] = provenance
+    path = outputs.claim(path, outputs.settings_like(settings))
     write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -69,15 +89,25 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Raises:
         ValueError: one of the fields differs, or ``record`` does not hold settings.
     """
+    different = differing(record, config, names)
+    records.check_same(
+        record,
+        {key: old for key, (old, _) in different.items()},
+        {key: now for key, (_, now) in different.items()},
+        f"--overwrite replaces the {made} of this name",
+    )
+
+
+def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Of the fields ``names`` those that differ from what `save` wrote to ``record``: key -> (there, now).
+
+    Raises:
+        ValueError: ``record`` is there and does not hold settings.
+    """
     if not record.is_file():
-        return
-    old = read_table(record)
+        return {}
     now = to_dict(config)
-    keys = [name.rstrip("_") for name in names]
-    different = [key for key in keys if old.get(key) != now[key]]
-    if different:
-        listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
-        raise ValueError(f"out must hold no {made} of this name made with other settings: {record} has {listed}")
+    return records.differing(read_table(record), {name.rstrip("_"): now[name.rstrip("_")] for name in names})
 
 
 def read_table(path: Path) -> dict[str, Any]:

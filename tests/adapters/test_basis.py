@@ -10,11 +10,11 @@ from adapters.models import random_basis, tiny_vggt, write_subspace
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters.basis import build_basis, load_basis, select_files
+from subspace3d.adapters.basis import basis_for_model, build_basis, select_files
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_modules
 from subspace3d.files import load_tensors, save_tensors
-from subspace3d.formats.basis import basis_digest, read_basis, save_authors, save_basis
+from subspace3d.formats.basis import basis_digest, load_basis, save_authors, save_basis
 from subspace3d.formats.subspace import load_subspace
 
 QKV = "aggregator.frame_blocks.1.attn.qkv"
@@ -43,20 +43,20 @@ def _spans(u: torch.Tensor, *inside: torch.Tensor) -> bool:
 
 def test_concatenation_and_its_reductions(model: nn.Module, files: list[Path]) -> None:
     mined = [load_subspace(file).modules[QKV] for file in files]
-    basis = load_basis(files, model)
+    basis = basis_for_model(files, model)
     assert set(basis) == set(target_modules(model, "aggregator"))
     u, v = basis[QKV]
     torch.testing.assert_close(u.T @ u, torch.eye(6), atol=1e-5, rtol=0)
     assert _spans(u, *(m.u for m in mined)) and _spans(v, *(m.v for m in mined))
     # the leading directions of each file
-    u, v = load_basis(files, model, k=2)[QKV]
+    u, v = basis_for_model(files, model, k=2)[QKV]
     assert _spans(u, *(m.u[:, :2] for m in mined)) and _spans(v, *(m.v[:, :2] for m in mined))
     # the leading principal directions of the concatenation
-    u, _ = load_basis(files, model, K=4)[QKV]
+    u, _ = basis_for_model(files, model, K=4)[QKV]
     left = torch.linalg.svd(torch.cat([m.u for m in mined], 1).double())[0][:, :4]
     torch.testing.assert_close(u.double() @ u.T.double(), left @ left.T, atol=1e-5, rtol=0)
     expected = se.combine_subspaces([(m.u[:, :2], m.v[:, :2]) for m in mined], rank=3)
-    assert all(torch.equal(a, b) for a, b in zip(load_basis(files, model, K=3, k=2)[QKV], expected))
+    assert all(torch.equal(a, b) for a, b in zip(basis_for_model(files, model, K=3, k=2)[QKV], expected))
 
 
 def test_attributes_are_selected_by_name(files: list[Path]) -> None:
@@ -68,20 +68,20 @@ def test_attributes_are_selected_by_name(files: list[Path]) -> None:
 
 
 def test_head_cores_take_the_heads_subspaces(model: nn.Module, files: list[Path], tmp_path: Path) -> None:
-    basis = load_basis(files, model, head_cores=True)
+    basis = basis_for_model(files, model, head_cores=True)
     assert set(basis) == set(place(model, "subspace", head_cores=True).cores)
     # a 3 x 3 convolution of 16 channels
     u, v = basis["depth_head.scratch.refinenet1.resConfUnit1.conv1"]
     assert (u.shape[0], v.shape[0]) == (16, 16 * 9)
     without = write_subspace(tmp_path / "without.safetensors", model, k=3)
     with pytest.raises(ValueError, match=r"must hold every module of the basis, \d+ are missing: camera_head"):
-        load_basis([without], model, head_cores=True)
+        basis_for_model([without], model, head_cores=True)
 
 
 def test_any_model_by_the_modules_of_the_files(model: nn.Module, files: list[Path], tmp_path: Path) -> None:
     everything = build_basis(files)
     assert set(everything) == set(target_modules(model, "all"))
-    assert all(torch.equal(a, b) for a, b in zip(everything[QKV], load_basis(files, model)[QKV]))
+    assert all(torch.equal(a, b) for a, b in zip(everything[QKV], basis_for_model(files, model)[QKV]))
     assert set(build_basis(files, names=[QKV])) == {QKV}
     with pytest.raises(ValueError, match=r"must hold every module of the basis, \d+ are missing: camera_head"):
         build_basis([*files, write_subspace(tmp_path / "fewer.safetensors", model, k=3)])
@@ -98,13 +98,13 @@ def test_a_combined_file_is_taken_as_it_is(model: nn.Module, tmp_path: Path, lay
     basis = {name: (3 * u, v / 2) for name, (u, v) in random_basis(model, names, 4).items()}
     path = tmp_path / "basis.safetensors"
     (save_basis if layout == "ours" else save_authors)(path, basis)
-    again = load_basis([path], model)
+    again = basis_for_model([path], model)
     assert all(torch.equal(again[name][side], basis[name][side]) for name in names for side in (0, 1))
-    assert basis_digest(again) == basis_digest(basis) == basis_digest(read_basis(path))
-    u, _ = load_basis([path], model, K=2)[QKV]
+    assert basis_digest(again) == basis_digest(basis) == basis_digest(load_basis(path))
+    u, _ = basis_for_model([path], model, K=2)[QKV]
     torch.testing.assert_close(u.T @ u, torch.eye(2), atol=1e-5, rtol=0)
     other = write_subspace(tmp_path / "mined.safetensors", model, k=1)
-    u, _ = load_basis([path, other], model)[QKV]
+    u, _ = basis_for_model([path, other], model)[QKV]
     assert _spans(u, basis[QKV][0], load_subspace(other).modules[QKV].u)
 
 
@@ -121,26 +121,26 @@ def test_digest_sees_names_shapes_and_values(model: nn.Module) -> None:
 
 def test_wrong_files_are_refused(model: nn.Module, files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no subspace files given"):
-        load_basis([], model)
+        basis_for_model([], model)
     with pytest.raises(FileNotFoundError, match="absent"):
-        load_basis([tmp_path / "absent.safetensors"], model)
+        basis_for_model([tmp_path / "absent.safetensors"], model)
     foreign = write_subspace(tmp_path / "foreign.safetensors", model, k=2, more="decoder.0.attn.qkv")
     with pytest.raises(ValueError, match=r"1 modules are not in the model, e\.g\. decoder\.0\.attn\.qkv"):
-        load_basis([foreign], model)
+        basis_for_model([foreign], model)
     lacking = write_subspace(tmp_path / "lacking.safetensors", model, k=2, leave_out=QKV)
     with pytest.raises(ValueError, match=f"1 are missing: {QKV}"):
-        load_basis([lacking], model)
+        basis_for_model([lacking], model)
     with pytest.raises(ValueError, match="subspace3d-basis"):
-        read_basis(files[0])
+        load_basis(files[0])
     path = tmp_path / "basis.safetensors"
     save_basis(path, random_basis(model, [QKV], 2))
     tensors, header = load_tensors(path)
     save_tensors(path, {name: value for name, value in tensors.items() if name.endswith("U")}, header)
     with pytest.raises(ValueError, match=rf"{QKV} must have U \[out, K\] and V \[in, K\]"):
-        read_basis(path)
+        load_basis(path)
     save_tensors(path, {name: value * torch.nan for name, value in tensors.items()}, header)
     with pytest.raises(ValueError, match=f"{QKV} has NaN"):
-        read_basis(path)
+        load_basis(path)
     model.aggregator.frame_blocks[1].attn.qkv = nn.Linear(32, 90)
     with pytest.raises(ValueError, match=r"attn.qkv must have \[out, in\] = \[90, 32\] as in .*got \[96, 32\]"):
-        load_basis(files, model)
+        basis_for_model(files, model)

@@ -18,8 +18,9 @@ from subspace3d.adapters.placement import count_parameters, place, select_module
 from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
-from subspace3d.configs import METHODS, TrainConfig
+from subspace3d.choices import METHODS
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.loop import train
 
 ADAPTED = [method for method in METHODS if method not in ("none", "full")]

@@ -25,7 +25,7 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters import SubspaceConfig
-from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.basis import basis_for_model
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
@@ -418,8 +418,10 @@ def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("texture", "camera")):
         write_subspace(tmp_path / f"{name}.safetensors", tiny_vggt(), k=2, seed=seed, preset="all")
-    other = apply_method(tiny_vggt(), "subspace", 2, basis=load_basis([tmp_path / "camera.safetensors"], tiny_vggt()))
-    save_basis(tmp_path / "camera-basis.safetensors", load_basis([tmp_path / "camera.safetensors"], tiny_vggt()))
+    other = apply_method(
+        tiny_vggt(), "subspace", 2, basis=basis_for_model([tmp_path / "camera.safetensors"], tiny_vggt())
+    )
+    save_basis(tmp_path / "camera-basis.safetensors", basis_for_model([tmp_path / "camera.safetensors"], tiny_vggt()))
     other.peft_config["default"].basis = "camera-basis.safetensors"
     train_at_random(other)
     other.save_pretrained("other", save_embedding_layers=False)

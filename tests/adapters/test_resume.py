@@ -13,8 +13,8 @@ from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import place
-from subspace3d.configs import TrainConfig
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.loop import train
 
 CONFIG = TrainConfig(

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from subspace3d.configs import ParamsConfig
-from subspace3d.training.params import count_trainable, run
+from subspace3d.adapters.counts import count_trainable
+from subspace3d.commands.params import ParamsConfig, run
 
 EXACT = [
     ("full", 1, False, 853_568_756),

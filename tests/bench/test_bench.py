@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from subspace3d.bench import block, linear, mining, peers, step
-from subspace3d.bench.run import run
+from subspace3d.bench.config import BenchConfig
 from subspace3d.bench.shapes import LinearShape
-from subspace3d.configs import BenchConfig
+from subspace3d.commands.bench import run
 
 CPU = torch.device("cpu")
 HERE = [name for name in peers.PEERS if name not in (*linear.GPU_PEERS, "unsloth", "lorafusion")]

@@ -11,16 +11,15 @@ from adapters.models import TINY, tiny_vggt, write_subspace
 from training.plane_scenes import write_plane_scenes
 from training.tiny import CONFIG
 
-from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.basis import basis_for_model
 from subspace3d.backbones import vggt
 from subspace3d.backbones.record import load_backbone, record_backbone
-from subspace3d.commands import fit
+from subspace3d.commands import adapt, fit, mine
+from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.fit import FitConfig
-from subspace3d.configs import AdaptConfig, MineConfig
+from subspace3d.commands.mine import MineConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import read_json
-from subspace3d.mining import mine
-from subspace3d.training import adapt
 from subspace3d.training.gradients import summed_gradients
 
 TRAIN = dataclasses.replace(CONFIG, augment=False, check_memory=False)
@@ -47,7 +46,7 @@ def test_random_subspaces_do_not_fit_and_the_values_are_those_of_the_gradient(tm
     assert record["verdict"] in ("weak", "chance") and (tmp_path / "fit" / "fit.png").stat().st_size > 10_000
 
     model = load_backbone(record_backbone("vggt-nano", Path("random"), TRAIN.seed))
-    basis = load_basis(files, model)
+    basis = basis_for_model(files, model)
     dataset = MultiViewDataset(tmp_path / "scenes", 28)
     weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
     inside, whole = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)

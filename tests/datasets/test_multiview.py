@@ -10,9 +10,9 @@ from datasets.plane_world import camera_matrix, camera_path, color_error, plane_
 from torch.utils.data import DataLoader
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.configs import TrainConfig
 from subspace3d.datasets.multiview import MultiViewBatchSampler, MultiViewDataset, collate, draw_frames
 from subspace3d.formats.scene import Frame, write_frames
+from subspace3d.training.config import TrainConfig
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from datasets import official_layouts as layouts
 from datasets.plane_world import camera_path, color_error, plane_error
 
-from subspace3d.configs import GenerateConfig
-from subspace3d.datasets.readers import convert
+from subspace3d.commands import convert
+from subspace3d.commands.convert import ConvertConfig
 from subspace3d.datasets.readers.mesh_files import read_obj, read_ply
 from subspace3d.formats.scene import SceneFile, load_scene
 
@@ -20,8 +20,8 @@ from subspace3d.formats.scene import SceneFile, load_scene
 MILLIMETRE = 0.5e-3 * 1.3
 
 
-def settings(kind: str, root: Path, out: Path, **others) -> GenerateConfig:
-    return GenerateConfig(out=out, from_=kind, root=root, **others)  # type: ignore[arg-type]
+def settings(kind: str, root: Path, out: Path, **others) -> ConvertConfig:
+    return ConvertConfig(out=out, from_=kind, root=root, **others)  # type: ignore[arg-type]
 
 
 def assert_on_plane(folder: Path, depth_error: float, levels: float = 1.0) -> None:
@@ -86,7 +86,7 @@ def test_what_is_broken_is_left_out_and_named_and_a_second_run_goes_on(clearpose
     assert len(SceneFile(out / "clearpose_train/set1_scene1")) == 1
     standing = (out / "clearpose_test/set1_scene5/scene.json").stat().st_mtime_ns
     metadata.write_bytes(good)
-    left = out / "clearpose_test/.set8_scene1.abc.tmp/images"  # as a process that was killed leaves it
+    left = out / "clearpose_test/.set8_scene1.s3d-abcdefgh.tmp/images"  # as a process that was killed leaves it
     left.mkdir(parents=True)
     convert.run(settings("clearpose", clearpose, out, only=("set8_scene1",)))
     assert not left.parent.exists()

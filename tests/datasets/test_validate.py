@@ -14,11 +14,12 @@ import pytest
 from datasets.plane_world import camera_matrix, camera_path, view
 from PIL import Image
 
-from subspace3d.configs import GenerateConfig
+from subspace3d.commands import generate
+from subspace3d.commands import validate as command
+from subspace3d.commands.generate import GenerateConfig
 from subspace3d.datasets import reprojection, validate
 from subspace3d.datasets.validate import SceneReport
 from subspace3d.formats.scene import Frame, SceneFile, find_scenes, load_scene, write_frames, write_scene
-from subspace3d.scenes import generate
 
 FLIP = np.diag([1.0, -1.0, -1.0])
 
@@ -84,7 +85,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["rendered", "shaken"])
 def test_sound_scenes_pass(request: pytest.FixtureRequest, kind: str, capsys) -> None:
     root = request.getfixturevalue(kind)
-    result = validate.run(root)
+    result = command.run(command.ValidateConfig(root))
     assert all(report["findings"] == [] and report["unchecked"] is None for report in result["reports"])
     # nothing contradicts but what lies within a pixel of an edge
     assert all(report["agreement"] > 0.98 for report in result["reports"])
@@ -231,7 +232,7 @@ def test_scenes_whose_cameras_cannot_be_checked_say_so(tmp_path: Path, capsys) -
         unit="m",
         translation_known=False,
     )
-    result = validate.run(tmp_path)
+    result = command.run(command.ValidateConfig(tmp_path))
     reasons = {report["scene"]: report["unchecked"] for report in result["reports"]}
     assert reasons == {
         "bare": "no depth", "one": "fewer than two whole views", "turning": "only rotations are known",
@@ -257,7 +258,7 @@ def test_the_command_line_ends_with_exit_code_2_and_names_the_fault(shaken: Path
         shutil.copytree(shaken / "scene", tmp_path / "set" / name)
     edit(tmp_path / "set/b", change_poses(inverse))
     script = Path(sys.executable).with_name("subspace3d")
-    command = [str(script), "generate", "--validate", str(tmp_path / "set")]
+    command = [str(script), "validate", str(tmp_path / "set")]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert "1 without fault, 1 with errors" in answer.stdout and "(c2w): store their inverse" in answer.stdout

@@ -10,13 +10,15 @@ import torch
 from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.configs import EvaluateConfig, FinetuneConfig
+from subspace3d.commands import evaluate as command
+from subspace3d.commands import finetune
+from subspace3d.commands.evaluate import EvaluateConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.evaluation import evaluate, pictures
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import measure
 from subspace3d.evaluation.table import METRICS
 from subspace3d.formats.scene import load_scene, write_scene
-from subspace3d.training import finetune
 
 
 class Oracle(torch.nn.Module):
@@ -68,7 +70,7 @@ def config_of(scenes, out, **changes) -> EvaluateConfig:
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory, scenes, tuned):
     out = tmp_path_factory.mktemp("evaluation")
-    return out, evaluate.run(config_of(scenes, out, tuned=(tuned,)))
+    return out, command.run(config_of(scenes, out, tuned=(tuned,)))
 
 
 def test_frames_are_evenly_spaced():
@@ -151,7 +153,7 @@ def test_reduced_views_show_the_same_points():
 
 
 def test_table_is_printed(scenes, evaluation, capsys):
-    evaluate.run(config_of(scenes, evaluation[0], tuned=()))
+    command.run(config_of(scenes, evaluation[0], tuned=()))
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].startswith("base")
     assert "skipped test_00/no_depth" in printed
@@ -166,14 +168,14 @@ def test_what_was_measured_is_kept_until_its_inputs_change(scenes, tuned, tmp_pa
 
     original = evaluate._measure_method
     monkeypatch.setattr(evaluate, "_measure_method", counted)
-    first = evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))
-    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned / "tuned",)))
+    first = command.run(config_of(scenes / "test_00" / "0000", tmp_path))
+    command.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned / "tuned",)))
     assert measured == ["base", "untouched"]
-    assert evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))["methods"] == first["methods"]
+    assert command.run(config_of(scenes / "test_00" / "0000", tmp_path))["methods"] == first["methods"]
     (tmp_path / "pictures" / "0000" / "base.safetensors").unlink()
-    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path))
+    command.run(config_of(scenes / "test_00" / "0000", tmp_path))
     assert measured == ["base", "untouched", "base"]
-    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, icp_threshold=0.2))
+    command.run(config_of(scenes / "test_00" / "0000", tmp_path, icp_threshold=0.2))
     assert measured == ["base", "untouched", "base", "base"]
 
 
@@ -186,11 +188,11 @@ def test_a_killed_evaluation_continues(scenes, tuned, tmp_path, monkeypatch):
         evaluate, "_measure_method", lambda name, *rest: killed() if name == "untouched" else original(name, *rest)
     )
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
+        command.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
     assert not (tmp_path / "results.json").exists()
     base = (tmp_path / "methods" / "base.json").stat().st_mtime_ns
     monkeypatch.setattr(evaluate, "_measure_method", original)
-    evaluate.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
+    command.run(config_of(scenes / "test_00" / "0000", tmp_path, tuned=(tuned,)))
     assert (tmp_path / "methods" / "base.json").stat().st_mtime_ns == base
 
 
@@ -202,13 +204,13 @@ def test_a_model_that_answers_nan_fails_on_the_scene(scenes, tmp_path, monkeypat
 
     monkeypatch.setattr(evaluate, "predict", broken)
     with pytest.raises(ValueError, match=r"no scene could be evaluated.*base on test_00/0000: the prediction must be"):
-        evaluate.run(config_of(scenes, tmp_path))
+        command.run(config_of(scenes, tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{"frames": 0}, {"images": -1}, {"icp_threshold": 0.0}])
 def test_bad_settings_are_refused(scenes, tmp_path, changes):
     with pytest.raises(ValueError, match="got"):
-        evaluate.run(EvaluateConfig(scenes=scenes, out=tmp_path, **changes))
+        command.run(EvaluateConfig(scenes=scenes, out=tmp_path, **changes))
 
 
 def test_bad_run_folders_are_refused(tuned, tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from experiment_results import FAMILIES
 
-from subspace3d.backbones.config import named_config
-from experiments.settings import EXPERIMENTS
 from experiments.plan import all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
 from experiments.scale import NANO, SCALES
+from experiments.settings import EXPERIMENTS
 from experiments.tables import budget_table
+from subspace3d.backbones.config import named_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -1,4 +1,4 @@
-"""The verb end to end at smoke scale, through the installed console script."""
+"""The experiments end to end at smoke scale, as a user starts them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.settings import ExperimentsConfig
 from experiments.jobs import RECORD
+from experiments.settings import ExperimentsConfig
 from subspace3d.files import read_json, write_json
 
-SCRIPT = Path(sys.executable).with_name("subspace3d")
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(SCRIPT), "experiments", "--scale", "smoke", "--workers", "1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    command = [sys.executable, "-m", "experiments", "--scale", "smoke", "--workers", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=ROOT)
 
 
 def records(out: Path) -> dict[Path, int]:
@@ -32,8 +32,8 @@ def test_a_part_killed_and_started_again_ends_in_a_page(tmp_path):
     out = tmp_path / "run"
     arguments = ["--out", str(out), "--only", "psv", "--seeds", "1"]
     first = subprocess.Popen(
-        [str(SCRIPT), "experiments", "--scale", "smoke", "--workers", "1", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=ENVIRONMENT,
+        [sys.executable, "-m", "experiments", "--scale", "smoke", "--workers", "1", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=ENVIRONMENT, cwd=ROOT,
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(records(out)) < 3:
@@ -54,7 +54,7 @@ def test_a_part_killed_and_started_again_ends_in_a_page(tmp_path):
     assert "Smoke scale: the numbers mean nothing" in page
     assert "**Not run:**" in page and "LoRA r = 2" in page and "more than one seed" in page
     # both starts had one command and one commit
-    assert page.count("subspace3d experiments --scale smoke") == 1 and " 2 starts" in page
+    assert page.count("python -m experiments --scale smoke") == 1 and " 2 starts" in page
     runs = {path.parent.name for path in records(out)}
     assert runs >= {"base"} | {f"{row}_lr{rate}_s0" for row in ("psv-4", "subspace-2") for rate in ("0.0001", "0.001")}
     assert len(runs) == 1 + 4 + 2

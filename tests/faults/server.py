@@ -18,11 +18,13 @@ import sys
 import time
 from typing import Any
 
+COMMANDS = ("generate", "adapt", "finetune", "mine", "analyze", "evaluate", "report")
 MODULES = (
     "torch", "peft", "PIL.Image", "scipy.io", "scipy.spatial", "matplotlib.figure", "yaml", "tyro", "tqdm",
-    "subspace3d.scenes.generate", "subspace3d.training.adapt", "subspace3d.training.finetune", "subspace3d.mining.mine",
-    "subspace3d.mining.analyze", "subspace3d.evaluation.evaluate", "subspace3d.reporting.report",
-    "subspace3d.adapters.peft_tuner",
+    *(f"subspace3d.commands.{name}" for name in COMMANDS),
+    "subspace3d.adapters.peft_tuner", "subspace3d.evaluation.evaluate", "subspace3d.mining.analyze",
+    "subspace3d.mining.mine", "subspace3d.reporting.report", "subspace3d.training.adapters",
+    "subspace3d.training.tuned",
 )  # fmt: skip
 # of Python's audit events those that change files; opening for reading is left out
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "tempfile.mkstemp"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from mining.synthetic_adapters import AT_REST, dense_mining
 
-from subspace3d.configs import MineConfig
+from subspace3d.commands import mine
+from subspace3d.commands.mine import MineConfig
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.subspace import load_subspace
-from subspace3d.mining import mine
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

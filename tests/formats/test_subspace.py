@@ -37,6 +37,7 @@ def test_foreign_files_are_refused(tmp_path):
         load_subspace(path)
     with pytest.raises(FileNotFoundError):
         load_subspace(tmp_path / "missing.safetensors")
+    path.unlink()
     _save(path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="not a whole safetensors file"):

@@ -20,11 +20,12 @@ from PIL import Image
 from reporting.synthetic_run import write_run
 
 from subspace3d import settings
-from subspace3d.configs import FinetuneConfig, GenerateConfig
+from subspace3d.commands.convert import ConvertConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import read_mixture
 from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
 from subspace3d.formats.adapter import read_adapter
-from subspace3d.formats.basis import load_authors, read_basis, save_authors, save_basis
+from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
 from subspace3d.formats.run import read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
@@ -139,7 +140,7 @@ def _consume(kind: str, find: Callable[..., list], allow_pickle: bool = True) ->
     """Convert every frame of a data set, as `convert.run` does; it catches the two kinds of error per scene."""
 
     def read(folder: Path) -> object:
-        config = GenerateConfig(out=folder / "out", from_=kind, root=folder, frame_step=1, allow_pickle=allow_pickle)  # type: ignore[arg-type]
+        config = ConvertConfig(out=folder / "out", from_=kind, root=folder, frame_step=1, allow_pickle=allow_pickle)  # type: ignore[arg-type]
         return [list(scene.read(lambda text: None).frames) for scene in find(config, folder, lambda text: None)]
 
     return read
@@ -168,8 +169,8 @@ def _mesh(folder: Path) -> None:
 
 
 def _report(folder: Path) -> object:
-    from subspace3d.configs import ReportConfig
-    from subspace3d.reporting import report
+    from subspace3d.commands import report
+    from subspace3d.commands.report import ReportConfig
 
     with contextlib.redirect_stdout(io.StringIO()):
         return report.run(ReportConfig(folder))
@@ -200,7 +201,7 @@ READERS = {
     "subspace file, no checksum": Reader(
         _plain(_subspace, "s.safetensors"), "s.safetensors", lambda folder: load_subspace(folder / "s.safetensors")
     ),
-    "basis": Reader(_plain(_basis, "b.safetensors"), "b.safetensors", lambda f: read_basis(f / "b.safetensors")),
+    "basis": Reader(_plain(_basis, "b.safetensors"), "b.safetensors", lambda f: load_basis(f / "b.safetensors")),
     "authors' basis": Reader(
         _plain(_authors, "a.safetensors"), "a.safetensors", lambda folder: load_authors(folder / "a.safetensors")
     ),

@@ -18,7 +18,7 @@ from fuzz.readers import READERS, npy_of, zip_of
 
 from subspace3d import files, settings
 from subspace3d.backbones.weights import load_weights
-from subspace3d.configs import FinetuneConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.readers import mesh_files
 from subspace3d.datasets.readers.clearpose import _read_metadata
 from subspace3d.datasets.readers.npz_bundle import Bundle

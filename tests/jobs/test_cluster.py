@@ -19,13 +19,14 @@ from training.tiny import read_metrics, without_time
 
 from subspace3d import __version__
 from subspace3d.cli import main
-from subspace3d.configs import AdaptConfig, GenerateConfig, TrainConfig
+from subspace3d.commands import adapt, generate
+from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.generate import GenerateConfig
 from subspace3d.files import read_json
 from subspace3d.jobs import cluster
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.locks import FolderInUse
-from subspace3d.scenes import generate
-from subspace3d.training import adapt
+from subspace3d.training.config import TrainConfig
 
 NODES = 2
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
 
-from subspace3d.configs import AnalyzeConfig, MineConfig
+from subspace3d.commands import analyze, mine
+from subspace3d.commands.analyze import AnalyzeConfig
+from subspace3d.commands.mine import MineConfig
 from subspace3d.formats.subspace import load_subspaces
-from subspace3d.mining import analyze, mine
+from subspace3d.mining.analyze import analyze as analyze_subspaces
+from subspace3d.mining.analyze import random_level
 from subspace3d.mining.spectra import behaviour, find_drops, place
 from subspace3d.mining.stacks import explained_energy
 
@@ -77,7 +80,7 @@ def test_the_same_files_are_not_analyzed_twice_and_changed_ones_are(tmp_path, rn
 def test_shared_updates_drop_at_the_rank(tmp_path, rng):
     (bases,) = _orthogonal_bases(rng, 1)
     _mine(tmp_path, "texture", bases, rng)
-    analysis = analyze.analyze(load_subspaces([tmp_path / "subspaces"]))
+    analysis = analyze_subspaces(load_subspaces([tmp_path / "subspaces"]))
     assert analysis["behaviours"]["texture"] == {"at rank": 3, "at rank and beyond": 0, "beyond rank": 0, "none": 0}
     for spectrum in analysis["spectra"]["texture"].values():
         assert spectrum["drops"] == [RANK]
@@ -146,10 +149,10 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, rng):
 def test_random_level_of_lines_in_the_plane():
     # two random lines in a plane: the angle is uniform in 0..90 degrees, so 1 - cos has mean 1 - 2 / pi and
     # standard deviation sqrt(1/2 - 4 / pi^2); four standard errors of the mean of 64 draws
-    level = analyze.random_level(2, 1, 1)
+    level = random_level(2, 1, 1)
     error = 4 * math.sqrt(0.5 - 4 / math.pi**2) / 8
     assert level["mean"][0] == pytest.approx(1 - 2 / math.pi, abs=error)
-    assert analyze.random_level(2, 1, 1) == level
+    assert random_level(2, 1, 1) == level
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from mining.synthetic_adapters import AT_REST, dense_mining, orthonormal, planted_pair, random_pair, write_adapter
 
-from subspace3d.configs import AnalyzeConfig, MineConfig
+from subspace3d.commands import analyze, mine
+from subspace3d.commands.analyze import AnalyzeConfig
+from subspace3d.commands.mine import MineConfig
 from subspace3d.formats.adapter import find_adapters, read_adapter
 from subspace3d.formats.subspace import load_subspaces
-from subspace3d.mining import analyze, mine
 from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters, overlap
 
 NAMES = [f"blocks.{layer}.mlp.fc1" for layer in range(2)]

@@ -11,13 +11,15 @@ import torch
 from evaluation.analytic_scene import ball_and_wall
 from mining.synthetic_adapters import orthonormal, write_adapter
 
-from subspace3d.configs import ATTRIBUTES, AnalyzeConfig, MineConfig
+from subspace3d.choices import ATTRIBUTES
+from subspace3d.commands import analyze, mine
+from subspace3d.commands.analyze import AnalyzeConfig
+from subspace3d.commands.mine import MineConfig
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.alignment import Similarity
 from subspace3d.evaluation.scene_metrics import Views
 from subspace3d.evaluation.table import METRICS, mean_over_scenes
 from subspace3d.files import write_json
-from subspace3d.mining import analyze, mine
 
 WIDTH = 48
 RANK = 4

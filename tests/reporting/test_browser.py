@@ -7,9 +7,9 @@ import pytest
 from reporting import browser
 from reporting.synthetic_run import ALIGNMENT, METHODS
 
-from subspace3d.configs import ReportConfig
+from subspace3d.commands import report
+from subspace3d.commands.report import ReportConfig
 from subspace3d.evaluation import pictures
-from subspace3d.reporting import report
 from subspace3d.reporting.analysis_figures import DRAWERS
 
 # share of the canvas' pixels that differ from its background

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from reporting.synthetic_run import write_run
 
-from subspace3d.configs import ReportConfig
-from subspace3d.reporting import report
+from subspace3d.commands import report
+from subspace3d.commands.report import ReportConfig
 
 MARKUP = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>&amp;"
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from reporting.synthetic_run import METHODS
 
-from subspace3d.configs import ReportConfig
+from subspace3d.commands import report
+from subspace3d.commands.report import ReportConfig
 from subspace3d.evaluation import pictures
-from subspace3d.reporting import depth_section, report, space_section
+from subspace3d.reporting import depth_section, space_section
 from subspace3d.reporting.analysis_figures import DRAWERS
 from subspace3d.reporting.html import Html, data_block, element, table
 

@@ -16,11 +16,11 @@ import viser
 from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 from reporting.synthetic_run import ALIGNMENT, METHODS, predicted_views, write_results
 
-from subspace3d.configs import ViewConfig
+from subspace3d.commands.view import ViewConfig
 from subspace3d.evaluation import pictures
 from subspace3d.formats.scene import write_scene
 from subspace3d.reporting.viewer import Viewer, place
-from subspace3d.reporting.viewer_sources import align, open_source
+from subspace3d.reporting.viewer_sources import Prediction, align, open_source
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_command_serves_on_localhost_until_interrupted(run_folder):
 
 
 def test_controls_choose_scene_method_and_confidence(run_folder, server):
-    viewer = Viewer(open_source(ViewConfig(run_folder)), server)
+    viewer = Viewer(open_source(run_folder, Prediction()), server)
     assert viewer.scene.options == ("scene_0000", "scene_0001")
     assert viewer.method.options == tuple(METHODS)
     viewer.scene.value, viewer.method.value = "scene_0001", "base"
@@ -87,7 +87,7 @@ def test_controls_choose_scene_method_and_confidence(run_folder, server):
 
 
 def test_both_placements_agree_where_the_cameras_are_right(run_folder):
-    source = open_source(ViewConfig(run_folder))
+    source = open_source(run_folder, Prediction())
     true, shown = source.truth("scene_0000"), source.prediction("scene_0000", "subspace")
     predicted, aligned = place(shown, true, "predicted cameras, aligned")
     assert aligned
@@ -99,8 +99,7 @@ def test_scene_folders_are_predicted_when_opened(tmp_path, server):
     images, true = ball_and_wall(views=3)
     nothing = np.zeros(true.depths.shape, np.float32)
     write_scene(tmp_path / "without_depth", images, nothing, true.intrinsics, true.extrinsics, provenance={})
-    config = ViewConfig(tmp_path, weights="random", frames=2, device="cpu")
-    source = open_source(config)
+    source = open_source(tmp_path, Prediction(weights=Path("random"), frames=2, device="cpu"))
     assert (source.scenes, source.methods) == (["one", "without_depth"], ["base"])
     viewer = Viewer(source, server)
     points = drawn_points(viewer)
@@ -120,7 +119,7 @@ def test_alignment_of_a_prediction_is_found():
 
 def test_a_broken_file_is_said_in_the_panel(run_folder, tmp_path, server):
     shutil.copytree(run_folder, tmp_path / "run")
-    viewer = Viewer(open_source(ViewConfig(tmp_path / "run")), server)
+    viewer = Viewer(open_source(tmp_path / "run", Prediction()), server)
     (tmp_path / "run/evaluation/pictures/scene_0001/true.safetensors").write_bytes(b"half")
     viewer.scene.value = "scene_0001"
     assert "is not a whole safetensors file" in viewer.status.content
@@ -128,9 +127,9 @@ def test_a_broken_file_is_said_in_the_panel(run_folder, tmp_path, server):
 
 def test_bad_settings_are_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match="tuned must not be given with an evaluated run"):
-        open_source(ViewConfig(run_folder, tuned=(tmp_path,)))
+        open_source(run_folder, Prediction(tuned=(tmp_path,)))
     with pytest.raises(FileNotFoundError, match="no such folder of scenes"):
-        open_source(ViewConfig(tmp_path / "missing"))
+        open_source(tmp_path / "missing", Prediction())
     with pytest.raises(ValueError, match="frames must be 1 to 8, got 9"):
         ViewConfig(run_folder, frames=9)
     with pytest.raises(ValueError, match="port must be 1 to 65535, got 0"):

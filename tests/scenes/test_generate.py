@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.configs import ATTRIBUTES, GenerateConfig
+from subspace3d.choices import ATTRIBUTES
+from subspace3d.commands.generate import GenerateConfig, run
 from subspace3d.formats.scene import find_scenes, load_scene
-from subspace3d.scenes.generate import run
 
 SMALL = {"scenes": 2, "views": 2, "resolution": 32, "spp": 4, "workers": 1}
 
@@ -57,7 +57,7 @@ def test_scenes_do_not_depend_on_workers_and_missing_ones_come_back_identical(tm
     assert len(whole) == 3 * 5 and whole == digest(tmp_path / "two")
 
     shutil.rmtree(tmp_path / "one/all_00/scene_0001")
-    leftover = tmp_path / "one/all_00/.scene_0001.x.tmp"
+    leftover = tmp_path / "one/all_00/.scene_0001.s3d-abcdefgh.tmp"
     leftover.mkdir()
     kept = tmp_path / "one/all_00/scene_0002/scene.json"
     before = kept.stat().st_mtime_ns
@@ -126,8 +126,8 @@ def test_an_interrupted_run_leaves_nothing_partial_and_continues_to_the_same_byt
     settings = {"views": 2, "resolution": 96, "spp": 16, "workers": 2}
     out = tmp_path / "cut"
     command = (
-        "from pathlib import Path; from subspace3d.configs import GenerateConfig;"
-        "from subspace3d.scenes.generate import run;"
+        "from pathlib import Path; from subspace3d.commands.generate import GenerateConfig;"
+        "from subspace3d.commands.generate import run;"
         f"run(GenerateConfig(out=Path({str(out)!r}), scenes=500, **{settings!r}))"
     )
     process = subprocess.Popen(

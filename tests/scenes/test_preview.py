@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from subspace3d.configs import ATTRIBUTES, GenerateConfig
+from subspace3d.choices import ATTRIBUTES
+from subspace3d.commands.generate import GenerateConfig, previews
 from subspace3d.formats.scene import write_scene
-from subspace3d.scenes.preview import draw_sheet, previews
+from subspace3d.scenes.preview import draw_sheet
 
 
 def test_previews_are_small_runs_of_every_attribute_or_of_the_task():

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from subspace3d.configs import ATTRIBUTES
+from subspace3d.choices import ATTRIBUTES
 from subspace3d.scenes.cameras import BASE_DISTANCE, closed_spline
 from subspace3d.scenes.geometry.heightfield import displacement
 from subspace3d.scenes.geometry.objects import KINDS, BoxSpec, GeometrySpec, PartSpec

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subspace3d.configs import GenerateConfig
+from subspace3d.commands.generate import GenerateConfig, run
 from subspace3d.files import read_json
 from subspace3d.formats.scene import load_scene
-from subspace3d.scenes.generate import run
 from subspace3d.scenes.geometry.surface_nets import gradient, surface_nets
 from subspace3d.scenes.sampler import scene_seeds
 from subspace3d.scenes.tasks.bodies import DISTANCE, HFOV, LONGEST_SIDE, azimuth_ring, build_body

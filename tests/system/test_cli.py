@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from subspace3d import cli, configs, settings
+from subspace3d import cli, settings
+from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.generate import GenerateConfig
+from subspace3d.training.config import TrainConfig
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")
 
@@ -16,20 +19,20 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_help_answers_within_a_second_and_names_every_verb():
+def test_help_answers_within_a_second_and_names_every_command():
     times = []
     for _ in range(3):
         start = time.perf_counter()
         answer = call("--help")
         times.append(time.perf_counter() - start)
     assert answer.returncode == 0
-    assert all(f"  {verb} " in answer.stdout for verb in cli.VERBS)
+    assert all(f"  {command} " in answer.stdout for command in cli.COMMANDS)
     assert min(times) < 1.0
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_each_verb_states_units_and_defaults(verb):
-    answer = call(verb, "--help")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_each_command_states_units_and_defaults(command):
+    answer = call(command, "--help")
     assert answer.returncode == 0
     assert "(default:" in answer.stdout or "(required)" in answer.stdout
 
@@ -37,7 +40,7 @@ def test_help_of_each_verb_states_units_and_defaults(verb):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], ["verb must be one of", "'train'"]),
+        (["train"], ["command must be one of", "'train'"]),
         (["generate", "--out", "x", "--views", "0"], ["views", "at least 1", "0"]),
         (["mine", "--config", "/nonexistent.yaml"], ["config", "/nonexistent.yaml"]),
         (["report", "--run", "/nonexistent"], ["/nonexistent"]),
@@ -51,16 +54,16 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
 
 
 def test_settings_round_trip_through_yaml(tmp_path):
-    config = configs.FinetuneConfig(
-        scenes=Path("a"), out=Path("b"), subspaces=(Path("x"), Path("y")), train=configs.TrainConfig(steps=7, lr=3e-4)
+    config = FinetuneConfig(
+        scenes=Path("a"), out=Path("b"), subspaces=(Path("x"), Path("y")), train=TrainConfig(steps=7, lr=3e-4)
     )
     settings.save(tmp_path / "run.yaml", config, seed=3)
-    assert cli._parse("finetune", ["--config", str(tmp_path / "run.yaml")]) == config
+    assert cli.parse("finetune", FinetuneConfig, ["--config", str(tmp_path / "run.yaml")]) == config
 
 
 def test_flags_override_the_config_file(tmp_path):
     (tmp_path / "run.toml").write_text('out = "scenes"\nviews = 5\nspp = 8\n')
-    config = cli._parse("generate", ["--views", "9", f"--config={tmp_path / 'run.toml'}"])
+    config = cli.parse("generate", GenerateConfig, ["--views", "9", f"--config={tmp_path / 'run.toml'}"])
     assert (config.out, config.views, config.spp) == (Path("scenes"), 9, 8)
 
 
@@ -72,7 +75,7 @@ def test_a_wrong_config_file_is_named(tmp_path, text, words):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"run\.yaml") as error:
-        settings.flags(path, configs.GenerateConfig)
+        settings.flags(path, GenerateConfig)
     assert words in str(error.value)
 
 
@@ -80,3 +83,35 @@ def test_doctor_says_what_this_machine_has():
     answer = call("doctor")
     assert answer.returncode == 0, answer.stderr
     assert all(word in answer.stdout for word in ("torch", "native kernels", "rendering", "cores"))
+
+
+def test_the_table_says_what_the_settings_say():
+    for name, command in cli.COMMANDS.items():
+        settings_class, run = cli.load(name)
+        assert settings_class.__doc__ and callable(run), name
+        assert not command.bare or command.bare in settings_class.__dataclass_fields__, name
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (["--from", "rgbd", "--root", "x", "--out", "y"], ("convert", ["--from", "rgbd", "--root", "x", "--out", "y"])),
+        (["--validate", "x", "--json"], ("validate", ["--scenes", "x", "--json"])),
+        (["--validate=x"], ("validate", ["--scenes=x"])),
+        (["--out", "x"], ("generate", ["--out", "x"])),
+    ],
+)
+def test_flags_that_became_commands_still_work_with_a_warning(before, now, capsys):
+    assert cli._renamed("generate", before) == now
+    assert ("is now the command" in capsys.readouterr().err) == (now[0] != "generate")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{SCRIPT} --help | head -1; {SCRIPT} doctor | head -1"
+    answer = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0 and not answer.stderr, answer.stderr
+
+
+def test_quiet_leaves_warnings_only(tmp_path):
+    answer = call("params", "-q")
+    assert answer.returncode == 0 and answer.stdout.strip(), "what was asked for is printed all the same"

@@ -84,7 +84,24 @@ def test_file_that_cannot_be_written_leaves_the_last_one_whole(tmp_path: Path) -
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     model, optimizer = _stepped(seed=1, steps=1)
     checkpoints.save(tmp_path, 1, dict(model.named_parameters()), optimizer, {})
-    (tmp_path / ".step_2.abc.tmp").mkdir()
-    (tmp_path / ".step_2.abc.tmp/model.safetensors").write_bytes(b"half")
+    (tmp_path / ".step_2.s3d-abcdefgh.tmp").mkdir()
+    (tmp_path / ".step_2.s3d-abcdefgh.tmp/model.safetensors").write_bytes(b"half")
+    (tmp_path / ".step_of_mine").mkdir()
     checkpoints.remove_unfinished(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step_1"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".step_of_mine", "step_1"]
+
+
+def test_only_checkpoints_are_dropped_and_counted(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    parameters = dict(model.named_parameters())
+    (tmp_path / "step_99").mkdir()  # of a checkpoint that an earlier version was killed while dropping
+    (tmp_path / "step_99/model.safetensors").write_bytes(b"half")
+    checkpoints.save(tmp_path, 1, parameters, optimizer, {})
+    (tmp_path / "step_1/notes.txt").write_text("mine")
+    for step in (2, 3, 4):
+        checkpoints.save(tmp_path, step, parameters, optimizer, {})
+    assert [path.name for path in checkpoints.newest_first(tmp_path)] == ["step_4", "step_3", "step_1"]
+    assert (tmp_path / "step_1/notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"must hold nothing but checkpoints .* got .*step_99"):
+        checkpoints.remove_all(tmp_path)
+    assert (tmp_path / "step_3/state.json").is_file()

@@ -10,15 +10,16 @@ from adapters.models import write_subspace
 from peft import PeftModel
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.adapters.basis import load_basis
+from subspace3d.adapters.basis import basis_for_model
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
 from subspace3d.cli import main
-from subspace3d.configs import FinetuneConfig, TrainConfig
+from subspace3d.commands import finetune
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json
 from subspace3d.formats.adapter import read_adapter
-from subspace3d.formats.basis import basis_digest, read_basis
-from subspace3d.training import finetune
+from subspace3d.formats.basis import basis_digest, load_basis
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.tuned import load_tuned
 
 
@@ -73,9 +74,9 @@ def test_basis_goes_to_the_authors_layout_and_back(folder: Path, capsys: pytest.
     main(["export", "--run", str(run), "--to", "authors", "--out", str(folder / "theirs.safetensors")])
     assert "no place for the trained cores" in capsys.readouterr().out
     model = build_vggt("vggt-nano")
-    basis = load_basis([folder / "theirs.safetensors"], model)
+    basis = basis_for_model([folder / "theirs.safetensors"], model)
     assert set(basis) == set(target_modules(model, "aggregator"))
-    assert basis_digest(basis) == basis_digest(read_basis(run / "tuned/basis.safetensors"))
+    assert basis_digest(basis) == basis_digest(load_basis(run / "tuned/basis.safetensors"))
     # tuned from their file, the same run ends in the same adapter
     again = _run(folder, "two", "subspace", subspaces=(folder / "theirs.safetensors",))
     files = [path / "tuned/adapter/adapter_model.safetensors" for path in (run, again)]

@@ -15,9 +15,9 @@ from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import SUBSPACE_SCALE, place
 from subspace3d.backbones import vggt
-from subspace3d.configs import FinetuneConfig
+from subspace3d.commands import finetune
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.training import finetune
 from subspace3d.training.device import Processes
 from subspace3d.training.fit_start import start_cores
 from subspace3d.training.loop import draw_step, loss_terms
@@ -109,7 +109,7 @@ def test_finetune_records_the_start_and_refuses_another(tmp_path: Path, monkeypa
     model = load_tuned(tmp_path / "run")
     assert not any("lora_" in name for name, _ in model.named_parameters())
     assert any(core.any() for core in cores_of(model).values())
-    with pytest.raises(ValueError, match=r"another start \('fit' instead of 'zero'\)"):
+    with pytest.raises(ValueError, match="start 'fit' there, 'zero' now"):
         finetune.run(dataclasses.replace(config, start="zero"))
     with pytest.raises(ValueError, match="start must be zero for a method without cores"):
         FinetuneConfig(scenes, tmp_path / "run", "lora", start="fit")

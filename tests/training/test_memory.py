@@ -14,8 +14,8 @@ import torch
 from training import train_and_measure
 from training.tiny import CONFIG, tiny_model
 
-from subspace3d.configs import TrainConfig
 from subspace3d.training import memory
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import peak_memory
 from subspace3d.training.memory import check_memory, estimate_memory
 
@@ -88,7 +88,7 @@ def test_too_large_a_step_is_refused_with_advice(
     config = TrainConfig(frames=(2, 4), images_per_step=64, checkpointing=False, device="cpu")
     estimate = check_memory(model, config, 56)
     assert estimate is not None and estimate.images == 64
-    assert "memory estimate:" in capsys.readouterr().err
+    assert "memory estimate:" in capsys.readouterr().out
     held = estimate.weights
     monkeypatch.setattr(memory, "available_memory", lambda device: (estimate.total - held) // 2)
     with pytest.raises(ValueError, match=r"--train\.max-images (\d+) would fit") as refusal:

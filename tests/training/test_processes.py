@@ -19,10 +19,11 @@ from training.plane_scenes import write_plane_scenes
 from training.tiny import read_metrics, without_time
 
 from subspace3d.cli import main
-from subspace3d.configs import AdaptConfig, TrainConfig
+from subspace3d.commands import adapt
+from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.files import load_tensors, read_json
 from subspace3d.jobs.pool import run_jobs
-from subspace3d.training import adapt
+from subspace3d.training.config import TrainConfig
 
 FLAGS = [
     *("--train.frames", "2", "2", "--train.image-size", "28", "--train.device", "cpu", "--train.threads", "1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,16 @@ from training.plane_scenes import write_plane_scenes
 
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
-from subspace3d.configs import AdaptConfig, FinetuneConfig, TrainConfig
+from subspace3d.commands import adapt, finetune
+from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import load_tensors, read_json, save_tensors
 from subspace3d.formats.adapter import find_adapters, read_adapter
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
-from subspace3d.training import adapt, finetune
+from subspace3d.training import adapters as adapters_module
+from subspace3d.training import tuned as tuned_module
+from subspace3d.training.adapters import find_datasets
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.export import export_lora
 from subspace3d.training.tuned import load_tuned
 
@@ -126,6 +132,9 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
     before = {path: path.read_bytes() for path in sorted(adapters.rglob("*.safetensors"))}
     stamps = {path: path.stat().st_mtime_ns for path in before}
     (weights.parent / "adapt.json").unlink()
+    with pytest.raises(ValueError, match=r"out must be .* got .*texture_01"):
+        adapt.run(config)  # an adapter, but none that adapt has made
+    shutil.rmtree(weights.parent)
     assert adapt.run(config) == [
         adapters / name for name in ("camera/camera_00", "texture/texture_00", "texture/texture_01")
     ]
@@ -136,10 +145,34 @@ def test_adapt_does_only_what_is_missing(folder: Path, adapters: Path, monkeypat
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone was loaded though nothing was missing")
 
-    monkeypatch.setattr(adapt, "load_backbone", refuse)
+    monkeypatch.setattr(adapters_module, "load_backbone", refuse)
     adapt.run(config)
-    with pytest.raises(ValueError, match="made with rank 2, not 4"):
+    with pytest.raises(ValueError, match=r"rank 2 there, 4 now\); --overwrite replaces it"):
         adapt.run(dataclasses.replace(config, rank=4))
+
+
+def test_adapt_overwrites_its_own_adapters_when_told_to(
+    folder: Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(adapters / "camera", tmp_path / "adapters")
+    config = AdaptConfig(
+        scenes=folder / "scenes/camera",
+        out=tmp_path / "adapters",
+        weights=folder / "nano.safetensors",
+        rank=3,
+        overwrite=True,
+        train=TRAIN,
+    )
+    target = config.out / "camera_00"
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"which also holds notes\.txt"):
+        adapt.run(config)
+    (target / "notes.txt").unlink()
+    assert adapt.run(config) == [target]
+    assert f"adapt --overwrite replaces {target}\n" in capsys.readouterr().err
+    assert read_json(target / "adapter_config.json")["r"] == 3
+    adapt.run(config)  # done with these settings
+    assert "replaces" not in capsys.readouterr().err
 
 
 def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> None:
@@ -156,25 +189,25 @@ def test_adapters_can_start_at_the_gradient(folder: Path, tmp_path: Path) -> Non
     # orthogonal rows, which a random start does not have, hardly moved by two small steps
     rows = torch.stack([modules[name][1] for name in target_modules(_base(folder), "aggregator") if "qkv" in name])
     torch.testing.assert_close(3 * rows @ rows.mT, torch.eye(2).expand(len(rows), 2, 2), rtol=0, atol=0.02)
-    with pytest.raises(ValueError, match="made with gradient_steps 1, not 0"):
+    with pytest.raises(ValueError, match="gradient_steps 1 there, 0 now"):
         adapt.run(dataclasses.replace(config, gradient_steps=0))
 
 
 def test_data_sets_are_named_by_their_path(folder: Path) -> None:
-    assert list(adapt.find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
-    assert list(adapt.find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
+    assert list(find_datasets(folder / "scenes/texture")) == ["texture_00", "texture_01"]
+    assert list(find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
 
 
 @pytest.mark.parametrize("method", ["none", "full", "lora", "pissa", "adalora", "psv", "subspace"])
 def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {}
-    save = finetune.save_tuned
+    save = tuned_module.save_tuned
 
     def keep(out: Path, model: nn.Module, *rest) -> Path:
         trained["model"] = model
         return save(out, model, *rest)
 
-    monkeypatch.setattr(finetune, "save_tuned", keep)
+    monkeypatch.setattr(tuned_module, "save_tuned", keep)
     config = _finetune(folder, tmp_path / "run", method)
     record = finetune.run(config)
     rebuilt = load_tuned(tmp_path / "run")

@@ -9,8 +9,9 @@ from training.plane_scenes import write_plane_scenes
 from training.tiny import CONFIG, TINY, read_metrics, tiny_model, without_time
 
 from subspace3d.backbones.patch_embed import ImageEncoder
-from subspace3d.configs import FinetuneConfig, TrainConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.loop import train
 from subspace3d.training.token_cache import TokenCache
 

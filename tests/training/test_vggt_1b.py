@@ -83,7 +83,7 @@ def test_the_whole_model(tmp_path: Path) -> None:
         [sys.executable, "-m", "subspace3d", "finetune", *arguments], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    estimate = re.search(r"memory estimate: ([\d.]+) GiB \(weights ([\d.]+)", run.stderr)
+    estimate = re.search(r"memory estimate: ([\d.]+) GiB \(weights ([\d.]+)", run.stdout)
     assert estimate is not None and 4.2 < float(estimate[2]) < 4.6 and float(estimate[1]) < 6
     record = read_json(tmp_path / "run/tuned/tuned.json")
     assert record["trainable"]["total"] == 16_336_192  # LoRA r = 16 on all 242 modules, as in the paper

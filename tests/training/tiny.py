@@ -11,7 +11,7 @@ from torch import nn
 
 from subspace3d.adapters.methods import apply_method
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.configs import TrainConfig
+from subspace3d.training.config import TrainConfig
 
 CONFIG = TrainConfig(
     steps=6,

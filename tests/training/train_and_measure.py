@@ -23,8 +23,8 @@ from training.plane_scenes import write_plane_scenes
 from subspace3d.adapters.methods import apply_method
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
-from subspace3d.configs import TrainConfig
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import peak_memory
 from subspace3d.training.loop import set_modes, train
 from subspace3d.training.memory import check_memory

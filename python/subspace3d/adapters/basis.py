@@ -10,7 +10,7 @@ from torch import nn
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
 from subspace3d.files import load_tensors
-from subspace3d.formats.basis import Basis, read_basis
+from subspace3d.formats.basis import Basis, load_basis
 from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace
 
 
@@ -49,7 +49,7 @@ def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: in
     return _combine({path: read_pairs(path) for path in map(Path, paths)}, names, K, k)
 
 
-def load_basis(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int = 0, head_cores: bool = False) -> Basis:
+def basis_for_model(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int = 0, head_cores: bool = False) -> Basis:
     """`build_basis` for the modules of a VGGT that get a core: every aggregator linear, with ``head_cores`` heads too.
 
     Args:
@@ -110,4 +110,4 @@ def read_pairs(path: Path) -> tuple[Basis, bool]:
     _, header = load_tensors(path)
     if header.get("format") == FORMAT:
         return {name: (module.u, module.v) for name, module in load_subspace(path).modules.items()}, False
-    return read_basis(path), True
+    return load_basis(path), True

@@ -10,7 +10,7 @@ from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
 from subspace3d.adapters.placement import is_trained_in_full, place, select_modules
 from subspace3d.backbones.targets import PRESETS, target_regex
-from subspace3d.configs import HEADS, METHODS, Heads, Method
+from subspace3d.choices import HEADS, METHODS, Heads, Method
 from subspace3d.formats.adapter import target_expression
 from subspace3d.formats.basis import Basis
 

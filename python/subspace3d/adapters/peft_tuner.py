@@ -23,7 +23,8 @@ from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft_layers import SubspaceLayer
 from subspace3d.adapters.peft_release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, match_names
-from subspace3d.formats.basis import Basis, basis_digest, read_basis
+from subspace3d.formats.basis import Basis, basis_digest, load_basis
+from subspace3d.log import logger
 
 # before anything below asks PEFT for what older releases lack
 check_release(peft.__version__)
@@ -91,7 +92,7 @@ class SubspaceConfig(PeftConfig):
             raise FileNotFoundError(
                 f"basis: no such file: {self.basis}; name it with SubspaceConfig.from_pretrained(folder, basis=path)"
             )
-        basis = read_basis(Path(self.basis))
+        basis = load_basis(Path(self.basis))
         digest = basis_digest(basis)
         if self.basis_sha256 not in (None, digest):
             raise ValueError(
@@ -252,7 +253,7 @@ class SubspaceModel(BaseTuner):
     ) -> nn.Module:
         """The plain model with the adapters merged as by `merge_adapter`; prints the error of the applied update."""
         self._plan_merge(adapter_names, max_error)
-        print(self.merge_report)
+        logger.info(self.merge_report)
         return super().merge_and_unload(progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names)
 
     def _plan_merge(self, adapter_names: list[str] | None, max_error: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from subspace3d import outputs
 from subspace3d.files import load_tensors, save_tensors
 
 HUB_REPOSITORY = "facebook/VGGT-1B"
@@ -62,13 +63,14 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dt
     """Write the state dict of ``model`` as safetensors, converted to ``dtype`` if one is given.
 
     Raises:
-        ValueError: a weight is not finite, or not any more once converted.
+        ValueError: a weight is not finite, or not any more once converted; or a foreign file is at ``path``.
     """
+    path = outputs.claim(Path(path), outputs.TENSORS)
     tensors = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"weights must be finite as {tensor.dtype}, {name} is not")
-    save_tensors(Path(path), tensors)
+    save_tensors(path, tensors)
 
 
 def download_from_hub(name: str) -> Path:

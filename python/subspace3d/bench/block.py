@@ -15,9 +15,9 @@ import subspace_ext as se
 from subspace3d.backbones.config import named_config
 from subspace3d.backbones.layers import Block, Rotation, rotary_table
 from subspace3d.bench import harness
+from subspace3d.bench.config import BenchConfig
 from subspace3d.bench.peers import LIMITS, SCALE
 from subspace3d.bench.shapes import TOKENS_PER_VIEW
-from subspace3d.configs import BenchConfig
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 CHECKED_TOKENS = 64

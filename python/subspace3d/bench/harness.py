@@ -6,13 +6,9 @@ import functools
 import gc
 import json
 import math
-import os
 import platform
 import re
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from subspace3d import files, outputs, records
 
 Step = Callable[[], None]
 
@@ -37,34 +35,24 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's name and the cores this process may use. Times compare within one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    return platform.processor() or platform.machine()
+    return records.processor()
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Command, device, threads, versions and commit; on a GPU also driver, clocks and power."""
     record: dict[str, Any] = {
         "device": device_name(device),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": records.command_line(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("peft", "triton", "unsloth", "lorafusion") if _version(name)},
-        "commit": _commit(),
+        "commit": records.commit(),
     }
     if device.type == "cuda":
         fields = "driver_version,clocks.sm,clocks.mem,power.limit,power.draw"
         query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={device.index or 0}"]
-        values = _output(query).split(", ")
+        values = records.output_of(query).split(", ")
         record["gpu"] = dict(zip(fields.split(","), values))
         record["cuda"] = torch.version.cuda
     return record
@@ -77,26 +65,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str:
-    """Of the checkout this module belongs to; of an installed wheel the package's version.
-
-    Changes below benchmarks/ do not make it dirty: that is where the rows go.
-    """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    # a wheel may be installed inside somebody else's repository
-    if not _output([*git, "ls-files", Path(__file__).name]):
-        return f"version {_version('subspace3d')}"
-    changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks"])
-    return _output([*git, "describe", "--always", "--exclude=*"]).strip() + ("-dirty" if changed else "")
-
-
-def _output(command: list[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def results_path(folder: Path, device: str) -> Path:
@@ -112,11 +80,11 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path | None:
     if not rows:
         return None
     device = one_device(rows)
-    path = results_path(folder, device)
+    path = outputs.claim(results_path(folder, device), outputs.ROWS, "out")
     if path.is_file():
         one_device([*read_rows(path), *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with files.open_to_append(path) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
 

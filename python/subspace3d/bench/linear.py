@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from subspace3d.bench import harness
+from subspace3d.bench.config import BenchConfig
 from subspace3d.bench.peers import LIMITS, PEERS, Peer, Problem, admitted, label, make_problem
 from subspace3d.bench.shapes import SHAPES, TOKENS_PER_VIEW, LinearShape
-from subspace3d.configs import BenchConfig
 from subspace3d.progress import Progress
 
 CHECKED_TOKENS = 512

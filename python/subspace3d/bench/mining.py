@@ -17,8 +17,8 @@ from torch import Tensor
 
 import subspace_ext as se
 from subspace3d.bench import harness
+from subspace3d.bench.config import BenchConfig
 from subspace3d.bench.shapes import SHAPES, LinearShape
-from subspace3d.configs import BenchConfig
 from subspace3d.progress import Progress
 
 NOISE = 0.7

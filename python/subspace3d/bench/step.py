@@ -17,7 +17,7 @@ from subspace3d.adapters.methods import add_lora, apply_method
 from subspace3d.backbones.targets import target_modules
 from subspace3d.backbones.vggt import VGGT, build_vggt
 from subspace3d.bench import harness
-from subspace3d.configs import BenchConfig
+from subspace3d.bench.config import BenchConfig
 from subspace3d.training.losses import multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 

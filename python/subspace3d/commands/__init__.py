@@ -1,1 +1,1 @@
-"""The commands of the console script, one file each: its settings, and the function that carries it out."""
+"""One module a command: its settings and its run. `subspace3d.cli` is the table of them."""

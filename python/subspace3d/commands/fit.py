@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from subspace3d.configs import TrainConfig, require
+from subspace3d import outputs, records
+from subspace3d.log import logger
+from subspace3d.settings import require
+from subspace3d.training.config import TrainConfig
 
 FORMAT = "subspace3d-fit"
 VERSION = 1
@@ -57,6 +60,12 @@ class FitConfig:
         require(self.K >= 0, "K", "at least 0", self.K)
         require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
 
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.FIT)]
+
 
 def run(config: FitConfig) -> dict[str, Any]:
     """Measure, write OUT/fit.json and OUT/fit.png, and print the sentence; returns the record.
@@ -75,6 +84,7 @@ def run(config: FitConfig) -> dict[str, Any]:
     from subspace3d.reporting.fit_figure import draw_fit
     from subspace3d.training.loop import run_settings
 
+    config = outputs.check(config)
     files = select_files(config.subspaces, config.attributes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     inputs = run_settings(
@@ -90,14 +100,15 @@ def run(config: FitConfig) -> dict[str, Any]:
     record: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
         record = read_record(path)
-    if record.get("version") != VERSION or record.get("inputs") != inputs:
+    if record.get("version") != VERSION or records.differing(record.get("inputs") or {}, inputs):
         record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone)}
+        outputs.mark(config.out, outputs.FIT)
         draw_fit(record, config.out / FIGURE)
         # written last: whoever sees it finds the figure beside it
         write_json(path, record)
     for line in describe(record):
-        print(line)
-    print(f"fit -> {path}", flush=True)
+        logger.info(line)
+    logger.info(f"fit -> {path}")
     if record["verdict"] != "fits":
         raise SystemExit(DOES_NOT_FIT)
     return record
@@ -122,7 +133,7 @@ def _percent(share: float | None) -> str:
 
 
 def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dict[str, Any]:
-    from subspace3d.adapters.basis import load_basis, read_pairs
+    from subspace3d.adapters.basis import basis_for_model, read_pairs
     from subspace3d.backbones.record import load_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
@@ -133,7 +144,7 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     model.enable_checkpointing(config.train.checkpointing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    basis = load_basis(files.values(), model, config.K, config.k, config.head_cores)
+    basis = basis_for_model(files.values(), model, config.K, config.k, config.head_cores)
     loaded = {name: read_pairs(path) for name, path in files.items()}
     image_size = config.train.image_size or model.config.image_size
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)

@@ -11,20 +11,35 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from subspace3d.configs import TrainConfig
-from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.cropping import centred_box, crop_resize
+from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.formats.scene import Scene, SceneFile, find_scenes
 from subspace3d.settings import read_table
 
 _OPEN_SCENES = 64 << 20  # bytes of scene.json kept parsed
 View = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # image, depth, intrinsic, extrinsic
+
+
+class Sampling(Protocol):
+    """How the images of a training run are drawn; `training.config.TrainConfig` says what each means."""
+
+    @property
+    def augment(self) -> bool: ...
+
+    @property
+    def aspect(self) -> tuple[float, float]: ...
+
+    @property
+    def zoom(self) -> tuple[float, float]: ...
+
+    @property
+    def nearby(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         self._views = _LeastRecent(cache_bytes)
 
     @classmethod
-    def for_training(cls, roots: Path | Sequence[Path], image_size: int, config: TrainConfig) -> MultiViewDataset:
+    def for_training(cls, roots: Path | Sequence[Path], image_size: int, config: Sampling) -> MultiViewDataset:
         """The data set with the augmentation and frame sampling of ``config``.
 
         A root that is a YAML file is a mixture: it maps folders (relative to it) to their shares of the batches.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from subspace3d.datasets import reprojection
 from subspace3d.cropping import crop_resize
+from subspace3d.datasets import reprojection
 from subspace3d.datasets.reprojection import READINGS, STORED, Agreement, View
 from subspace3d.formats.images import EXR_INVALID, read_raw_depth
 from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
@@ -54,12 +53,12 @@ class SceneReport:
         self.findings.append(Finding(severity, message, detail))
 
 
-def run(root: Path, as_json: bool = False) -> dict[str, Any]:
-    """Check all scenes, print what was found, and return it as JSON values.
+def check_scenes(root: Path) -> tuple[list[SceneReport], int]:
+    """Check all scenes at or below ``root``; returns what was found, and how many scenes have errors.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
-        ValueError: no scene lies below ``root``, or scenes have errors; the report is printed before.
+        ValueError: no scene lies below ``root``.
     """
     folders = find_scenes(root)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -68,16 +67,7 @@ def run(root: Path, as_json: bool = False) -> dict[str, Any]:
             for folder in track(folders, f"validate {root}", len(folders), "scene")
         ]
     with_errors = sum(any(finding.severity == "error" for finding in report.findings) for report in reports)
-    result = {
-        "root": str(root),
-        "scenes": len(reports),
-        "with_errors": with_errors,
-        "reports": list(map(asdict, reports)),
-    }
-    print(json.dumps(result, indent=1) if as_json else "\n".join(_summary(root, reports, with_errors)))
-    if with_errors:
-        raise ValueError(f"{with_errors} of {len(reports)} scenes in {root} have errors")
-    return result
+    return reports, with_errors
 
 
 def check_scene(folder: Path, name: str, pool: ThreadPoolExecutor) -> SceneReport:
@@ -275,7 +265,8 @@ def _is_better(other: Agreement, stored: Agreement) -> bool:
     return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
-def _summary(root: Path, reports: Sequence[SceneReport], with_errors: int) -> Iterator[str]:
+def describe(root: Path, reports: Sequence[SceneReport], with_errors: int) -> Iterator[str]:
+    """What was found, in lines for the terminal."""
     frames = sum(report.frames for report in reports)
     sound = sum(not report.findings for report in reports)
     yield (

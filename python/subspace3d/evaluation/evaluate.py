@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d.configs import EvaluateConfig
+from subspace3d import outputs
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
 from subspace3d.evaluation.point_cloud import (
@@ -22,8 +23,9 @@ from subspace3d.evaluation.point_cloud import (
 from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
-from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes, scenes_in_mean
+from subspace3d.evaluation.table import ALIGNMENTS, METRICS, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_record, sha256, write_json
+from subspace3d.log import logger
 from subspace3d.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,61 +40,112 @@ _RESERVED_NAMES = (BASE, "true")
 _METRICS_VERSION = 1  # raise it when a number changes its meaning, so that kept results are measured anew
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure every method on every scene, write OUT/results.json and print the table.
+@dataclass(frozen=True)
+class Protocol:
+    """How every scene is measured, and what is kept of it.
+
+    Attributes:
+        frames: used per scene, evenly spaced.
+        icp_threshold: largest correspondence distance of ICP, in scene units.
+        images: scenes whose images and depth maps are kept for the report.
+    """
+
+    frames: int = 8
+    icp_threshold: float = 0.1
+    images: int = 4
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.images < 0 or not self.icp_threshold > 0:
+            raise ValueError(
+                "frames must be at least 1, images at least 0 and icp_threshold positive, "
+                f"got {self.frames}, {self.images} and {self.icp_threshold}"
+            )
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What the measurements of one call share."""
+
+    out: Path
+    scenes: Mapping[str, Path]
+    backbone: BackboneRecord
+    protocol: Protocol
+    device: str
+
+
+def evaluate(
+    scenes: Path,
+    out: Path,
+    tuned: Sequence[Path] = (),
+    backbone: str = "vggt-nano",
+    weights: Path | None = None,
+    protocol: Protocol | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure the base model and every tuned run on every scene and write OUT/results.json.
 
     A method whose result is already in OUT/methods, measured on the same scenes with the same settings and weights,
     is not measured again.
+
+    Args:
+        scenes (Path): a folder with scenes anywhere below it.
+        out (Path): folder of the results.
+        tuned (Sequence[Path]): run folders of finetune.
+        backbone (str): name of the backbone.
+        weights (Path | None): its weights; none: those shipped with the package.
+        protocol (Protocol | None): how scenes are measured.
+        device (str): auto, cpu, cuda or one of several GPUs (cuda:1).
 
     Returns:
         dict: the content of results.json, as docs/evaluation.md describes it.
 
     Raises:
         FileNotFoundError: scenes, a run folder or weights are not there.
-        ValueError: a setting is out of range, two run folders have one name, or no scene can be evaluated.
+        ValueError: two run folders have one name, or no scene can be evaluated.
         ImportError: Open3D or SciPy cannot be imported; names the remedy.
     """
     from subspace3d.backbones.record import record_backbone
     from subspace3d.formats.scene import find_scenes
 
-    if config.frames < 1 or config.images < 0 or not config.icp_threshold > 0:
-        raise ValueError(
-            "frames must be at least 1, images at least 0 and icp_threshold positive, "
-            f"got {config.frames}, {config.images} and {config.icp_threshold}"
-        )
-    methods = method_folders(config.tuned)
-    check_backbones(methods, config.backbone)
-    backbone = record_backbone(config.backbone, config.weights)
-    scenes = {scene_name(path, config.scenes): path for path in find_scenes(config.scenes)}
+    protocol = protocol or Protocol()
+    methods = method_folders(tuned)
+    check_backbones(methods, backbone)
+    record = record_backbone(backbone, weights)
+    found = {scene_name(path, scenes): path for path in find_scenes(scenes)}
     import_open3d()  # fails before an hour of inference, not after
 
-    protocol = _protocol(config)
-    shared_key = {
-        "metrics_version": _METRICS_VERSION,
-        "protocol": protocol,
-        "scenes": {name: sha256(path / "scene.json") for name, path in scenes.items()},
-        "pictures": [config.images, pictures.VERSION],
-        "backbone": config.backbone,
-        "weights": backbone.sha256 or backbone.identity,
-    }
-    measured = {}
-    for name, folder in methods.items():
-        key = {**shared_key, "tuned": None if folder is None else sha256(folder / "tuned" / "tuned.json")}
-        file = config.out / "methods" / f"{name}.json"
-        record = _kept(file, key, config.out)
-        if record is not None and any(_can_be_read(scenes[entry["scene"]], config) for entry in record["skipped"]):
-            record = None  # what was damaged then is whole now
-        if record is None:
-            record = {"key": key, **_measure_method(name, folder, scenes, config, backbone)}
-            write_json(file, record)
-        measured[name] = record
-    results = _assemble(measured, protocol)
-    write_json(config.out / "results.json", results)
-    print(format_table(results), flush=True)
+    out = outputs.claim(out, outputs.EVALUATION, "out")
+    outputs.mark(out, outputs.EVALUATION)
+    evaluation = _Evaluation(out, found, record, protocol, device)
+    measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
+    results = _assemble(measured, _in_words(evaluation))
+    write_json(out / "results.json", results)
     return results
 
 
-def method_folders(tuned: tuple[Path, ...]) -> dict[str, Path | None]:
+def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
+    """The record of one method, kept from an earlier evaluation or made now."""
+    out, scenes, backbone = evaluation.out, evaluation.scenes, evaluation.backbone
+    key = {
+        "metrics_version": _METRICS_VERSION,
+        "protocol": _in_words(evaluation),
+        "scenes": {scene: sha256(path / "scene.json") for scene, path in scenes.items()},
+        "pictures": [evaluation.protocol.images, pictures.VERSION],
+        "backbone": backbone.name,
+        "weights": backbone.sha256 or backbone.identity,
+        "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
+    }
+    file = out / "methods" / f"{name}.json"
+    record = _kept(file, key, out)
+    if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
+        record = None  # what was damaged then is whole now
+    if record is None:
+        record = {"key": key, **_measure_method(name, run_folder, evaluation)}
+        write_json(file, record)
+    return record
+
+
+def method_folders(tuned: Sequence[Path]) -> dict[str, Path | None]:
     """Method name -> run folder; the base model comes first and has none.
 
     A method is named after its run folder. Both RUN and RUN/tuned are taken.
@@ -116,14 +169,13 @@ def method_folders(tuned: tuple[Path, ...]) -> dict[str, Path | None]:
     return folders
 
 
-def _measure_method(
-    name: str, run_folder: Path | None, scenes: Mapping[str, Path], config: EvaluateConfig, backbone: BackboneRecord
-) -> dict[str, Any]:
+def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
     from subspace3d.backbones.record import load_backbone
-    from subspace3d.training.loop import choose_device
+    from subspace3d.training.device import choose_device
     from subspace3d.training.tuned import load_tuned
 
-    device = choose_device(config.device)
+    scenes, backbone = evaluation.scenes, evaluation.backbone
+    device = choose_device(evaluation.device)
     started = time.monotonic()
     model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device)
     record: dict[str, Any] = {
@@ -136,7 +188,7 @@ def _measure_method(
     }
     with Progress(f"evaluate {name}", len(scenes), "scene") as progress:
         for scene_name, path in scenes.items():
-            _measure_scene(record, name, scene_name, path, model, config, device)
+            _measure_scene(record, name, scene_name, path, model, evaluation, device)
             progress.advance()
     del model
     gc.collect()
@@ -157,12 +209,12 @@ def _measure_scene(
     scene_name: str,
     path: Path,
     model: torch.nn.Module,
-    config: EvaluateConfig,
+    evaluation: _Evaluation,
     device: torch.device,
 ) -> None:
     """Measure one scene into ``record``: under per_scene, failed (this method's fault) or skipped (the scene's)."""
     try:
-        scene, frames = _load(path, config)
+        scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
         valid_mask(true)
     except (OSError, ValueError) as error:
@@ -172,7 +224,7 @@ def _measure_scene(
     pred = predict(model, scene.images, device)
     seconds = time.monotonic() - started
     try:
-        result = measure(pred, true, config.icp_threshold)
+        result = measure(pred, true, evaluation.protocol.icp_threshold)
     except ValueError as error:
         record["failed"][scene_name] = str(error)
         return
@@ -180,26 +232,26 @@ def _measure_scene(
     record["details"][scene_name] = {**result.details, "frame_indices": frames, "inference_seconds": seconds}
     if result.reasons:
         record["reasons"][scene_name] = result.reasons
-    if len(record["pictures"]) < config.images:
-        folder = config.out / "pictures" / scene_name
-        record["pictures"].append(_save_pictures(folder, config.out, method, scene_name, scene, true, pred, result))
+    if len(record["pictures"]) < evaluation.protocol.images:
+        folder = evaluation.out / "pictures" / scene_name
+        record["pictures"].append(_save_pictures(folder, evaluation.out, method, scene_name, scene, true, pred, result))
 
 
-def _can_be_read(path: Path, config: EvaluateConfig) -> bool:
+def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
     try:
-        scene, _ = _load(path, config)
+        scene, _ = _load(path, evaluation)
         valid_mask(Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known))
     except (OSError, ValueError):
         return False
     return True
 
 
-def _load(path: Path, config: EvaluateConfig) -> tuple[Scene, list[int]]:
+def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
     from subspace3d.backbones.config import named_config
     from subspace3d.formats.scene import SceneFile, load_scene
 
-    frames = choose_frames(len(SceneFile(path)), config.frames)
-    return load_scene(path, image_size=named_config(config.backbone).image_size, frames=frames), frames
+    frames = choose_frames(len(SceneFile(path)), evaluation.protocol.frames)
+    return load_scene(path, image_size=named_config(evaluation.backbone.name).image_size, frames=frames), frames
 
 
 def _save_pictures(
@@ -256,18 +308,18 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
     }
 
 
-def _protocol(config: EvaluateConfig) -> dict[str, Any]:
+def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
     from subspace3d.backbones.config import named_config
 
     return {
-        "image_size": named_config(config.backbone).image_size,
-        "frames": config.frames,
+        "image_size": named_config(evaluation.backbone.name).image_size,
+        "frames": evaluation.protocol.frames,
         "frame_choice": "floor(i * available / frames); all when fewer",
         "mask": "true depth > 0; no confidence filter, no outlier cut",
         "alignments": ALIGNMENTS,
         "icp": {
-            "threshold": config.icp_threshold,
+            "threshold": evaluation.protocol.icp_threshold,
             "most_source_points": ICP_SOURCE_POINTS,
             "relative_fitness": ICP_TOLERANCE,
             "relative_rmse": ICP_TOLERANCE,
@@ -293,7 +345,7 @@ def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | Non
     try:
         record = read_record(file)
     except ValueError as error:
-        print(f"measuring anew: {error}")
+        logger.info(f"measuring anew: {error}")
         return None
     if record.get("key") != key:
         return None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.backbones.targets import PRESETS, target_regex
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -224,6 +224,7 @@ def write_lora(
     Raises:
         ValueError: no factors; or a convolution that PEFT's LoRA cannot represent (dilation, groups, padding mode).
     """
+    folder = outputs.claim(folder, outputs.EXPORTED, "folder")
     with files.atomic_folder(folder) as temporary:
         fill_lora(temporary, factors, model, base_model, header)
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from subspace3d import outputs
 from subspace3d.files import check_values, load_tensors, save_tensors
 from subspace3d.formats.subspace import natural_key
 
@@ -26,12 +27,17 @@ _AUTHORS_KEY = re.compile(
 
 
 def save_basis(path: Path, basis: Basis) -> None:
-    """Write ``<module>.U`` and ``<module>.V``, float32."""
+    """Write ``<module>.U`` and ``<module>.V``, float32.
+
+    Raises:
+        ValueError: something else than such a file is at ``path``.
+    """
+    path = outputs.claim(path, outputs.BASIS)
     tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
     save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})
 
 
-def read_basis(path: Path) -> Basis:
+def load_basis(path: Path) -> Basis:
     """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
 
     Raises:
@@ -84,8 +90,9 @@ def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tenso
         basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the aggregator's linears have a key in that layout.
 
     Raises:
-        ValueError: a module has no key in the layout, or U and V differ in K.
+        ValueError: a module has no key in the layout, U and V differ in K, or a foreign file is at ``path``.
     """
+    path = outputs.claim(path, outputs.TENSORS)
     tensors = {}
     for name, (u, v) in basis.items():
         match = _AUTHORS_MODULE.fullmatch(name)

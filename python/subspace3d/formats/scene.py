@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from subspace3d import outputs
 from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.files import atomic_folder, inside, read_json, write_json
 from subspace3d.formats.images import open_image, read_depth, read_rgb, save_png
@@ -199,7 +200,7 @@ def write_frames(
 ) -> int:
     """Write one scene folder frame by frame and return the number of frames.
 
-    The folder appears under its name only when it is whole, and replaces what stood there.
+    The folder appears under its name only when it is whole, and replaces a scene that stood there.
 
     Args:
         folder (Path): the scene's folder.
@@ -211,11 +212,12 @@ def write_frames(
 
     Raises:
         ValueError: no frame, shapes or types that do not fit, a depth that is negative, not finite or beyond
-            65535 * ``depth_scale``, or a camera that is not one.
+            65535 * ``depth_scale``, a camera that is not one, or a folder that holds anything else than a scene.
     """
     folder = Path(folder)
     if not (np.isfinite(depth_scale) and depth_scale > 0):
         raise ValueError(f"depth_scale must be positive, got {depth_scale}")
+    folder = outputs.claim(folder, outputs.SCENE, "folder")
     records: list[dict[str, Any]] = []
     size: tuple[int, ...] = ()
     with atomic_folder(folder) as temporary:

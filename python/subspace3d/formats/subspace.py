@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from subspace3d import files
+from subspace3d import files, outputs
 
 FORMAT = "subspace3d-subspace"
 VERSION = 1
@@ -44,7 +44,12 @@ class SubspaceFile:
 
 
 def save_subspace(path: Path, modules: Mapping[str, ModuleSubspace], header: Mapping[str, Any]) -> None:
-    """Write tensors ``<module>.u``, ``.v``, ``.singular_values``, ``.weights`` and a header with format and version."""
+    """Write tensors ``<module>.u``, ``.v``, ``.singular_values``, ``.weights`` and a header with format and version.
+
+    Raises:
+        ValueError: something else than a subspace file is at ``path``.
+    """
+    path = outputs.claim(path, outputs.SUBSPACE)
     tensors = {
         f"{name}.{field}": getattr(module, field).to(torch.float32 if field in "uv" else torch.float64, copy=True)
         for name, module in modules.items()

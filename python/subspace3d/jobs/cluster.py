@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from subspace3d import __version__
-from subspace3d.configs import ClusterOptions
+from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.work import Work, describe, sigterm_exits
 from subspace3d.locks import FolderInUse
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from subspace3d.log import logger
 
 Work = Callable[[str], object]
 """Does the job of a name."""
@@ -22,11 +23,11 @@ def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int,
     """
     if not failures:
         return
-    print(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:", file=sys.stderr)
+    logger.warning(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:")
     for name in list(failures)[:_LISTED]:
-        print(f"  {name}: {failures[name]}", file=sys.stderr)
+        logger.warning(f"  {name}: {failures[name]}")
     if len(failures) > _LISTED:
-        print(f"  and {len(failures) - _LISTED} more", file=sys.stderr)
+        logger.warning(f"  and {len(failures) - _LISTED} more")
     raise SystemExit(1)
 
 

@@ -1,4 +1,4 @@
-"""The stage ``analyze``: spectra, disentanglement and adapter weights of mined subspaces, as JSON and PNG."""
+"""Spectra, disentanglement and adapter weights of mined subspaces, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import subspace_ext
-from subspace3d import files
-from subspace3d.configs import ATTRIBUTES, AnalyzeConfig
-from subspace3d.formats.subspace import SubspaceFile, find_subspaces, load_subspace, natural_key
-from subspace3d.mining.cross_validation import SIDES, cross_validate, find_mined_adapters, own_and_nearest
+from subspace3d.choices import ATTRIBUTES
+from subspace3d.formats.subspace import SubspaceFile, natural_key
+from subspace3d.mining.cross_validation import SIDES, own_and_nearest
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
 
@@ -29,54 +27,6 @@ _RANDOM_SEED = 0
 
 # An adapter is down-weighted in a module where it has less than half of the mean weight.
 _LOW_WEIGHT = 0.5
-
-
-def run(config: AnalyzeConfig) -> Path:
-    """Compare the subspaces of several attributes and write ``analysis.json`` and its figures to ``config.out``.
-
-    With ``config.adapters`` the mining is repeated without each adapter in turn. Nothing is done when everything asked
-    for was already made from the same files.
-
-    Returns:
-        the path of ``analysis.json``.
-
-    Raises:
-        FileNotFoundError: a subspace file does not exist, or there is no adapter below a folder of them.
-        ValueError: a file cannot be read, the files are of different base models or modules, or an adapter that a
-            subspace was mined from is not found.
-    """
-    from subspace3d.reporting import analysis_figures
-
-    path = config.out / "analysis.json"
-    found = find_subspaces(config.subspaces)
-    inputs = {attribute: files.sha256(file) for attribute, file in found.items()}
-    if _is_done(path, inputs, bool(config.adapters)):
-        print(f"{path}: already made from the same {len(inputs)} subspace files")
-        return path
-    subspaces = {attribute: load_subspace(file) for attribute, file in found.items()}
-    analysis = {**analyze(subspaces), "inputs": inputs}
-    if config.adapters:
-        adapters = find_mined_adapters(subspaces, config.adapters)
-        analysis["cross_validation"] = cross_validate(subspaces, analysis["attributes"], adapters)
-    analysis_figures.draw_analysis(analysis, config.out)
-    # written last: whoever sees it finds the figures beside it
-    files.write_json(path, analysis)
-    for line in describe(analysis):
-        print(line)
-    print(f"analysis -> {path}", flush=True)
-    return path
-
-
-def _is_done(path: Path, inputs: Mapping[str, str], with_adapters: bool) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        analysis = files.read_record(path)
-    except ValueError as error:
-        print(f"analyzing anew: {error}")
-        return False
-    same = analysis.get("version") == VERSION and analysis.get("inputs") == inputs
-    return same and (analysis["cross_validation"] is not None or not with_adapters)
 
 
 def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:

@@ -1,66 +1,67 @@
-"""The stage ``mine``: a folder of LoRA adapters of one attribute -> one subspace file.
+"""What LoRA adapters of one attribute share, module by module.
 
 Modules of equal shape are stacked and mined together, so a network costs a few batched calls.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import subspace_ext
-from subspace3d import files
-from subspace3d.configs import MineConfig
-from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapters, read_adapter
-from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, load_subspace, natural_key, save_subspace
+from subspace3d.formats.adapter import Adapter
+from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
 from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
 from subspace3d.progress import Progress
 
 
-def run(config: MineConfig) -> Path:
-    """``min over u, v of sum_n ||delta[n] - u v^T||_F^p`` for each module of the adapters below ``config.adapters``.
+@dataclasses.dataclass(frozen=True)
+class IrlsSettings:
+    """Of `subspace_ext.mine_subspace`."""
+
+    p: float = 1.0
+    eps: float = 1e-3
+    max_iter: int = 50
+    tol: float = 1e-6
+
+
+def mine_adapters(
+    adapters: Sequence[Adapter], k: int, settings: IrlsSettings, label: str = "mine"
+) -> tuple[dict[str, ModuleSubspace], dict[str, dict[str, Any]]]:
+    """``min over u, v of sum_n ||delta[n] - u v^T||_F^p`` for each module of the adapters.
 
     Adapters of different rank are legal: the factors are padded with zeros, which leaves their product as it is.
-    A module too narrow for ``config.k`` (a head with 2 outputs) gets ``k = min(out, in, sum of its adapters' ranks)``,
-    recorded in the header under ``modules.<name>.k``. Nothing is computed when ``config.out`` was made from the same
-    adapters with the same settings.
+    A module too narrow for ``k`` (a head with 2 outputs) gets ``k = min(out, in, sum of its adapters' ranks)``.
+
+    Args:
+        adapters (Sequence[Adapter]): of one base model, changing the same modules.
+        k (int): rank of the subspace.
+        settings (IrlsSettings): of the mining.
+        label (str): what the progress is shown as.
 
     Returns:
-        ``config.out``.
+        module name -> its subspace, and module name -> what a subspace file's header says of it.
 
     Raises:
-        FileNotFoundError: there is no adapter below ``config.adapters``.
-        ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
-            the sum of the adapters' ranks in every module.
+        ValueError: adapters of different base models or modules, or ``k`` larger than the sum of the adapters' ranks
+            in every module.
     """
-    folders = find_adapters(config.adapters)
-    inputs = _inputs(config, folders)
-    if _is_done(config.out, inputs):
-        print(f"{config.out}: already mined from the same {len(folders)} adapters with the same settings")
-        return config.out
-
-    adapters = [read_adapter(folder) for folder in folders]
     check_same_modules(adapters)
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
-    groups = group_modules(factors, config.k)
-    _report_ignored(adapters)
-
     modules: dict[str, ModuleSubspace] = {}
     details: dict[str, dict[str, Any]] = {}
-    with Progress(f"mine {config.out.stem}", len(factors), "module") as progress:
+    groups = group_modules(factors, k)
+    with Progress(label, len(factors), "module") as progress:
         for group, names in groups.items():
             for batch in batches(group, names, len(adapters)):
-                mined = _mine_batch(group, [factors[name] for name in batch], config)
+                mined = _mine_batch(group, [factors[name] for name in batch], settings)
                 for name, (module, detail) in zip(batch, mined):
                     modules[name], details[name] = module, detail
                 progress.advance(len(batch))
-    header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
-    save_subspace(config.out, modules, header)
-    print(summary(SubspaceFile(modules, header)), f"-> {config.out}", flush=True)
-    return config.out
+    return modules, details
 
 
 def check_same_modules(adapters: Sequence[Adapter]) -> None:
@@ -112,45 +113,11 @@ def mean_relative_weights(subspaces: SubspaceFile) -> torch.Tensor:
     return torch.stack([module.weights / module.weights.mean() for module in subspaces.modules.values()]).mean(0)
 
 
-def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything the result depends on, as it stands in the header."""
-    adapters = [
-        {
-            "path": folder.relative_to(config.adapters).as_posix(),
-            "sha256": files.sha256(folder / WEIGHTS_NAME),
-            "config_sha256": files.sha256(folder / CONFIG_NAME),
-        }
-        for folder in folders
-    ]
-    settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
-    return {"adapters": adapters, **settings}
-
-
-def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
-    if not Path(path).exists():
-        return False
-    try:
-        header = load_subspace(path).header
-    except ValueError as error:
-        print(f"mining anew: {error}")
-        return False
-    return all(header.get(name) == value for name, value in inputs.items())
-
-
-def _report_ignored(adapters: Sequence[Adapter]) -> None:
-    ignored = sorted({key for adapter in adapters for key in adapter.ignored})
-    if ignored:
-        more = f" and {len(ignored) - 1} more" if ignored[1:] else ""
-        print(f"  not part of any LoRA update and left out: {ignored[0]}{more}")
-
-
 def _mine_batch(
-    group: Group, batch: Sequence[Factors], config: MineConfig
+    group: Group, batch: Sequence[Factors], settings: IrlsSettings
 ) -> list[tuple[ModuleSubspace, dict[str, Any]]]:
     lora_b, lora_a = stack(group, batch)
-    mined = subspace_ext.mine_subspace(
-        lora_b, lora_a, group.k, p=config.p, eps=config.eps, max_iter=config.max_iter, tol=config.tol
-    )
+    mined = subspace_ext.mine_subspace(lora_b, lora_a, group.k, **dataclasses.asdict(settings))
     explained = explained_energy(lora_b, lora_a, mined.u, mined.v)
     results = []
     for index in range(len(batch)):

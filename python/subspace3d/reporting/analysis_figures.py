@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d import files
+from subspace3d import files, outputs
 from subspace3d.reporting.adapter_figures import draw_explained, draw_stability, draw_weights
 from subspace3d.reporting.disentanglement_figures import draw_disentanglement, draw_disentanglement_layers
 from subspace3d.reporting.figures import to_png
@@ -38,6 +38,7 @@ def draw_analysis(analysis: Mapping[str, Any], folder: Path) -> list[Path]:
     Returns:
         the files written.
     """
+    folder = outputs.claim(folder, outputs.ANALYSIS, "folder")
     written = []
     for name, draw in DRAWERS.items():
         figure = draw(analysis)

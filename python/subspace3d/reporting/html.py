@@ -130,6 +130,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, Html]]) -
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
+        element("meta", name="generator", content="subspace3d"),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", style),

@@ -1,38 +1,31 @@
-"""The stage ``report``: one HTML page about a run folder that needs nothing else to be read, not even a network."""
+"""One HTML page about a run folder that needs nothing else to be read, not even a network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from subspace3d import files
-from subspace3d.configs import ReportConfig
 from subspace3d.reporting import analysis_sections, depth_section, result_sections, run_sections, space_section
 from subspace3d.reporting.collect import RunContent, collect
 from subspace3d.reporting.html import page
 
 
-def run(config: ReportConfig) -> Path:
-    """Write the page; parts of the run that are missing are named on it.
-
-    Returns:
-        the page's path.
+def write_report(run: Path, path: Path) -> None:
+    """Write the page of a run folder to ``path``; parts of the run that are missing are named on it.
 
     Raises:
         FileNotFoundError: the run folder does not exist or holds nothing to report.
         ValueError: one of its files cannot be read.
     """
-    content = collect(config.run)
-    path = config.out or config.run / "report" / "index.html"
+    content = collect(run)
     try:
         text = render(content)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
-            f"run: {config.run} has a results.json, analysis.json, tuned.json or metrics.jsonl that does not have the "
+            f"run: {run} has a results.json, analysis.json, tuned.json or metrics.jsonl that does not have the "
             f"layout of this version: {error!r:.200}"
         ) from error
     files.write_text(path, text)
-    print(f"report -> {path}", flush=True)
-    return path
 
 
 def render(content: RunContent) -> str:

@@ -1,4 +1,4 @@
-"""The stage ``view``: true and predicted points and cameras of a scene, live in a browser, by viser."""
+"""True and predicted points and cameras of a scene, live in a browser, by viser."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from subspace3d.configs import ViewConfig
 from subspace3d.evaluation.pictures import IDENTITY, ShownViews
 from subspace3d.evaluation.scene_metrics import Views
-from subspace3d.reporting.viewer_sources import Source, open_source
+from subspace3d.log import logger
+from subspace3d.reporting.viewer_sources import Source
 
 if TYPE_CHECKING:
     import viser
@@ -21,22 +21,20 @@ _PLACEMENTS: tuple[Placement, ...] = ("predicted cameras, aligned", "true camera
 _TRUE_COLOUR, _PREDICTED_COLOUR = (138, 138, 138), (0, 158, 115)
 
 
-def run(config: ViewConfig) -> None:
+def serve(source: Source, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        FileNotFoundError: the folder, a tuned run or weights are not there.
-        ValueError: there is nothing to show.
         ModuleNotFoundError: viser is not installed.
     """
     import viser
 
-    viewer = Viewer(open_source(config), viser.ViserServer(config.host, config.port, label="subspace3d", verbose=False))
-    print(f"view -> {viewer.url}  (Ctrl-C ends it)", flush=True)
+    viewer = Viewer(source, viser.ViserServer(host, port, label="subspace3d", verbose=False))
+    logger.info(f"view -> {viewer.url}  (Ctrl-C ends it)")
     try:
         viewer.server.sleep_forever()
     except KeyboardInterrupt:
-        print()
+        logger.info("")
     finally:
         viewer.server.stop()
 

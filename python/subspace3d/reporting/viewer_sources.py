@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from subspace3d.configs import ViewConfig
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.alignment import scale_alignment, umeyama
 from subspace3d.evaluation.pictures import ShownViews
@@ -39,19 +39,30 @@ class Source(Protocol):
         """None when the method failed on the scene."""
 
 
-def open_source(config: ViewConfig) -> Source:
+@dataclass(frozen=True)
+class Prediction:
+    """How scene folders are predicted: the backbone, tuned runs of it, frames per scene, and where it computes."""
+
+    backbone: str = "vggt-nano"
+    weights: Path | None = None
+    tuned: tuple[Path, ...] = ()
+    frames: int = 8
+    device: str = "auto"
+
+
+def open_source(path: Path, how: Prediction) -> Source:
     """The evaluation of a run folder where there is one, else the scenes below the folder.
 
     Raises:
         FileNotFoundError: the folder, a tuned run or weights are not there.
         ValueError: there is nothing to show; or ``tuned`` is given with a run that has been evaluated.
     """
-    for results in (config.path / "evaluation" / "results.json", config.path / "results.json"):
+    for results in (path / "evaluation" / "results.json", path / "results.json"):
         if results.is_file():
-            if config.tuned:
-                raise ValueError(f"tuned must not be given with an evaluated run, got {config.tuned[0]}; see {results}")
+            if how.tuned:
+                raise ValueError(f"tuned must not be given with an evaluated run, got {how.tuned[0]}; see {results}")
             return Evaluated(results)
-    return Predicted(config)
+    return Predicted(path, how)
 
 
 class Evaluated:
@@ -81,18 +92,18 @@ class Evaluated:
 class Predicted:
     """Scene folders; a model is loaded and a scene predicted when it is first asked for."""
 
-    def __init__(self, config: ViewConfig) -> None:
+    def __init__(self, folder: Path, how: Prediction) -> None:
         from subspace3d.backbones.record import record_backbone
         from subspace3d.evaluation.evaluate import check_backbones, method_folders, scene_name
         from subspace3d.formats.scene import find_scenes
         from subspace3d.training.device import choose_device
 
-        self._config = config
-        self._backbone: BackboneRecord = record_backbone(config.backbone, config.weights)
-        self._device = choose_device(config.device)
-        self._paths = {scene_name(path, config.path): path for path in find_scenes(config.path)}
-        self._runs = method_folders(config.tuned)
-        check_backbones(self._runs, config.backbone)
+        self._frames = how.frames
+        self._backbone: BackboneRecord = record_backbone(how.backbone, how.weights)
+        self._device = choose_device(how.device)
+        self._paths = {scene_name(path, folder): path for path in find_scenes(folder)}
+        self._runs = method_folders(how.tuned)
+        check_backbones(self._runs, how.backbone)
         self.scenes, self.methods = list(self._paths), list(self._runs)
         self._models: dict[str, torch.nn.Module] = {}
         self._shown: dict[tuple[str, str], ShownViews] = {}
@@ -114,7 +125,7 @@ class Predicted:
         from subspace3d.formats.scene import SceneFile, load_scene
 
         path = self._paths[scene]
-        frames = choose_frames(len(SceneFile(path)), self._config.frames)
+        frames = choose_frames(len(SceneFile(path)), self._frames)
         loaded = load_scene(path, image_size=named_config(self._backbone.name).image_size, frames=frames)
         return loaded.images, Views(loaded.depths, loaded.intrinsics, loaded.extrinsics, loaded.translation_known)
 

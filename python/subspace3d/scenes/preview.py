@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from subspace3d.configs import ATTRIBUTES, GenerateConfig
+from subspace3d.choices import ATTRIBUTES
 from subspace3d.files import atomic_path
 from subspace3d.formats.scene import load_scene
 
 _WIDTH = 160  # pixels of one picture
-_SPP = 64
 _GAP, _MARGIN, _LABELS = 4, 22, 96  # pixels: between scenes, above the pictures, left of them
 _QUALITY = 72  # of the JPEG
 
@@ -26,19 +24,6 @@ _TITLES = {
     "bodies": "clothed bodies; three of the azimuths, and the depth of the first",
     "glass": "transparent objects; three views along the arc, and the depth of the first",
 }
-
-
-def previews(config: GenerateConfig) -> list[GenerateConfig]:
-    """One small run per attribute, or one for the task, with the settings of ``config`` otherwise."""
-    small = dataclasses.replace(config, out=config.out / "preview", resolution=_WIDTH, spp=_SPP)
-    if config.task != "none":
-        views = 2 if config.task == "faces" else 3
-        return [dataclasses.replace(small, name=config.task, scenes=3, views=views)]
-    out = small.out / f"{config.preset}-{config.regime}-{config.trajectory}"
-    return [
-        dataclasses.replace(small, out=out, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2)
-        for attribute in ATTRIBUTES
-    ]
 
 
 def draw_sheet(path: Path, name: str, datasets: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.configs import Variant
+from subspace3d.choices import Variant
 from subspace3d.geometry import intrinsic_matrix, unproject
 from subspace3d.mitsuba_variant import load_mitsuba
 from subspace3d.scenes.geometry.mesh import Mesh

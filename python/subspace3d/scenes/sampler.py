@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.configs import ATTRIBUTES
+from subspace3d.choices import ATTRIBUTES
 from subspace3d.scenes.cameras import CameraSpec, draw_orbit
 from subspace3d.scenes.geometry.objects import RANGES, GeometrySpec, draw_geometry, release_group
 from subspace3d.scenes.geometry.rooms import draw_room, half_extent, obstacles

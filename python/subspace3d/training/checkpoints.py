@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from subspace3d.files import DamagedError, atomic_folder, load_tensors, read_record, save_tensors, write_json
+from subspace3d.files import (
+    DamagedError,
+    atomic_folder,
+    discard,
+    load_tensors,
+    read_record,
+    save_tensors,
+    sweep,
+    write_json,
+)
 
 KEPT = 2
 """Checkpoints that are kept: the newest ones. An older one goes only after a newer one stands under its name."""
+_CONTENT = {"model.safetensors", "optimizer.safetensors", "extra.safetensors", "adapter", "state.json"}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -55,7 +65,8 @@ def save(
             snapshot(temporary / "adapter")
         write_json(temporary / "state.json", {"step": step, **state})
     for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(folder / f"step_{old}")
+        if not foreign_content(folder / f"step_{old}"):
+            discard(folder / f"step_{old}")
     return path
 
 
@@ -70,9 +81,26 @@ def latest(folder: Path) -> Path | None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a process that was killed while it saved has left under temporary names."""
-    for entry in folder.glob(".step_*"):
-        shutil.rmtree(entry)
+    """Delete what a process that was killed while it saved or dropped one has left under temporary names."""
+    sweep(folder)
+
+
+def remove_all(folder: Path) -> None:
+    """Delete the checkpoints below ``folder``, and ``folder`` if nothing else is in it."""
+    check_removable(folder)
+    for path in newest_first(folder):
+        discard(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def check_removable(folder: Path) -> None:
+    """Raises ValueError if something in ``folder`` is not a checkpoint's."""
+    found = newest_first(folder)
+    foreign = [entry for entry in folder.iterdir() if entry not in found] if folder.is_dir() else []
+    foreign += [path / name for path in found for name in foreign_content(path)]
+    if foreign:
+        raise ValueError(f"out: {folder} must hold nothing but checkpoints to start over in it, got {foreign[0]}")
 
 
 def read_state(path: Path, names: Iterable[str] = ("step",)) -> dict[str, Any]:
@@ -121,7 +149,17 @@ def load(
 
 
 def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints `save` has written; what else may stand in ``folder`` is none of them."""
     if not folder.is_dir():
         return []
-    found = (re.fullmatch(r"step_(\d+)", entry.name) for entry in folder.iterdir() if entry.is_dir())
+    found = (re.fullmatch(r"step_(\d+)", entry.name) for entry in folder.iterdir() if _is_checkpoint(entry))
     return sorted(int(match.group(1)) for match in found if match)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "state.json").is_file()
+
+
+def foreign_content(path: Path) -> list[str]:
+    """Names in a checkpoint that `save` has not written; one that has any is never deleted."""
+    return sorted({entry.name for entry in path.iterdir()} - _CONTENT)

@@ -1,4 +1,4 @@
-"""The verb export: the result of a fine-tuning run in a format that other software loads."""
+"""The result of a fine-tuning run in formats that other software loads."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.record import BackboneRecord
 from subspace3d.backbones.targets import target_modules
-from subspace3d.configs import ExportConfig
 from subspace3d.formats.adapter import write_lora
-from subspace3d.formats.basis import read_basis, save_authors
+from subspace3d.formats.basis import load_basis, save_authors
 from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
-
-
-def run(config: ExportConfig) -> Path:
-    """Write what ``config.to`` says and print where; returns the path."""
-    if config.to == "lora":
-        path = export_lora(config.run, config.out or config.run / "export" / "lora")
-        print(f"{path}: plain LoRA, PeftModel.from_pretrained(model, {str(path)!r})")
-    else:
-        path = export_authors(config.run, config.out or config.run / "export" / "basis.safetensors")
-        print(f"{path}: the basis as .A and .B; this layout has no place for the trained cores and the heads' LoRA")
-    return path
 
 
 def export_lora(run: Path, folder: Path) -> Path:
@@ -62,6 +50,6 @@ def export_authors(run: Path, path: Path) -> Path:
         raise ValueError(
             f"run: the method of {run} must be {' or '.join(CORE_METHODS)}, which have a basis, got {method!r}"
         )
-    basis = read_basis(tuned_folder(run) / BASIS)
+    basis = load_basis(tuned_folder(run) / BASIS)
     save_authors(path, {name: basis[name] for name in target_modules(basis, "aggregator")})
     return path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from subspace3d.configs import TrainConfig
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.gradients import summed_gradients
 from subspace3d.training.interfaces import BatchSource

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from subspace3d.adapters.spectral import leading_directions
-from subspace3d.configs import TrainConfig
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.gradients import summed_gradients
 from subspace3d.training.interfaces import BatchSource
 

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.configs import TrainConfig
 from subspace3d.progress import Progress
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.loop import draw_step, loss_terms
 
+BATCHES = 4
+"""Batches whose gradient is summed where no number is given."""
 GIGABYTES = 4.0
 """Host memory for sums where nothing else is asked for: one pass over the batches on VGGT-1B (3.4 GB)."""
 

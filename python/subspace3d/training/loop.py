@@ -7,8 +7,6 @@ import dataclasses
 import inspect
 import json
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,13 +18,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from subspace3d import outputs
 from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
-from subspace3d.configs import TrainConfig
 from subspace3d.files import DamagedError
 from subspace3d.locks import exclusive
+from subspace3d.log import logger
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.losses import LossCounts, multitask_loss
@@ -120,10 +120,12 @@ def train(
 
     Raises:
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
-            processes than scenes in a step, they do not share ``out``, or another process trains in it.
+            processes than scenes in a step, they do not share ``out``, another process trains in it, or it holds
+            anything else than a run.
         FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
+    out = outputs.claim(out, outputs.RUN, "out")
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -174,9 +176,20 @@ def train(
                 saved = run.save()
             if stopping:
                 if processes.is_first:
-                    print(f"\nstopped after step {run.step}; the same command continues from {saved}", file=sys.stderr)
+                    logger.warning(f"\nstopped after step {run.step}; the same command continues from {saved}")
                 raise SystemExit(128 + (stop[0] if stop else 15))
     return run.result()
+
+
+def remove_run(out: Path) -> None:
+    """Delete the checkpoints and records of a run in ``out``.
+
+    Raises:
+        ValueError: something among them is not the run's.
+    """
+    checkpoints.check_removable(out / "checkpoints")
+    remove_records(out)
+    checkpoints.remove_all(out / "checkpoints")
 
 
 def draw_step(dataset: BatchSource, config: TrainConfig, step: int, processes: Processes) -> StepData:
@@ -256,8 +269,7 @@ class _Run:
         if self.processes.is_first:
             checkpoints.remove_unfinished(folder)
             if not resume:
-                remove_records(self.out)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_run(self.out)
         self.processes.wait()
         candidates = checkpoints.newest_first(folder)
         self._check_shared(candidates)
@@ -269,7 +281,7 @@ class _Run:
                 if path == candidates[-1]:
                     raise
                 if self.processes.is_first:
-                    print(f"{error}; going back to the checkpoint before it", file=sys.stderr)
+                    logger.warning(f"{error}; going back to the checkpoint before it")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.monotonic()
@@ -284,7 +296,7 @@ class _Run:
         self._seconds_before = state["seconds"]
         before = state.get("processes", self.processes.count)
         if self.processes.is_first and before != self.processes.count:
-            print(f"{path} was made by {before} processes, {self.processes.count} continue", file=sys.stderr)
+            logger.warning(f"{path} was made by {before} processes, {self.processes.count} continue")
 
     def _check_shared(self, candidates: list[Path]) -> None:
         """Processes on several machines must see the files of the first one."""

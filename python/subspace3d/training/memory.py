@@ -9,7 +9,6 @@ Python itself and, on a GPU, the CUDA context.
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import subspace_ext as se
-from subspace3d.configs import TrainConfig
+from subspace3d.log import logger
+from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name
 from subspace3d.training.losses import gradient_loss
 
@@ -77,7 +77,7 @@ def check_memory(
     free = available_memory(device)
     free = free // sharing if free is not None else None
     each = f" for each of {sharing} processes" if sharing > 1 else ""
-    print(f"memory estimate: {estimate}" + (f"; {_gib(free)} free{each}" if free else ""), file=sys.stderr, flush=True)
+    logger.info(f"memory estimate: {estimate}" + (f"; {_gib(free)} free{each}" if free else ""))
     held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if free is None or estimate.total - held <= free:
         return estimate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from subspace3d.files import load_tensors, save_tensors
+from subspace3d.log import logger
 
 _RECOUNT = 100
 _LARGEST_HEADER = 1024
@@ -91,7 +91,7 @@ class TokenCache:
     def _close(self, reason: str) -> None:
         if not self._closed:
             self._closed = True
-            print(f"cache_tokens: {self.folder} {reason}; further images are encoded every time", file=sys.stderr)
+            logger.warning(f"cache_tokens: {self.folder} {reason}; further images are encoded every time")
 
     def _count(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))

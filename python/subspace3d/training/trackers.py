@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from subspace3d.files import write_text
+from subspace3d.files import discard, open_to_append, write_text
 
 Values = Mapping[str, float | int | None]
 
@@ -33,7 +32,7 @@ class MetricsFile:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             write_text(path, "".join(line + "\n" for line in _lines_until(lines, step)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file = open_to_append(path)  # closed by close
 
     def log(self, step: int, values: Values) -> None:
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -95,10 +94,19 @@ def open_trackers(names: Iterable[str], out: Path, step: int, label: str, settin
 
 
 def remove_records(out: Path) -> None:
-    """Delete what the trackers of an earlier run wrote in ``out``; a run of wandb stays, and a new one is begun."""
+    """Delete what the trackers of an earlier run wrote in ``out``; a run of wandb stays, and a new one is begun.
+
+    Raises:
+        ValueError: there are other files among the event files; nothing has been deleted.
+    """
+    events = out / _EVENTS
+    foreign = [path for path in events.glob("*") if not path.name.startswith("events.out.tfevents.")]
+    if foreign:
+        raise ValueError(f"out: {events} must hold nothing but event files to start over in it, got {foreign[0]}")
     (out / _METRICS).unlink(missing_ok=True)
     (out / _WANDB_RUN).unlink(missing_ok=True)
-    shutil.rmtree(out / _EVENTS, ignore_errors=True)
+    if events.is_dir():
+        discard(events)
 
 
 def _lines_until(lines: Iterable[str], step: int) -> Iterator[str]:

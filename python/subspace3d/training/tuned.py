@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
@@ -33,7 +34,7 @@ def save_tuned(
         basis (dict | None): the frozen basis of psv and subspace.
         record (dict): further JSON values for tuned.json.
     """
-    folder = out / "tuned"
+    folder = outputs.claim(out / "tuned", outputs.TUNED, "out")
     with atomic_folder(folder) as temporary:
         save_trained(temporary, model, method, backbone, basis)
         write_json(
@@ -75,9 +76,11 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
+        ValueError: ``folder`` holds anything else than an adapter of this project.
     """
     from safetensors import SafetensorError
 
+    folder = outputs.claim(folder, outputs.ADAPTED, "folder")
     with warnings.catch_warnings():
         # AdaLoRA may leave a module no direction at all, which PEFT takes for a shard that was not gathered
         warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")

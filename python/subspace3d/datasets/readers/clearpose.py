@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
@@ -28,7 +28,7 @@ _COMPRESSED = 15  # type of an element of a MATLAB file
 _TRAINING_QUANTILE = 98  # farther training depth, in percent of a frame's valid pixels, does not count
 
 
-def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Scenes by set and number, as ``set1_scene1``."""
     scenes = []
     for folder in sorted(root.glob("set*/scene*"), key=lambda path: (_number(path.parent), _number(path))):
@@ -51,7 +51,7 @@ def _number(folder: Path) -> int:
     return int(digits) if digits else 0
 
 
-def _reader(config: GenerateConfig, folder: Path, split: str) -> Callable[[Report], Content]:
+def _reader(config: ReaderConfig, folder: Path, split: str) -> Callable[[Report], Content]:
     def read(report: Report) -> Content:
         metadata = _read_metadata(folder / "metadata.mat")
         step = config.frame_step or _FRAME_STEP

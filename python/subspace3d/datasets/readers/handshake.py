@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.npz_bundle import Bundle
 from subspace3d.datasets.readers.source import (
     Content,
@@ -35,7 +35,7 @@ _LEAST_CONFIDENCE = 1  # of HNDR's 0 (low) to 2 (high)
 _UPRIGHT_ERROR = 0.1  # distance of the turned gravity from straight down that still counts as agreement
 
 
-def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Bundles by the folder they lie in; a compressed bundle (9 of 42 frames) is used where no whole one is."""
     whole = {path.parent: path for path in sorted(root.rglob("frame_bundle.npz"))}
     parts = {path.parent: path for path in sorted(root.rglob("compressed_frame_bundle.npz"))}
@@ -51,7 +51,7 @@ def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene
 
 
 def _reader(
-    config: GenerateConfig, path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]]
+    config: ReaderConfig, path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]]
 ) -> Callable[[Report], Content]:
     def open_bundle(report: Report) -> Content:
         bundle = Bundle(path, config.allow_pickle)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.configs import Variant
+from subspace3d.choices import Variant
 from subspace3d.datasets.readers.mesh_files import ColouredMesh
 from subspace3d.geometry import look_at
 from subspace3d.mitsuba_variant import load_mitsuba

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.configs import GenerateConfig
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import (
     Content,
     Report,
@@ -44,7 +44,7 @@ class _View:
     pose: np.ndarray  # [3, 4], as written
 
 
-def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders at or below ``root`` with an intrinsics.txt, named by their path."""
     scenes = []
     for file in sorted(root.rglob("intrinsics.txt")):
@@ -59,7 +59,7 @@ def find(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene
     return scenes
 
 
-def _reader(config: GenerateConfig, folder: Path) -> Callable[[Report], Content]:
+def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
     def read(report: Report) -> Content:
         intrinsic = _read_intrinsics(folder / "intrinsics.txt")
         by_time = (folder / "rgb.txt").is_file()

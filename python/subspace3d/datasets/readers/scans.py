@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from subspace3d.configs import GenerateConfig, Variant
+from subspace3d.choices import Variant
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.mesh_files import ColouredMesh, read_obj, read_ply
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.formats.scene import Frame
@@ -22,7 +23,7 @@ _TEST_SCANS = 100  # of THuman2.1: the last hundred by id
 _THUMAN_SCANS = 2445
 
 
-def find_thuman(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+def find_thuman(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Scans by id; those from 2345 on are the test split."""
     base = root / "model" if (root / "model").is_dir() else root
     scenes = []
@@ -40,7 +41,7 @@ def find_thuman(config: GenerateConfig, root: Path, report: Report) -> list[Sour
     return scenes
 
 
-def find_2k2k(config: GenerateConfig, root: Path, report: Report) -> list[SourceScene]:
+def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Scans by id; the split is the name of a folder train or test above them, else test."""
     scenes = []
     for file in sorted(root.rglob("*.ply")):
@@ -54,13 +55,10 @@ def find_2k2k(config: GenerateConfig, root: Path, report: Report) -> list[Source
     return scenes
 
 
-def _reader(
-    config: GenerateConfig, file: Path, read_mesh: Callable[[Path], ColouredMesh]
-) -> Callable[[Report], Content]:
+def _reader(config: ReaderConfig, file: Path, read_mesh: Callable[[Path], ColouredMesh]) -> Callable[[Report], Content]:
     def read(report: Report) -> Content:
         from subspace3d.datasets.readers.mesh_render import circle_cameras, grey_level
 
-        assert config.from_ is not None
         distance, level = _DISTANCE[config.from_], grey_level(file.stem)
         mesh = _place(read_mesh(file), config.scan_scale, distance, file)
         extrinsics = circle_cameras(config.scan_views, distance)
@@ -100,7 +98,7 @@ def _place(mesh: ColouredMesh, scale: float, distance: float, file: Path) -> Col
 
 
 def _render(
-    mesh: ColouredMesh, level: float, extrinsics: np.ndarray, config: GenerateConfig, name: str
+    mesh: ColouredMesh, level: float, extrinsics: np.ndarray, config: ReaderConfig, name: str
 ) -> Iterator[Frame]:
     from subspace3d.datasets.readers.mesh_render import MeshRenderer, develop, scan_intrinsic
     from subspace3d.mitsuba_variant import choose_variant

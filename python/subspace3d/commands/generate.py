@@ -8,57 +8,95 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from subspace3d import settings
-from subspace3d.configs import GenerateConfig, Variant
-from subspace3d.formats.scene import write_scene
+from subspace3d import outputs, settings
+from subspace3d.choices import ATTRIBUTES, Variant
+from subspace3d.files import sweep
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
+from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.pool import run_here, run_jobs
 from subspace3d.jobs.work import exit_on_failures
-from subspace3d.mitsuba_variant import choose_variant, set_threads
+from subspace3d.log import logger
+from subspace3d.mitsuba_variant import choose_variant
 from subspace3d.progress import Progress
-from subspace3d.scenes.draft import Draft
-from subspace3d.scenes.geometry.shapes import build_mesh
-from subspace3d.scenes.lights import place_in_room
+from subspace3d.scenes.config import SceneConfig
 from subspace3d.scenes.materials.texture_maps import find_textures
-from subspace3d.scenes.preview import draw_sheet, previews
-from subspace3d.scenes.render import SceneRenderer, tone_map
-from subspace3d.scenes.sampler import Seeds, sample_scene, scene_seeds
-from subspace3d.scenes.tasks import SPLITS, draw_task
+from subspace3d.scenes.preview import draw_sheet
+from subspace3d.scenes.scene import SceneJob, render_scene
+from subspace3d.scenes.tasks import SPLITS
 from subspace3d.scenes.tasks.faces import find_pictures
+from subspace3d.settings import require
 
-MIN_COVERAGE = 0.03  # least share of a view's pixels with a surface
-MIN_DEPTH = 0.15  # nearest surface allowed in any view
-MIN_DEPTH_ROOM = 0.01  # cameras on a room's boundary see the floor or wall they stand at
-_COARSE = 128  # up to this many pixels, coarser meshes look the same
-MAX_ATTEMPTS = 50
 SCENES_PER_PROCESS = 50  # processes are replaced after so many scenes, which keeps memory flat
 # settings that decide what a scene looks like; more data sets or scenes may be added to an existing run
 _IDENTITY = (
     "attribute", "preset", "regime", "trajectory", "task", "textures", "pictures", "views", "arc",
     "resolution", "spp", "seed",
 )  # fmt: skip
+_PREVIEW_WIDTH = 160  # pixels of one picture
+_PREVIEW_SPP = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One scene to render."""
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SceneConfig, ClusterOptions):
+    """Render multi-view scenes in which one attribute varies from scene to scene: OUT/<data set>/<scene>/scene.json."""
 
-    folder: Path
-    dataset: int
-    scene: int
-    config: GenerateConfig
-    variant: Variant
-    threads: int  # CPU threads of the renderer
+    out: Path
+    """Folder of the data sets."""
+    datasets: int = 1
+    """Number of data sets, named <name>_00, <name>_01, ...; a task has its three splits instead."""
+    scenes: int = 200
+    """Scenes per data set; each test split of a task has a fifth of it."""
+    name: str = ""
+    """Prefix of the data set names; empty: the attribute or the task."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+    variant: Variant = "auto"
+    """Mitsuba variant; auto: the fastest that works on this machine."""
+    preview: bool = False
+    """Only render a few small scenes per attribute, or per split of the task, and contact sheets below OUT/preview."""
+    overwrite: bool = False
+    """Replace data sets of this name that were made with other settings, and say which; otherwise they are refused."""
+
+    def __post_init__(self) -> None:
+        SceneConfig.__post_init__(self)
+        ClusterOptions.__post_init__(self)
+        for name in ("datasets", "scenes"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
+        if self.task != "none":
+            require(self.datasets == 1, "datasets", "1 with a task, which has splits", self.datasets)
+
+    @property
+    def prefix(self) -> str:
+        """Of the data set names, resolved."""
+        return self.name or (self.attribute if self.task == "none" else self.task)
+
+    def lock(self) -> tuple[Path, str]:
+        """Data sets of different names may be made in one folder at a time."""
+        return self.out, Path(self.prefix).name
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(textures=self.textures, pictures=self.pictures)
+
+    def writes(self) -> list[outputs.Output]:
+        targets = [] if self.preview else self._targets().declared()
+        return [outputs.Output("out", self.out, outputs.FOLDER), *targets]
+
+    def _targets(self) -> outputs.DatasetTargets:
+        return outputs.DatasetTargets(self.out, self.prefix, tuple(f"_{suffix}" for suffix in _suffixes(self)))
+
+    def replace_others(self) -> None:
+        """Delete the data sets of this name that other settings made, if that is asked for."""
+        self._targets().claim(self.reads())
+        if self.overwrite:
+            self._targets().replace_differing(self, _IDENTITY, "generate --overwrite")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Rendering:
     """What the jobs of one call share."""
 
@@ -75,24 +113,21 @@ def run(config: GenerateConfig) -> list[Path]:
             of textures or pictures holds too little.
         SystemExit: with 1 if some scenes could not be rendered; the others stand.
     """
-    if config.validate is not None or config.from_ is not None:
-        from subspace3d.datasets.existing import run as run_on_existing
-
-        return run_on_existing(config)
+    config = outputs.check(config)
     if not config.preview:
         return _run(config)
     folders = []
     for small in previews(config):
+        sheet = outputs.claim(small.out / f"{small.name}.jpg", outputs.SHEET, "out")
         rendered = _run(small)
-        sheet = small.out / f"{small.name}.jpg"
         draw_sheet(sheet, small.name, rendered)
-        print(f"contact sheet: {sheet}")
+        logger.info(f"contact sheet: {sheet}")
         folders += rendered
     return folders
 
 
 def _run(config: GenerateConfig) -> list[Path]:
-    name = config.name or (config.attribute if config.task == "none" else config.task)
+    name = config.prefix
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")
     if config.textures is not None:
@@ -114,6 +149,7 @@ def _run(config: GenerateConfig) -> list[Path]:
 def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Path]:
     name, variant = config.name, config.variant
     record = config.out / f"config-{name}.yaml"
+    config.replace_others()
     settings.check_same(record, config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
@@ -135,7 +171,7 @@ def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Pat
     finally:
         _remove_leftovers(datasets)
     exit_on_failures("generate", "scenes", failures, len(scenes), config.out)
-    print(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
+    logger.info(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
     return datasets
 
 
@@ -152,8 +188,7 @@ def _count(config: GenerateConfig, dataset: int) -> int:
 def _remove_leftovers(datasets: list[Path]) -> None:
     """Remove unfinished scene folders, which a process that was killed could not remove itself."""
     for folder in datasets:
-        for path in folder.glob(".scene_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
 
 def _render_all(
@@ -174,81 +209,19 @@ def _set_up(rendering: _Rendering, worker: int) -> Callable[[str], object]:
             return  # by a process that died before it could say so
         suffix = folder.parent.name.removeprefix(f"{config.name}_")
         dataset, scene = _suffixes(config).index(suffix), int(folder.name.removeprefix("scene_"))
-        render_scene(Job(folder, dataset, scene, config, config.variant, rendering.threads))
+        render_scene(SceneJob(folder, dataset, scene, config, config.variant, rendering.threads))
 
     return work
 
 
-def _draw(job: Job, attempt: int) -> tuple[Seeds, Draft]:
-    config = job.config
-    detail = 1 if config.resolution <= _COARSE else 2
+def previews(config: GenerateConfig) -> list[GenerateConfig]:
+    """One small run per attribute, or one for the task, with the settings of ``config`` otherwise."""
+    small = dataclasses.replace(config, out=config.out / "preview", resolution=_PREVIEW_WIDTH, spp=_PREVIEW_SPP)
     if config.task != "none":
-        seeds = scene_seeds(config.seed, job.dataset, job.scene, "all", attempt)
-        return seeds, draw_task(config, seeds, SPLITS[job.dataset], job.scene, detail)
-    seeds = scene_seeds(config.seed, job.dataset, job.scene, config.attribute, attempt)
-    spec = sample_scene(
-        seeds,
-        config.preset,
-        config.scene_views,
-        config.attribute,
-        regime=config.regime,
-        trajectory=config.trajectory,
-        dataset=job.dataset,
-        library=[material.name for material in find_textures(config.textures)] if config.textures else [],
-    )
-    meshes = build_mesh(spec.geometry, detail, spec.texture.glass_slabs, spec.lighting.shining)
-    return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
-
-
-def render_scene(job: Job) -> None:
-    """Draw, render and write one scene.
-
-    A draw in which any view shows a surface in less than 3 % of its pixels, or one too near, is rejected and drawn
-    again with the next ``attempt`` of `scene_seeds`.
-    """
-    config = job.config
-    set_threads(job.variant, job.threads)
-    for attempt in range(MAX_ATTEMPTS):
-        seeds, draft = _draw(job, attempt)
-        room = draft.spec.geometry.room
-        lighting = draft.spec.lighting if room is None else place_in_room(draft.spec.lighting, room)
-        renderer = SceneRenderer(
-            dataclasses.replace(draft.spec, lighting=lighting),
-            draft.meshes,
-            config.resolution,
-            job.variant,
-            config.textures,
-            draft.pictures,
-        )
-        depths = renderer.depths()
-        if _shows_enough(depths, draft.nearest):
-            break
-    else:
-        raise RuntimeError(
-            f"scene {job.scene} of data set {job.dataset} (attribute {config.attribute}, seed {config.seed}): "
-            f"no draw of {MAX_ATTEMPTS} shows enough in every view"
-        )
-    noise_seed = sum(dataclasses.astuple(seeds)) % 2**32
-    images = tone_map(renderer.radiance(config.spp, noise_seed), renderer.exposed())
-    how = {key: getattr(config, key) for key in ("attribute", "preset", "regime", "trajectory")}
-    if config.task != "none":
-        how = {"task": config.task, "split": SPLITS[job.dataset]}
-    provenance: dict[str, Any] = {
-        "seeds": dataclasses.asdict(seeds),
-        **how,
-        "root_seed": config.seed,
-        "dataset": job.dataset,
-        "scene": job.scene,
-        "attempt": attempt,
-        "spp": config.spp,
-        "variant": job.variant,
-        **draft.spec.as_dict(),
-    }
-    masks = None if draft.counts is None else draft.counts(renderer.points(depths)) & (depths > 0)
-    cameras = renderer.intrinsics, renderer.extrinsics
-    write_scene(job.folder, images, depths, *cameras, provenance, masks, draft.depth_scale)
-
-
-def _shows_enough(depths: np.ndarray, nearest: float) -> bool:
-    covered = (depths > 0).mean(axis=(1, 2)).min() >= MIN_COVERAGE
-    return bool(covered and depths[depths > 0].min() >= nearest)
+        views = 2 if config.task == "faces" else 3
+        return [dataclasses.replace(small, name=config.task, scenes=3, views=views)]
+    out = small.out / f"{config.preset}-{config.regime}-{config.trajectory}"
+    return [
+        dataclasses.replace(small, out=out, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2)
+        for attribute in ATTRIBUTES
+    ]

@@ -10,11 +10,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__
-from subspace3d.configs import DoctorConfig
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what this machine has and what is missing."""
+
+    json: bool = False
+    """Print one JSON object instead of text."""
+
 
 EXTRAS = {
     "render": ("mitsuba", "pillow"),

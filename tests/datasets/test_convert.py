@@ -1,4 +1,4 @@
-"""The flags of the verb generate that render nothing."""
+"""The commands convert and validate, through the console script."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from datasets.official_layouts import write_rgbd_folder
 
 from subspace3d import cli, settings
-from subspace3d.configs import GenerateConfig
+from subspace3d.commands.convert import ConvertConfig
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")
 
@@ -18,33 +18,36 @@ SCRIPT = Path(sys.executable).with_name("subspace3d")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["out must be given"]),
-        (["--out", "x", "--from", "rgbd"], ["root must be given with from"]),
-        (["--out", "x", "--root", "y"], ["root must be given with from"]),
-        (["--out", "x", "--from", "kitti", "--root", "y"], ["kitti"]),
-        (["--out", "x", "--from", "rgbd", "--root", "/nonexistent"], ["root: no such folder", "/nonexistent"]),
-        (["--validate", "/nonexistent"], ["no such folder of scenes", "/nonexistent"]),
+        (["generate"], ["out"]),
+        (["convert", "--out", "x", "--from", "rgbd"], ["root"]),
+        (["convert", "--out", "x", "--root", "y"], ["from"]),
+        (["convert", "--out", "x", "--from", "kitti", "--root", "y"], ["kitti"]),
+        (
+            ["convert", "--out", "x", "--from", "rgbd", "--root", "/nonexistent"],
+            ["root: no such folder", "/nonexistent"],
+        ),
+        (["validate", "/nonexistent"], ["no such folder of scenes", "/nonexistent"]),
     ],
 )
 def test_bad_flags_get_one_line(arguments: list[str], words: list[str]) -> None:
-    answer = subprocess.run([str(SCRIPT), "generate", *arguments], capture_output=True, text=True, check=False)
+    answer = subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
     assert answer.returncode == 2
     assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
     assert all(word in answer.stderr for word in words), answer.stderr
 
 
 def test_from_stands_in_files_under_its_own_name(tmp_path: Path) -> None:
-    config = GenerateConfig(out=Path("a"), from_="rgbd", root=Path("b"), only=("x", "y"), depth_scale=2e-4)
+    config = ConvertConfig(out=Path("a"), from_="rgbd", root=Path("b"), only=("x", "y"), depth_scale=2e-4)
     settings.save(tmp_path / "run.yaml", config)
     assert "\nfrom: rgbd\n" in (tmp_path / "run.yaml").read_text()
-    assert cli._parse("generate", ["--config", str(tmp_path / "run.yaml")]) == config
+    assert cli.parse("convert", ConvertConfig, ["--config", str(tmp_path / "run.yaml")]) == config
 
 
 def test_a_folder_is_converted_then_checked(tmp_path: Path) -> None:
     write_rgbd_folder(tmp_path / "root/kitchen", views=4)
     convert = [
         str(SCRIPT),
-        "generate",
+        "convert",
         "--from",
         "rgbd",
         "--root",
@@ -54,7 +57,7 @@ def test_a_folder_is_converted_then_checked(tmp_path: Path) -> None:
     ]
     answer = subprocess.run(convert, capture_output=True, text=True, check=False)
     assert answer.returncode == 0 and "1 of 1 scenes" in answer.stdout, answer.stderr
-    check = [str(SCRIPT), "generate", "--validate", str(tmp_path / "o")]
+    check = [str(SCRIPT), "validate", str(tmp_path / "o")]
     answer = subprocess.run(check, capture_output=True, text=True, check=False)
     assert answer.returncode == 0 and "1 without fault" in answer.stdout, answer.stdout
     # the same poses taken for camera-from-world are noticed

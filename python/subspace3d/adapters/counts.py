@@ -1,10 +1,13 @@
-"""How many parameters each tuning method trains, counted on the model's shapes without its weights."""
+"""How many parameters a method trains on a backbone, counted on the model's shapes without its weights."""
 
 from __future__ import annotations
 
-import json
+import torch
 
-from subspace3d.configs import METHODS, ParamsConfig
+from subspace3d.adapters.placement import CORE_METHODS, HEAD_RANK, count_parameters
+from subspace3d.backbones.config import named_config
+from subspace3d.backbones.vggt import VGGT
+from subspace3d.choices import METHODS
 
 PARTS = ("aggregator", "camera_head", "depth_head")
 
@@ -24,12 +27,6 @@ def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = Fa
     Raises:
         ValueError: unknown backbone or method, a rank below 1, or K above the smaller side of a module with a core.
     """
-    import torch
-
-    from subspace3d.adapters.placement import CORE_METHODS, HEAD_RANK, count_parameters
-    from subspace3d.backbones.config import named_config
-    from subspace3d.backbones.vggt import VGGT
-
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if rank < 1:
@@ -39,16 +36,3 @@ def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = Fa
     in_cores = method in CORE_METHODS
     counts = count_parameters(model, method, HEAD_RANK if in_cores else rank, rank, head_cores=head_cores)
     return {**dict.fromkeys(PARTS, 0), **counts}
-
-
-def run(config: ParamsConfig) -> dict[str, int]:
-    """Print the count, and below it the counts of the parts."""
-    counts = count_trainable(config.backbone, config.method, config.rank, config.head_cores)
-    if config.json:
-        print(json.dumps(counts))
-        return counts
-    print(f"{counts['total']:,}")
-    width = max(len(f"{counts[part]:,}") for part in PARTS)
-    for part in PARTS:
-        print(f"  {part:<11} {counts[part]:>{width},}")
-    return counts

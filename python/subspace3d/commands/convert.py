@@ -1,4 +1,4 @@
-"""``generate --from KIND --root DIR``: turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
+"""Turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
 
 A scene that stands is not made again, so a run that was cut off continues. What is left out, and why, is printed and
 kept in OUT/skipped-<name>.json.
@@ -7,15 +7,16 @@ kept in OUT/skipped-<name>.json.
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from subspace3d import settings
-from subspace3d.configs import GenerateConfig
+from subspace3d import outputs, settings
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import Report, SourceScene
-from subspace3d.files import read_record, write_json
+from subspace3d.files import read_record, sweep, write_json
 from subspace3d.formats.scene import Frame, write_frames
+from subspace3d.log import logger
 from subspace3d.progress import Progress
 
 _READERS = {
@@ -36,10 +37,45 @@ _IDENTITY = {
     "hndr": _IMAGE_SETTINGS,
     "rgbd": (*_IMAGE_SETTINGS, "poses", "depth_scale"),
 }
+_SPLIT_SOURCES = ("thuman", "2k2k", "clearpose")
 _SHOWN = 10  # reasons printed
 
 
-def run(config: GenerateConfig) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(ReaderConfig):
+    """Turn a data set on disk into scenes: OUT/<name>[_<split>]/<scene>/scene.json."""
+
+    out: Path
+    """Folder of the data sets."""
+    name: str = ""
+    """Prefix of the data set names; empty: the kind."""
+    only: tuple[str, ...] = ()
+    """Convert only the scenes of these names; none: all."""
+    overwrite: bool = False
+    """Replace data sets of this name that were made with other settings, and say which; otherwise they are refused."""
+
+    def lock(self) -> tuple[Path, str]:
+        """Data sets of different names may be made in one folder at a time."""
+        return self.out, Path(self.name or self.from_).name
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(root=self.root)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.FOLDER), *self._targets().declared()]
+
+    def _targets(self) -> outputs.DatasetTargets:
+        suffixes = ("_train", "_test") if self.from_ in _SPLIT_SOURCES else ("",)
+        return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, lists_skipped=True)
+
+    def replace_others(self) -> None:
+        """Delete the data sets of this name that other settings made, if that is asked for."""
+        self._targets().claim(self.reads())
+        if self.overwrite:
+            self._targets().replace_differing(self, _IDENTITY[self.from_], "convert --overwrite")
+
+
+def run(config: ConvertConfig) -> list[Path]:
     """Convert what is missing and return the folders of the data sets.
 
     Raises:
@@ -47,14 +83,15 @@ def run(config: GenerateConfig) -> list[Path]:
         ValueError: the root does not have the layout of the kind, scenes of this name were made with other settings,
             or no scene could be converted.
     """
+    config = outputs.check(config)
     kind = config.from_
-    assert kind is not None and config.root is not None
     name = config.name or kind
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")
     if not config.root.is_dir():
         raise FileNotFoundError(f"root: no such folder: {config.root}")
     record = config.out / f"config-{name}.yaml"
+    config.replace_others()
     settings.check_same(record, config, _IDENTITY[kind], "scenes")
     skipped: dict[str, list[str]] = {}
     module, function = _READERS[kind]
@@ -75,7 +112,7 @@ def run(config: GenerateConfig) -> list[Path]:
     if not done:
         first = next((reasons[0] for reasons in skipped.values()), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
-    print(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
+    logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
     return [folder for folder in datasets if folder.is_dir()]
 
 
@@ -143,13 +180,12 @@ def _read_skipped(path: Path) -> dict[str, list[str]]:
 def _remove_leftovers(datasets: list[Path]) -> None:
     """Remove unfinished scene folders, which a process that was killed could not remove itself."""
     for folder in datasets:
-        for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        sweep(folder)
 
 
 def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
     lines = [f"{name}: {reason}" for name, reasons in skipped.items() for reason in reasons]
     for line in lines[:_SHOWN]:
-        print(f"skipped {line}")
+        logger.info(f"skipped {line}")
     if len(lines) > _SHOWN:
-        print(f"skipped {len(lines) - _SHOWN} more, see {path}")
+        logger.info(f"skipped {len(lines) - _SHOWN} more, see {path}")

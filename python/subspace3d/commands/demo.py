@@ -6,28 +6,33 @@ that was cut off continues where it stopped.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, settings
-from subspace3d.configs import (
-    ATTRIBUTES,
-    AdaptConfig,
-    AnalyzeConfig,
-    Attribute,
-    DemoConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    GenerateConfig,
-    Method,
-    MineConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from subspace3d import __version__, outputs, records, settings
+from subspace3d.choices import ATTRIBUTES, Attribute, Method
+from subspace3d.commands import adapt, analyze, evaluate, finetune, generate, mine, report
+from subspace3d.log import logger
 from subspace3d.progress import format_duration
+from subspace3d.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Run the whole method at nano scale: render, adapt, mine, analyze, fine-tune, evaluate, report."""
+
+    out: Path = Path("runs/demo")
+    """Run folder; a run that was cut off continues in it."""
+    smoke: bool = False
+    """The least that still runs every stage, in about a minute; its numbers mean nothing."""
+    seed: int = 0
+    """Root seed."""
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.DEMO)]
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,9 @@ class Stage:
 
 
 def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
-    from subspace3d.evaluation import evaluate
-    from subspace3d.mining import analyze, mine
-    from subspace3d.reporting import report
-    from subspace3d.scenes import generate
-    from subspace3d.training import adapt, finetune
-
     out = config.out
     scenes, subspaces = out / "scenes", out / "subspaces"
-    rendering = GenerateConfig(
+    rendering = generate.GenerateConfig(
         out=scenes, views=scale.views, resolution=scale.resolution, spp=scale.spp, seed=config.seed
     )
 
@@ -125,19 +124,21 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
     def tune_adapters() -> None:
         train = replace(scale.adapt, seed=config.seed)
-        adapt.run(AdaptConfig(scenes=scenes / "attributes", out=out / "adapters", rank=scale.rank, train=train))
+        adapt.run(adapt.AdaptConfig(scenes=scenes / "attributes", out=out / "adapters", rank=scale.rank, train=train))
 
     def mine_subspaces() -> None:
         for attribute in scale.attributes:
             mine.run(
-                MineConfig(adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k)
+                mine.MineConfig(
+                    adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k
+                )
             )
-        analyze.run(AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
+        analyze.run(analyze.AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
 
     def finetune_with(method: Method) -> Callable[[], None]:
         def work() -> None:
             finetune.run(
-                FinetuneConfig(
+                finetune.FinetuneConfig(
                     scenes=scenes / "glass_train",
                     out=out / "tuned" / method,
                     method=method,
@@ -151,7 +152,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
     def measure() -> None:
         evaluate.run(
-            EvaluateConfig(
+            evaluate.EvaluateConfig(
                 scenes=scenes / "glass_test",
                 out=out / "evaluation",
                 tuned=tuple(out / "tuned" / method for method in LEARNING_RATES),
@@ -166,18 +167,18 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
         Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", 0.02, mine_subspaces),
         *(Stage(f"finetune: {method} on transparent objects", 0.1, finetune_with(method)) for method in LEARNING_RATES),
         Stage("evaluate: base and tuned models on held-out scenes", 0.07, measure),
-        Stage("report", 0.01, lambda: report.run(ReportConfig(run=out))),
+        Stage("report", 0.01, lambda: report.run(report.ReportConfig(run=out))),
     ]
 
 
 def run(config: DemoConfig) -> None:
+    config = outputs.check(config)
     scale = SMOKE if config.smoke else NANO
     _check_folder(config)
     stages = _stages(config, scale)
-    print(
+    logger.info(
         f"demo at {'smoke' if config.smoke else 'nano'} scale in {config.out}, about {scale.minutes:g} minutes on two "
         "cores; interrupt at will, the same command continues it",
-        flush=True,
     )
     start = time.monotonic()
     done = 0.0
@@ -186,15 +187,14 @@ def run(config: DemoConfig) -> None:
         expected = scale.minutes * 60 * (1 - done)
         # a continued run skips what is done, so its own pace counts only where it is slower than the measured one
         left = format_duration(max(expected, elapsed / done * (1 - done)) if done else expected)
-        print(
+        logger.info(
             f"[{number}/{len(stages)}] {stage.title}  ({format_duration(elapsed)} so far, about {left} left)",
-            flush=True,
         )
         stage.work()
         done += stage.share
     if config.smoke:
-        print("smoke scale: the numbers only show that every stage ran")
-    print(f"finished in {format_duration(time.monotonic() - start)}")
+        logger.info("smoke scale: the numbers only show that every stage ran")
+    logger.info(f"finished in {format_duration(time.monotonic() - start)}")
 
 
 def _check_folder(config: DemoConfig) -> None:
@@ -206,8 +206,6 @@ def _check_folder(config: DemoConfig) -> None:
         stored = settings.read_table(path)
         provenance = stored.get("provenance")
         stored = {**(provenance if isinstance(provenance, dict) else {}), **stored}
-        found = {key: stored.get(key) for key in wanted}
-        if found != wanted:
-            raise ValueError(f"out: {config.out} holds a run with {found}, this one has {wanted}")
+        records.check_same(config.out, stored, wanted, "choose another folder")
         return
-    settings.save(path, config, version=__version__, command=" ".join(sys.argv))
+    settings.save(path, config, version=__version__, command=records.command_line())

@@ -1,0 +1,15 @@
+"""The words that settings choose from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Attribute = Literal["texture", "geometry", "camera", "lighting"]
+ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
+Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
+METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
+Heads = Literal["lora", "frozen"]
+HEADS: tuple[Heads, ...] = ("lora", "frozen")
+Task = Literal["faces", "bodies", "glass"]
+TASKS: tuple[Task, ...] = ("faces", "bodies", "glass")
+Variant = Literal["auto", "cuda", "llvm", "scalar"]

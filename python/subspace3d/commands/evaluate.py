@@ -1,0 +1,59 @@
+"""Measure the base model and tuned runs of it on scenes, side by side: OUT/results.json and OUT/pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from subspace3d import outputs
+from subspace3d.log import logger
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a backbone and tuned runs of it on scenes: point clouds, depth, cameras; per scene and mean."""
+
+    scenes: Path
+    """Test scenes: a folder with scenes anywhere below it."""
+    out: Path
+    """Folder for results.json and the depth pictures."""
+    tuned: tuple[Path, ...] = ()
+    """Run folders of finetune; the base model is always measured beside them."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    frames: int = 8
+    """Frames used per scene, evenly spaced."""
+    icp_threshold: float = 0.1
+    """Largest correspondence distance of ICP, in scene units."""
+    images: int = 4
+    """Scenes whose images and depth maps are kept for the report."""
+    device: str = "auto"
+    """auto: cuda when there is one, else cpu."""
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, tuned=outputs.tuned_folders(self.tuned), weights=self.weights)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.EVALUATION)]
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """`evaluation.evaluate.evaluate` with these settings; prints the table."""
+    from subspace3d.evaluation.evaluate import Protocol, evaluate
+    from subspace3d.evaluation.table import format_table
+
+    config = outputs.check(config)
+    results = evaluate(
+        config.scenes,
+        config.out,
+        config.tuned,
+        config.backbone,
+        config.weights,
+        Protocol(config.frames, config.icp_threshold, config.images),
+        config.device,
+    )
+    logger.info(format_table(results))
+    return results

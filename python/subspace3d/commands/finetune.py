@@ -1,0 +1,239 @@
+"""One backbone, one method, one folder of scenes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from subspace3d import __version__, outputs, records, settings
+from subspace3d.choices import Heads, Method
+from subspace3d.files import sha256
+from subspace3d.settings import require
+from subspace3d.training.config import TrainConfig, check_cache
+
+if TYPE_CHECKING:
+    from subspace3d.backbones.vggt import VGGT
+    from subspace3d.formats.basis import Basis
+    from subspace3d.training.device import Processes
+
+# Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
+SNAPSHOTS = ("lora", "adalora")
+# what runs did whose records do not say it
+_WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero"}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Tune a backbone on scenes by one method."""
+
+    scenes: Path
+    """Training scenes: a folder with scenes anywhere below it, or a YAML file of such folders and their shares."""
+    out: Path
+    """Run folder."""
+    method: Method = "subspace"
+    """none: only writes the run folder, so that it can be evaluated as the base."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    subspaces: tuple[Path, ...] = ()
+    """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
+    holds a combined basis, of this project or in the layout of the authors' release."""
+    attributes: tuple[str, ...] = ()
+    """subspace: only these of the subspace files, by their names without suffix; none: all."""
+    k: int = 0
+    """subspace: keep only this many leading directions of each attribute; 0: all."""
+    K: int = 0
+    """subspace: keep only this many leading principal directions of the concatenation; 0: all. psv: leading singular
+    vectors of each weight."""
+    head_cores: bool = False
+    """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    heads: Heads = "lora"
+    """subspace and psv: lora: LoRA of rank r on both heads, as in the paper. frozen: only the cores are trained."""
+    start: Literal["zero", "fit"] = "zero"
+    """subspace and psv: where the cores start. fit: one step down the projected gradient, its length by line search."""
+    rank: int = 16
+    """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
+    targets: str = "all"
+    """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest checkpoint in OUT, if there is one. never: start over, deleting the run that is
+    in OUT and nothing else."""
+    cache_tokens: Path | None = None
+    """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
+    cache_gigabytes: float = 20.0
+    """Most that is kept there, in 1e9 bytes."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.k >= 0, "k", "at least 0", self.k)
+        require(self.K >= 0, "K", "at least 0", self.K)
+        with_cores = self.method in ("psv", "subspace")
+        require(self.start == "zero" or with_cores, "start", "zero for a method without cores", self.start)
+        require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
+        check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
+
+    def writes(self) -> list[outputs.Output]:
+        tuned = dataclasses.replace(outputs.TUNED, content=None) if self.resume == "auto" else outputs.TUNED
+        run = outputs.Output("out", self.out, outputs.RUN)
+        return [run, outputs.Output("out", self.out / "tuned", tuned)]
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Tune and write OUT/tuned; returns tuned.json. A finished run is not done again, a cut-off one is continued.
+
+    Under torchrun every process calls it; the first of them writes.
+
+    Raises:
+        ValueError: OUT holds a run with other settings or anything else, or settings that do not fit the backbone or
+            the subspaces.
+        FileNotFoundError: scenes, weights or subspaces are missing.
+    """
+    from subspace3d.training.device import choose_device, joined_processes
+
+    config = outputs.check(config)
+    with joined_processes(choose_device(config.train.device)) as processes:
+        return _run(config, processes)
+
+
+def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
+    import torch
+
+    from subspace3d.adapters.basis import select_files
+    from subspace3d.adapters.hooks import method_hook
+    from subspace3d.adapters.methods import apply_method
+    from subspace3d.adapters.parameters import count_trainable
+    from subspace3d.backbones.record import load_backbone, record_backbone
+    from subspace3d.datasets.multiview import MultiViewDataset
+    from subspace3d.formats.run import read_tuned
+    from subspace3d.training.device import choose_device, device_name
+    from subspace3d.training.fit_start import start_cores
+    from subspace3d.training.gradients import BATCHES
+    from subspace3d.training.loop import run_settings, train
+    from subspace3d.training.memory import check_memory
+    from subspace3d.training.tuned import save_adapter, save_tuned
+
+    subspaces: list[Path] = []
+    if config.method == "subspace":
+        if not config.subspaces:
+            raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
+        subspaces = list(select_files(config.subspaces, config.attributes).values())
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    identity = {
+        "method": config.method,
+        "backbone": backbone.identity,
+        "rank": config.rank,
+        "targets": config.targets,
+        "K": config.K,
+        "k": config.k,
+        "head_cores": config.head_cores,
+        "heads": config.heads,
+        "start": config.start,
+        "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
+        "scenes": str(config.scenes),
+    }
+    wanted = run_settings(config.train, identity)
+    if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
+        record = read_tuned(config.out)
+        records.check_same(
+            config.out, {**_WITHOUT_A_CHOICE, **record["settings"]}, wanted, "--resume never starts over"
+        )
+        return record
+
+    vggt = load_backbone(backbone)
+    image_size = config.train.image_size or vggt.config.image_size
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
+    basis = _basis(config, subspaces, vggt)
+    vggt.enable_checkpointing(config.train.checkpointing)
+    torch.manual_seed(config.train.seed)
+    vggt.to(choose_device(config.train.device))
+    model = apply_method(
+        vggt,
+        config.method,
+        config.rank,
+        config.targets,
+        basis,
+        backbone.identity,
+        steps=config.train.steps,
+        heads=config.heads,
+    )
+    if processes.is_first:
+        settings.save(config.out / "config.yaml", config)
+    result = start = None
+    if config.method != "none":
+        if processes.is_first:
+            sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
+            check_memory(model, config.train, image_size, processes.count, sharing)
+            if config.resume == "never":
+                # only now, when nothing more keeps the new run from beginning
+                outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
+        processes.wait()
+        with _token_cache(config, vggt):
+            if config.start == "fit":
+                start = start_cores(model, dataset, config.train, BATCHES, "start of the cores")
+            result = train(
+                model,
+                dataset,
+                config.train,
+                config.out,
+                resume=config.resume == "auto",
+                label=config.method,
+                settings=identity,
+                hook=method_hook(model),
+                snapshot=(lambda folder: save_adapter(model, folder)) if config.method in SNAPSHOTS else None,
+            )
+    if not processes.is_first:
+        processes.wait()
+        return read_tuned(config.out)
+    save_tuned(
+        config.out,
+        model,
+        config.method,
+        backbone,
+        basis,
+        {
+            "rank": config.rank,
+            "K": max((u.shape[1] for u, _ in basis.values()), default=0) if basis else 0,
+            "basis": identity["basis"],
+            "trainable": count_trainable(model),
+            "training": dataclasses.asdict(result) if result else None,
+            "start": dataclasses.asdict(start) if start else None,
+            "environment": {
+                "subspace3d": __version__,
+                "torch": torch.__version__,
+                "device": device_name(config.train.device),
+                "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            },
+            "settings": wanted,
+        },
+    )
+    processes.wait()
+    return read_tuned(config.out)
+
+
+def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:
+    from subspace3d.training.token_cache import TokenCache
+
+    if config.cache_tokens is None:
+        return contextlib.nullcontext()
+    return TokenCache(config.cache_tokens, vggt.aggregator.patch_embed, config.cache_gigabytes).attached()
+
+
+def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
+    from subspace3d.adapters.basis import basis_for_model
+    from subspace3d.adapters.placement import place
+    from subspace3d.adapters.spectral import singular_basis
+
+    if config.method == "subspace":
+        return basis_for_model(subspaces, vggt, config.K, config.k, config.head_cores)
+    if config.method == "psv":
+        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.K)
+    return None

@@ -1,0 +1,121 @@
+"""A folder of LoRA adapters of one attribute -> one subspace file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspace3d import files, outputs, records
+from subspace3d.log import logger
+from subspace3d.settings import require
+
+if TYPE_CHECKING:
+    from subspace3d.formats.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class MineConfig:
+    """Mine the subspace that all PEFT adapters below ADAPTERS share, module by module."""
+
+    adapters: Path
+    """Every PEFT adapter folder below it is one adapter."""
+    out: Path
+    """Subspace file (.safetensors)."""
+    k: int = 16
+    """Rank of the shared subspace."""
+    p: float = 1.0
+    """Exponent of the residual norm, 0 < p <= 2; 2 is the plain mean."""
+    eps: float = 1e-3
+    """Smoothing, relative to the median norm of the updates."""
+    max_iter: int = 50
+    """Most IRLS iterations."""
+    tol: float = 1e-6
+    """Stop when no weight moves by more than this, relative."""
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "k", "at least 1", self.k)
+        require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
+        require(self.eps > 0, "eps", "positive", self.eps)
+        require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)
+        require(self.tol >= 0, "tol", "at least 0", self.tol)
+
+    def lock(self) -> tuple[Path, str]:
+        """The file alone."""
+        return self.out.parent, self.out.name
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(adapters=self.adapters)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.SUBSPACE)]
+
+
+def run(config: MineConfig) -> Path:
+    """Mine the adapters below ``config.adapters`` (`mining.mine.mine_adapters`) and write ``config.out``.
+
+    Nothing is computed when ``config.out`` was made from the same adapters with the same settings.
+
+    Returns:
+        ``config.out``.
+
+    Raises:
+        FileNotFoundError: there is no adapter below ``config.adapters``.
+        ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
+            the sum of the adapters' ranks in every module.
+    """
+    from subspace3d.formats.adapter import find_adapters, read_adapter
+    from subspace3d.formats.subspace import SubspaceFile, save_subspace
+    from subspace3d.mining.mine import IrlsSettings, mine_adapters, summary
+
+    config = outputs.check(config)
+    folders = find_adapters(config.adapters)
+    inputs = _inputs(config, folders)
+    if _is_done(config.out, inputs):
+        logger.info(f"{config.out}: already mined from the same {len(folders)} adapters with the same settings")
+        return config.out
+    adapters = [read_adapter(folder) for folder in folders]
+    _report_ignored(adapters)
+    settings = IrlsSettings(config.p, config.eps, config.max_iter, config.tol)
+    modules, details = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}")
+    header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
+    save_subspace(config.out, modules, header)
+    logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
+    return config.out
+
+
+def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
+    """Everything the result depends on, as it stands in the header."""
+    from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME
+
+    adapters = [
+        {
+            "path": folder.relative_to(config.adapters).as_posix(),
+            "sha256": files.sha256(folder / WEIGHTS_NAME),
+            "config_sha256": files.sha256(folder / CONFIG_NAME),
+        }
+        for folder in folders
+    ]
+    settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
+    return {"adapters": adapters, **settings}
+
+
+def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
+    from subspace3d.formats.subspace import load_subspace
+
+    if not Path(path).exists():
+        return False
+    try:
+        header = load_subspace(path).header
+    except ValueError as error:
+        logger.info(f"mining anew: {error}")
+        return False
+    return not records.differing(header, inputs)
+
+
+def _report_ignored(adapters: Sequence[Adapter]) -> None:
+    ignored = sorted({key for adapter in adapters for key in adapter.ignored})
+    if ignored:
+        more = f" and {len(ignored) - 1} more" if ignored[1:] else ""
+        logger.info(f"  not part of any LoRA update and left out: {ignored[0]}{more}")

@@ -1,0 +1,43 @@
+"""How many parameters each tuning method trains, counted on the model's shapes without its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from subspace3d.choices import Method
+from subspace3d.settings import require
+
+
+@dataclass(frozen=True)
+class ParamsConfig:
+    """Count trainable parameters of a method, without loading weights."""
+
+    backbone: str = "vggt-1b"
+    """vggt-nano or vggt-1b."""
+    method: Method = "lora"
+    """Tuning method; pissa counts like lora, psv like subspace."""
+    rank: int = 16
+    """r for the LoRA family, K for subspace and psv."""
+    head_cores: bool = False
+    """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    json: bool = False
+    """Print the counts per part as JSON."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", "at least 1", self.rank)
+
+
+def run(config: ParamsConfig) -> dict[str, int]:
+    """Print the count, and below it the counts of the parts."""
+    from subspace3d.adapters.counts import PARTS, count_trainable
+
+    counts = count_trainable(config.backbone, config.method, config.rank, config.head_cores)
+    if config.json:
+        print(json.dumps(counts))
+        return counts
+    print(f"{counts['total']:,}")
+    width = max(len(f"{counts[part]:,}") for part in PARTS)
+    for part in PARTS:
+        print(f"  {part:<11} {counts[part]:>{width},}")
+    return counts

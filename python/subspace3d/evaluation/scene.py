@@ -1,0 +1,34 @@
+"""The metrics of one scene, for a model at hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from subspace3d.evaluation.predict import predict
+from subspace3d.evaluation.scene_metrics import SceneResult, Views, measure
+
+if TYPE_CHECKING:
+    import torch
+
+    from subspace3d.formats.scene import Scene
+
+
+def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 0.1) -> SceneResult:
+    """Predict all views of a scene in one forward pass and measure every metric of docs/evaluation.md.
+
+    Args:
+        model (torch.nn.Module): maps images [1, S, 3, H, W] in 0..1 to ``pose_enc`` [1, S, 9] and ``depth``
+            [1, S, H, W, 1], as a VGGT does; left in evaluation mode.
+        scene (Scene): what `load_scene` returned, at a size the model takes.
+        icp_threshold (float): largest correspondence distance of ICP, in the scene's unit.
+
+    Returns:
+        SceneResult: ``metrics`` by name (None where one is not defined, with the reason in ``reasons``).
+
+    Raises:
+        ValueError: fewer than 3 pixels of the scene have depth.
+        ImportError: Open3D or SciPy cannot be imported; names the remedy.
+    """
+    true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
+    device = next(model.parameters()).device
+    return measure(predict(model, scene.images, device), true, icp_threshold)
