@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "check.h"
@@ -27,48 +29,41 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-IrlsSizes checked_sizes(std::int64_t layers, std::int64_t adapters, std::int64_t rank, std::int64_t sb,
-                        std::int64_t sa, std::int64_t k, std::int64_t max_iter) {
-  SUBSPACE_CHECK(layers >= 0 && adapters > 0 && rank > 0 && sb > 0 && sa > 0 && max_iter >= 0,
-                 "irls: sizes must be positive, got layers ", layers, ", adapters ", adapters, ", rank ", rank,
-                 ", sb ", sb, ", sa ", sa, ", max_iter ", max_iter);
-  SUBSPACE_CHECK(k >= 1 && k <= sb && k <= sa, "irls: k must be in 1..min(sb, sa), got k ", k, ", sb ", sb, ", sa ",
-                 sa);
-  return {layers, adapters, rank, sb, sa, k, max_iter};
+// A job as Python packed it; see irls.h.
+IrlsJob checked_job(const py::bytes& words) {
+  const std::string_view packed = words;
+  SUBSPACE_CHECK(packed.size() == sizeof(IrlsJob), "irls: a job must have ", sizeof(IrlsJob), " bytes, got ",
+                 packed.size());
+  IrlsJob job;
+  std::memcpy(&job, packed.data(), sizeof(job));
+  SUBSPACE_CHECK(job.layers >= 0 && job.adapters > 0 && job.rank > 0 && job.sb > 0 && job.sa > 0 && job.max_iter >= 0,
+                 "irls: sizes must be positive, got layers ", job.layers, ", adapters ", job.adapters, ", rank ",
+                 job.rank, ", sb ", job.sb, ", sa ", job.sa, ", max_iter ", job.max_iter);
+  SUBSPACE_CHECK(job.k >= 1 && job.k <= job.sb && job.k <= job.sa, "irls: k must be in 1..min(sb, sa), got k ", job.k,
+                 ", sb ", job.sb, ", sa ", job.sa);
+  SUBSPACE_CHECK(job.model == IrlsModel::kMean || job.model == IrlsModel::kShared, "irls: model must be 0 or 1, got ",
+                 static_cast<std::int64_t>(job.model));
+  return job;
 }
 
-IrlsOutputs irls_outputs(Address u, Address v, Address singular_values, Address weights, Address residuals,
-                         Address objective, Address n_iter, Address converged) {
-  return {at<double>(u),         at<double>(v),         at<double>(singular_values),
-          at<double>(weights),   at<double>(residuals), at<double>(objective),
-          at<std::int64_t>(n_iter), at<std::uint8_t>(converged)};
+// For what runs the job, which has a workspace then.
+IrlsJob checked_workers(const py::bytes& words) {
+  const IrlsJob job = checked_job(words);
+  SUBSPACE_CHECK(job.workers >= 1, "irls: workers must be at least 1, got ", job.workers);
+  return job;
 }
 
-void irls(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, std::int64_t rank, std::int64_t sb,
-          std::int64_t sa, std::int64_t k, double p, double eps, std::int64_t max_iter, double tol, Address u,
-          Address v, Address singular_values, Address weights, Address residuals, Address objective, Address n_iter,
-          Address converged, Address workspace, std::int64_t threads) {
-  const IrlsSizes sizes = checked_sizes(layers, adapters, rank, sb, sa, k, max_iter);
-  SUBSPACE_CHECK(threads >= 1, "irls: threads must be at least 1, got ", threads);
-  const IrlsOutputs outputs =
-      irls_outputs(u, v, singular_values, weights, residuals, objective, n_iter, converged);
+void irls(const py::bytes& words) {
+  const IrlsJob job = checked_workers(words);
   py::gil_scoped_release unlocked;
-  irls_cpu({at<const double>(rb), at<const double>(ra)}, sizes, {p, eps, tol}, outputs, at<double>(workspace),
-           threads);
+  irls_cpu(job);
 }
 
 #ifdef SUBSPACE_HAS_CUDA
-void irls_on_gpu(Address rb, Address ra, std::int64_t layers, std::int64_t adapters, std::int64_t rank,
-                 std::int64_t sb, std::int64_t sa, std::int64_t k, double p, double eps, std::int64_t max_iter,
-                 double tol, Address u, Address v, Address singular_values, Address weights, Address residuals,
-                 Address objective, Address n_iter, Address converged, Address workspace, std::int64_t blocks,
-                 Address stream) {
-  const IrlsSizes sizes = checked_sizes(layers, adapters, rank, sb, sa, k, max_iter);
-  const IrlsOutputs outputs =
-      irls_outputs(u, v, singular_values, weights, residuals, objective, n_iter, converged);
+void irls_on_gpu(const py::bytes& words, Address stream) {
+  const IrlsJob job = checked_workers(words);
   py::gil_scoped_release unlocked;
-  irls_cuda({at<const double>(rb), at<const double>(ra)}, sizes, {p, eps, tol}, outputs, at<double>(workspace),
-            blocks, at<void>(stream));
+  irls_cuda(job, at<void>(stream));
 }
 
 DType checked_dtype(const char* name, int code) {
@@ -110,18 +105,6 @@ void core_grad(Address g, std::int64_t g_stride, Address p, std::int64_t p_strid
 }
 #endif
 
-std::int64_t workspace_doubles(std::int64_t adapters, std::int64_t rank, std::int64_t sb, std::int64_t sa,
-                               std::int64_t k) {
-  return irls_workspace(checked_sizes(1, adapters, rank, sb, sa, k, 0));
-}
-
-#ifdef SUBSPACE_HAS_CUDA
-std::int64_t cuda_workspace_doubles(std::int64_t adapters, std::int64_t rank, std::int64_t sb, std::int64_t sa,
-                                    std::int64_t k) {
-  return irls_cuda_workspace(checked_sizes(1, adapters, rank, sb, sa, k, 0));
-}
-#endif
-
 py::dict build_info() {
   py::dict info;
   info["version"] = SUBSPACE_VERSION;
@@ -155,12 +138,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of subspace_ext; addresses are integers, sizes and strides count elements.";
   m.def("build_info", &build_info);
-  m.def("irls_workspace", &workspace_doubles, py::arg("adapters"), py::arg("rank"), py::arg("sb"), py::arg("sa"),
-        py::arg("k"));
-  m.def("irls", &irls, py::arg("rb"), py::arg("ra"), py::arg("layers"), py::arg("adapters"), py::arg("rank"),
-        py::arg("sb"), py::arg("sa"), py::arg("k"), py::arg("p"), py::arg("eps"), py::arg("max_iter"), py::arg("tol"),
-        py::arg("u"), py::arg("v"), py::arg("singular_values"), py::arg("weights"), py::arg("residuals"),
-        py::arg("objective"), py::arg("n_iter"), py::arg("converged"), py::arg("workspace"), py::arg("threads"));
+  m.def("irls_workspace", [](const py::bytes& job) { return irls_workspace(checked_job(job)); }, py::arg("job"));
+  m.def("irls", &irls, py::arg("job"));
 #ifdef SUBSPACE_HAS_CUDA
   m.attr("cuda_built") = true;
   m.attr("rank_update_max_rank") = kRankUpdateMaxRank;
@@ -172,13 +151,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("core_grad", &core_grad, py::arg("g"), py::arg("g_stride"), py::arg("p"), py::arg("p_stride"),
         py::arg("dtype"), py::arg("partial"), py::arg("dc"), py::arg("tokens"), py::arg("rank"), py::arg("splits"),
         py::arg("scale"), py::arg("stream"));
-  m.def("irls_cuda_workspace", &cuda_workspace_doubles, py::arg("adapters"), py::arg("rank"), py::arg("sb"),
-        py::arg("sa"), py::arg("k"));
-  m.def("irls_cuda", &irls_on_gpu, py::arg("rb"), py::arg("ra"), py::arg("layers"), py::arg("adapters"),
-        py::arg("rank"), py::arg("sb"), py::arg("sa"), py::arg("k"), py::arg("p"), py::arg("eps"),
-        py::arg("max_iter"), py::arg("tol"), py::arg("u"), py::arg("v"), py::arg("singular_values"),
-        py::arg("weights"), py::arg("residuals"), py::arg("objective"), py::arg("n_iter"), py::arg("converged"),
-        py::arg("workspace"), py::arg("blocks"), py::arg("stream"));
+  m.def("irls_cuda_workspace", [](const py::bytes& job) { return irls_cuda_workspace(checked_job(job)); },
+        py::arg("job"));
+  m.def("irls_cuda", &irls_on_gpu, py::arg("job"), py::arg("stream"));
 #else
   m.attr("cuda_built") = false;
 #endif

@@ -29,13 +29,29 @@ class ColumnSpace(NamedTuple):
         return self.vectors @ (self.mix @ x)
 
 
-def column_space(stack: Tensor) -> tuple[ColumnSpace, Tensor]:
+def extended_gram(gram: Tensor | None, rows: Tensor) -> Tensor:
+    """Inner products of all rows of rows [L, N, r, m], as [L, N r, N r] float64.
+
+    Args:
+        gram: those of the first rows, which are not made again.
+    """
+    stacked = rows.double().flatten(1, 2)
+    if gram is None:
+        return stacked @ stacked.mT
+    old = gram.shape[1]
+    cross = stacked[:, :old] @ stacked[:, old:].mT
+    new = stacked[:, old:] @ stacked[:, old:].mT
+    return torch.cat([torch.cat([gram, cross], 2), torch.cat([cross.mT, new], 2)], 1)
+
+
+def column_space(stack: Tensor, gram: Tensor | None = None) -> tuple[ColumnSpace, Tensor]:
     """Column space of every A in stack [L, m, n], and how far to trust it.
 
     Batched products, one Cholesky factorisation and one triangular solve; nothing waits for the device.
 
     Args:
         stack: [L, m, n] float64, each matrix contiguous or the transpose of a contiguous one.
+        gram: A^T A [L, n, n] where it is known.
 
     Returns:
         The space, exact where the second value, growth [L], is at most `ONE_PASS_GROWTH`; `settle` mends the others.
@@ -45,7 +61,7 @@ def column_space(stack: Tensor) -> tuple[ColumnSpace, Tensor]:
     if rows <= columns:
         finite = torch.isfinite(stack.sum(dim=(1, 2)))
         return ColumnSpace(None, None, stack), torch.where(finite, 0.0, torch.inf)
-    gram = stack.mT @ stack
+    gram = stack.mT @ stack if gram is None else gram
     squares = gram.diagonal(dim1=1, dim2=2)
     triangle, failed = torch.linalg.cholesky_ex(gram, upper=True)
     identity = torch.eye(columns, dtype=stack.dtype, device=stack.device)

@@ -1,19 +1,14 @@
-// Small dense linear algebra in float64, each function a step that a whole block of kThreads takes together: every thread
-// must arrive. The counterpart of cpu/dense.h, on row-major matrices without padding.
+// Small dense linear algebra in float64, each function a step that a whole block of kThreads takes together: every
+// thread must arrive. The counterpart of cpu/dense.h, on row-major matrices without padding.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <cstdint>
-
-#include "irls_shape.h"
 
 namespace subspace {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxSweeps = 40;
 
 __device__ int thread_id() { return static_cast<int>(threadIdx.x); }
 __device__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
@@ -49,25 +44,12 @@ __device__ __noinline__ double block_max(double value) {
   return result;
 }
 
-// Called in four places and long: one copy leaves the loop its registers.
+// Called in several places and long: one copy leaves the loop its registers.
 __device__ __noinline__ double power(double base, double exponent) { return pow(base, exponent); }
 
-// For one warp: sum of a[i] b[i], the same value in every lane.
-__device__ double warp_dot(int size, const double* a, const double* b) {
-  double sum = 0.0;
-  for (int i = lane_id(); i < size; i += 32) sum += a[i] * b[i];
-  return warp_sum(sum);
-}
-
-// visit(i) for all i below size, dealt out to the threads.
-template <class Visit>
-__device__ void for_each(int size, Visit visit) {
-  for (int i = thread_id(); i < size; i += kThreads) visit(i);
-}
-
 // C [m, n] = A B. A [m, depth] has element (i, p) at a[i * row_stride + p * column_stride]; B and C are row-major.
-__device__ __noinline__ void multiply(int m, int n, int depth, const double* a, int row_stride, int column_stride, const double* b,
-                         int ldb, double* c, int ldc) {
+__device__ __noinline__ void multiply(int m, int n, int depth, const double* a, int row_stride, int column_stride,
+                                      const double* b, int ldb, double* c, int ldc) {
   constexpr int kRows = 2, kColumns = 4, kSide = 16;
   __syncthreads();
   const int own_row = thread_id() / kSide, own_column = thread_id() % kSide;
@@ -100,89 +82,81 @@ __device__ __noinline__ void multiply(int m, int n, int depth, const double* a, 
   __syncthreads();
 }
 
-__device__ __noinline__ void transpose(int rows, int columns, const double* in, double* out) {
+// out [columns, ld_out] = transpose of in [rows, ld_in].
+__device__ __noinline__ void transpose(int rows, int columns, const double* in, int ld_in, double* out, int ld_out) {
   __syncthreads();
-  for_each(rows * columns, [&](int i) { out[i] = in[i % rows * columns + i / rows]; });
+  for (int i = thread_id(); i < rows * columns; i += kThreads) {
+    out[i / rows * ld_out + i % rows] = in[i % rows * ld_in + i / rows];
+  }
   __syncthreads();
 }
 
-// Sorts the rows of x by decreasing norm, and those of companion with them; sorted is scratch as large as either.
-__device__ void sort_rows(int rows, double* x, int ld, double* companion, int ld_companion, double* norms,
-                          double* sorted, double* order) {
-  for_each(rows, [&](int i) {
-    int place = 0;
-    for (int j = 0; j < rows; ++j) place += norms[j] > norms[i] || (norms[j] == norms[i] && j < i);
-    order[place] = i;
-  });
-  __syncthreads();
-  const auto rearrange = [&](double* matrix, int width) {
-    for_each(rows * width, [&](int i) { sorted[i] = matrix[static_cast<int>(order[i / width]) * width + i % width]; });
-    __syncthreads();
-    for_each(rows * width, [&](int i) { matrix[i] = sorted[i]; });
-    __syncthreads();
-  };
-  rearrange(x, ld);
-  if (companion) rearrange(companion, ld_companion);
-  rearrange(norms, 1);
-}
-
-// One-sided Jacobi: rotates the rows of x until they are orthogonal, then sorts them by decreasing norm, each rotation
-// and exchange applied to companion too unless it is null. A round pairs every row with one other, as in a tournament
-// in which row 0 keeps its seat. `temporary` has room for `rows`.
-__device__ __noinline__ void orthogonalise_rows(int rows, double* x, int ld, double* companion, int ld_companion, double* norms,
-                                   double* sorted, double* temporary) {
-  __syncthreads();
-  const double tolerance = kEpsilon * sqrt(static_cast<double>(ld));
-  const int seats = rows + rows % 2;
-  for (int sweep = 0, rotated = 1; sweep < kMaxSweeps && rotated; ++sweep) {
-    rotated = 0;
-    for (int i = warp_id(); i < rows; i += kWarps) {
-      const double norm = warp_dot(ld, x + i * ld, x + i * ld);
-      if (lane_id() == 0) norms[i] = norm;
+// Householder tridiagonalisation as in cpu/dense.h, but of a full symmetric A that is changed after every row.
+__device__ __noinline__ void tridiagonalise(int n, double* a, int ld, double* diagonal, double* below,
+                                            double* reflectors, double* tau, double* image) {
+  for (int i = n - 1; i > 0; --i) {
+    const double* row = a + i * ld;
+    double* r = reflectors + i * ld;
+    const double last = row[i - 1];
+    double own = 0.0;
+    for (int j = thread_id(); j + 1 < i; j += kThreads) own += row[j] * row[j];
+    const double rest = block_sum(own);
+    const bool reflect = rest > 0.0;
+    const double beta = reflect ? copysign(sqrt(last * last + rest), -last) : last;
+    const double factor = reflect ? 1.0 / (last - beta) : 0.0, scale = reflect ? (beta - last) / beta : 0.0;
+    for (int j = thread_id(); j < n; j += kThreads) r[j] = j + 1 < i ? row[j] * factor : j + 1 == i ? 1.0 : 0.0;
+    if (thread_id() == 0) {
+      diagonal[i] = row[i];
+      below[i] = beta;
+      tau[i] = scale;
     }
     __syncthreads();
-    double largest = 0.0;
-    for (int i = 0; i < rows; ++i) largest = fmax(largest, norms[i]);
-    const double negligible = kEpsilon * kEpsilon * largest;
-    for (int round = 0; round + 1 < seats; ++round) {
-      for (int pair = warp_id(); pair < seats / 2; pair += kWarps) {
-        const int first = pair == 0 ? 0 : (round + pair - 1) % (seats - 1) + 1;
-        const int second = (round + seats - 2 - pair) % (seats - 1) + 1;
-        const int i = min(first, second), j = max(first, second);
-        if (j >= rows || norms[i] <= negligible || norms[j] <= negligible) continue;
-        double *a = x + i * ld, *b = x + j * ld;
-        const double product = warp_dot(ld, a, b);
-        if (!(fabs(product) > tolerance * sqrt(norms[i] * norms[j]))) continue;
-        rotated = 1;
-        const double zeta = (norms[j] - norms[i]) / (2.0 * product);
-        const double tangent = copysign(1.0 / (fabs(zeta) + sqrt(1.0 + zeta * zeta)), zeta);
-        const double cosine = 1.0 / sqrt(1.0 + tangent * tangent);
-        const double sine = cosine * tangent;
-        const auto rotate = [&](double* u, double* v, int size) {
-          for (int q = lane_id(); q < size; q += 32) {
-            const double old_u = u[q], old_v = v[q];
-            u[q] = cosine * old_u - sine * old_v;
-            v[q] = sine * old_u + cosine * old_v;
-          }
-        };
-        rotate(a, b, ld);
-        if (companion) rotate(companion + i * ld_companion, companion + j * ld_companion, ld_companion);
-        __syncwarp();  // every lane has read the norms that lane 0 now changes
-        if (lane_id() == 0) {
-          norms[i] -= tangent * product;
-          norms[j] += tangent * product;
-        }
+    if (!reflect) continue;
+    for (int j = warp_id(); j < i; j += kWarps) {
+      double sum = 0.0;
+      for (int q = lane_id(); q < i; q += 32) sum += a[j * ld + q] * r[q];
+      sum = warp_sum(sum);
+      if (lane_id() == 0) image[j] = scale * sum;
+    }
+    __syncthreads();
+    own = 0.0;
+    for (int j = thread_id(); j < i; j += kThreads) own += image[j] * r[j];
+    const double along = 0.5 * scale * block_sum(own);
+    for (int j = thread_id(); j < i; j += kThreads) image[j] -= along * r[j];
+    __syncthreads();
+    for (int j = warp_id(); j < i; j += kWarps) {
+      for (int q = lane_id(); q < i; q += 32) a[j * ld + q] -= r[j] * image[q] + image[j] * r[q];
+    }
+    __syncthreads();
+  }
+  if (thread_id() == 0) {
+    diagonal[0] = a[0];
+    below[0] = tau[0] = 0.0;
+  }
+  __syncthreads();
+}
+
+// The largest eigenvalues of a tridiagonal matrix as in cpu/dense.h, each by one thread.
+__device__ __noinline__ void largest_eigenvalues(int n, const double* diagonal, const double* squares, double bound,
+                                                 int count, double* values) {
+  constexpr int kHalvings = 64;
+  const double smallest = 1e-290 * bound;
+  for (int j = thread_id(); j < count; j += kThreads) {
+    double low = -bound, high = bound;
+    for (int step = 0; step < kHalvings; ++step) {
+      const double middle = 0.5 * (low + high);
+      double pivot = 1.0;
+      int above = 0;
+      for (int i = 0; i < n; ++i) {
+        pivot = diagonal[i] - middle - squares[i] / pivot;
+        if (fabs(pivot) < smallest) pivot = -smallest;
+        above += pivot > 0.0;
       }
-      __syncthreads();
+      (above > j ? low : high) = middle;
     }
-    rotated = __syncthreads_or(rotated);
-  }
-  for (int i = warp_id(); i < rows; i += kWarps) {
-    const double norm = sqrt(warp_dot(ld, x + i * ld, x + i * ld));
-    if (lane_id() == 0) norms[i] = norm;
+    values[j] = low;
   }
   __syncthreads();
-  sort_rows(rows, x, ld, companion, ld_companion, norms, sorted, temporary);
 }
 
 }  // namespace

@@ -1,67 +1,127 @@
-"""Reference of `irls`: the same loop in plain PyTorch, one full SVD of every core in every iteration."""
+"""Reference of `irls`: the same loop in plain PyTorch, one full SVD of every matrix in every iteration."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from subspace_ext.ops.irls_result import IrlsResult, nonzero_median
+from subspace_ext.ops.irls_result import APART, DONE, SPREAD, IrlsResult, Model, nonzero_median
 
 
 def irls_ref(
-    rb: Tensor, ra: Tensor, adapters: int, k: int, p: float, eps: float, max_iter: int, tol: float
+    rb: Tensor,
+    ra: Tensor,
+    adapters: int,
+    k: int,
+    p: float,
+    eps: float,
+    max_iter: int,
+    tol: float,
+    model: Model = "mean",
 ) -> IrlsResult:
-    """min over u, v of sum_n (eps_l^2 + |rb_n ra_n^T - u v^T|_F^2)^(p/2) for each layer l; see `irls`."""
-    results = [_one_layer(b, a, adapters, k, p, eps, max_iter, tol) for b, a in zip(rb, ra)]
+    """min over the fits of sum_n (e^2 + |rb_n ra_n^T - fit_n|_F^2)^(p/2) for each layer; see `irls`."""
+    results = [_one_layer(b, a, adapters, k, p, eps, max_iter, tol, model) for b, a in zip(rb, ra)]
     return IrlsResult(*(torch.stack(column) for column in zip(*results)))
 
 
-def _truncated(mean: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u [sb, k], v [sa, k], all singular values and the rank-k approximation u v^T."""
-    left, values, right = torch.linalg.svd(mean, full_matrices=False)
-    # At rounding level there is no direction to speak of: such values and their columns are zero.
-    negligible = max(mean.shape) * torch.finfo(mean.dtype).eps * values[0]
-    values = torch.where(values > negligible, values, 0.0)
-    root = values[:k].sqrt()
-    u, v = left[:, :k] * root, right[:k].t() * root
-    return u, v, values, u @ v.t()
+def _leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first k left singular vectors, singular values and right singular vectors, as columns.
+
+    At rounding level there is no direction to speak of: such values and their vectors are zero.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    short = k - values.shape[0]
+    if short > 0:
+        left, values = (torch.nn.functional.pad(part, (0, short)) for part in (left, values))
+        right = torch.nn.functional.pad(right, (0, 0, 0, short))
+    kept = values > max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[0]
+    return left[:, :k] * kept[:k], (values * kept)[:k], (right[:k] * kept[:k, None]).t()
 
 
-def _one_layer(rb: Tensor, ra: Tensor, adapters: int, k: int, p: float, eps: float, max_iter: int, tol: float):
+class _Mean:
+    """fit_n = u v^T, the rank-k part of the weighted mean, from equal weights."""
+
+    def __init__(self, scaled: Tensor, norms: Tensor, k: int) -> None:
+        self.scaled, self.k = scaled, k
+        self.weights = torch.ones_like(norms)
+        self.u, self.v = scaled.new_zeros(scaled.shape[1], k), scaled.new_zeros(scaled.shape[2], k)
+
+    def fit(self) -> Tensor:
+        mean = torch.tensordot(self.weights / self.weights.sum(), self.scaled, 1)
+        left, values, self.v = _leading(mean, self.k)
+        self.u = left * values
+        return (self.u @ self.v.t()).expand_as(self.scaled)
+
+
+class _Shared:
+    """fit_n = u (u^T delta_n v) v^T, u and v in turn the leading subspaces of the other's weighted projections.
+
+    Starts from the leading right subspace of the updates at equal norm.
+    """
+
+    def __init__(self, scaled: Tensor, norms: Tensor, k: int) -> None:
+        self.scaled, self.k = scaled, k
+        self.weights = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1.0).square(), 0.0)
+        self.u, self.started = scaled.new_zeros(scaled.shape[1], k), False
+        equal = scaled / torch.where(norms > 0, norms, 1.0)[:, None, None]
+        _, _, self.v = _leading(equal.flatten(0, 1), k)
+
+    def fit(self) -> Tensor:
+        roots = self.weights.sqrt()[:, None, None]
+        if self.started:
+            projected = roots * (self.scaled.mT @ self.u)
+            self.v, _, _ = _leading(projected.permute(1, 0, 2).flatten(1), self.k)
+        self.started = True
+        projected = roots * (self.scaled @ self.v)
+        self.u, _, _ = _leading(projected.permute(1, 0, 2).flatten(1), self.k)
+        return self.u @ (self.u.t() @ self.scaled @ self.v) @ self.v.t()
+
+
+def _one_layer(
+    rb: Tensor, ra: Tensor, adapters: int, k: int, p: float, eps: float, max_iter: int, tol: float, model: Model
+) -> IrlsResult:
     rank = rb.shape[1] // adapters
     delta = torch.stack([b @ a.t() for b, a in zip(rb.split(rank, dim=1), ra.split(rank, dim=1))])
     # squares of entries beyond 1e154 or below 1e-162 are not numbers any more, squares of shares of the largest are
     peaks = delta.abs().flatten(1).amax(dim=1)
     norms = peaks * (delta / torch.where(peaks > 0, peaks, 1.0)[:, None, None]).flatten(1).norm(dim=1)
-    weights = torch.ones(adapters, dtype=rb.dtype, device=rb.device)
-    objective = torch.full((max_iter + 1,), float("nan"), dtype=rb.dtype, device=rb.device)
     # In units of the median norm, so that squares neither underflow nor overflow.
     unit = nonzero_median(norms)
+    apart = bool(norms.max() > SPREAD * unit)
+    scaled = delta / unit if not apart else torch.zeros_like(delta)
+    state: _Mean | _Shared = (_Mean if model == "mean" else _Shared)(scaled, norms / unit, k)
+    powers = 2 if model == "shared" else 0  # of the unit in the weights of the start
+    objective = torch.full((max_iter + 1,), float("nan"), dtype=rb.dtype, device=rb.device)
     iterations = 0
-    converged = p == 2 or not norms.any()  # the weights are one whatever the residuals
-    scaled = delta / unit
+    smoothed: Tensor | None = None
+    # the weights of a mean are one for p = 2 whatever the residuals
+    converged = apart or not norms.any() or (model == "mean" and p == 2)
+    if not norms.any():
+        state.weights, powers = torch.ones_like(norms), 0
     while True:
-        share = weights / weights.sum()
-        mean = torch.tensordot(share, scaled, 1)
-        u, v, values, approximation = _truncated(mean, k)
-        residuals = (scaled - approximation).flatten(1).norm(dim=1)
-        smoothed = eps**2 + residuals**2
+        residuals = (scaled - state.fit()).flatten(1).norm(dim=1)
+        before, smoothed = smoothed, eps**2 + residuals**2
         objective[iterations] = (smoothed ** (p / 2)).sum()
+        if model == "shared" and before is not None:
+            converged = bool(((smoothed - before).abs() / before).max() <= tol)
         if converged or iterations == max_iter:
             break
-        updated = smoothed ** (-(2 - p) / 2)
-        moved = ((updated / updated.sum() - share).abs() / share).max()
-        weights = updated
+        share = state.weights / state.weights.sum()
+        state.weights = smoothed ** (-(2 - p) / 2)
         iterations += 1
-        converged = bool(moved <= tol)
-    root = unit.sqrt()
-    return (
-        u * root,
-        v * root,
-        values * unit,
-        weights * unit ** (p - 2) if iterations else weights,
+        if model == "mean":
+            moved = ((state.weights / state.weights.sum() - share).abs() / share).max()
+            converged = bool(moved <= tol)
+    if not norms.any():
+        objective[0] = 0.0
+    return IrlsResult(
+        state.u * unit if model == "mean" else state.u,
+        state.v,
+        state.weights * unit ** (p - 2) if iterations else state.weights / unit**powers,
         residuals * unit,
+        norms,
         objective * unit**p,
-        torch.tensor(iterations, dtype=torch.int64),
-        torch.tensor(bool(converged)),
+        torch.tensor(iterations, dtype=torch.int64, device=rb.device),
+        torch.tensor(converged, device=rb.device),
+        torch.tensor(APART if apart else DONE, dtype=torch.int64, device=rb.device),
     )

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+Model = Literal["mean", "shared"]
+
+# enum class IrlsStatus in csrc/irls.h
+DONE, UNCERTAIN, APART = 0, 1, 2
+
+# Squares of residuals relative to the median norm stay finite up to this many times it.
+SPREAD = 1e150
+
 
 class IrlsResult(NamedTuple):
-    """One row per layer; float64 unless said otherwise."""
+    """One row per layer; float64 unless said otherwise. Where status is not DONE only status means anything."""
 
-    u: Tensor  # [L, sb, k]
-    v: Tensor  # [L, sa, k]
-    singular_values: Tensor  # [L, min(sb, sa)], descending: the spectrum of the weighted mean
-    weights: Tensor  # [L, N], those the weighted mean was made with
-    residuals: Tensor  # [L, N]: |delta_n - u v^T|_F
+    u: Tensor  # [L, sb, k]; model "mean": u v^T is the rank-k part of the weighted mean
+    v: Tensor  # [L, sa, k]; model "shared": u and v have orthonormal columns, zero ones where the rank ends
+    weights: Tensor  # [L, N], those of the last fit
+    residuals: Tensor  # [L, N]: |delta_n - u v^T|_F, or |delta_n - u c_n v^T|_F
+    norms: Tensor  # [L, N]: |delta_n|_F
     objective: Tensor  # [L, max_iter + 1]: after 0, 1, ... re-weightings; NaN past n_iter
     n_iter: Tensor  # [L] int64: re-weightings done
     converged: Tensor  # [L] bool
+    status: Tensor  # [L] int64
 
 
 def nonzero_median(norms: Tensor) -> Tensor:

@@ -34,3 +34,43 @@ def dense_mining(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, m
         "n_iter": len(trace) - 1,
         "norms": norms,
     }
+
+
+def dense_shared(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, max_iter: int, tol: float) -> dict:
+    """The shared subspace by its definition, on out x in matrices and by dense SVDs; u and v orthonormal."""
+    delta = lora_b.double() @ lora_a.double()
+    norms = delta.flatten(1).norm(dim=1)
+    smoothing = eps * torch.quantile(norms[norms > 0], 0.5)
+    weights = torch.where(norms > 0, norms**-2.0, 0.0)
+
+    def leading(stack: Tensor) -> Tensor:
+        left, values, _ = torch.linalg.svd(torch.cat(list(stack), dim=1), full_matrices=False)
+        kept = values[:k] > max(stack.shape[0] * stack.shape[2], stack.shape[1]) * 2**-52 * values[0]
+        return left[:, :k] * kept
+
+    v = leading(weights.sqrt()[:, None, None] * delta.mT)
+    u = torch.zeros(0)
+    trace: list[float] = []
+    smoothed = torch.zeros(0, dtype=torch.float64)
+    while True:
+        roots = weights.sqrt()[:, None, None]
+        if trace:
+            v = leading(roots * (delta.mT @ u))
+        u = leading(roots * (delta @ v))
+        cores = u.T @ delta @ v
+        residuals = (delta - u @ cores @ v.T).flatten(1).norm(dim=1)
+        before, smoothed = smoothed, smoothing**2 + residuals**2
+        trace.append((smoothed ** (p / 2)).sum().item())
+        finished = len(trace) > 1 and bool(((smoothed - before).abs() / before).max() <= tol)
+        if finished or len(trace) > max_iter:
+            break
+        weights = smoothed ** (-(2 - p) / 2)
+    return {
+        "u": u,
+        "v": v,
+        "weights": weights,
+        "residuals": residuals,
+        "objective": torch.tensor(trace, dtype=torch.float64),
+        "n_iter": len(trace) - 1,
+        "norms": norms,
+    }

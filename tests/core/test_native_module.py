@@ -60,10 +60,19 @@ def test_without_the_native_module(monkeypatch):
 
 
 def test_native_checks_reach_python_with_values(module):
+    def job(adapters, k, model=0, workers=1):
+        return irls_module._JOB.pack(*[0] * 13, workers, 1, adapters, 3, 4, 5, k, 10, model, 1.0, 1e-3, 1e-6)
+
     with pytest.raises(ValueError, match=r"k must be in 1..min\(sb, sa\), got k 9, sb 4, sa 5"):
-        module.irls_workspace(2, 3, 4, 5, 9)
+        module.irls_workspace(job(2, 9))
     with pytest.raises(ValueError, match="sizes must be positive, got layers 1, adapters 0"):
-        module.irls_workspace(0, 3, 4, 5, 1)
+        module.irls_workspace(job(0, 1))
+    with pytest.raises(ValueError, match="model must be 0 or 1, got 2"):
+        module.irls_workspace(job(2, 1, model=2))
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        module.irls(job(2, 1, workers=0))
+    with pytest.raises(ValueError, match="a job must have 200 bytes, got 192"):
+        module.irls(job(2, 1)[:-8])
 
 
 def test_irls_refuses_what_the_native_loop_cannot_read(module):
