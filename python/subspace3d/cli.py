@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "validate": Command("validate", "ValidateConfig", "Check scenes: do cameras, depth and images fit?", "scenes"),
     "adapt": Command("adapt", "AdaptConfig", "Tune one stock PEFT LoRA per data set."),
     "mine": Command("mine", "MineConfig", "Mine the subspace that a folder of adapters shares.", "adapters"),
+    "fit": Command("fit", "FitConfig", "Say before tuning how well a basis suits scenes."),
     "analyze": Command("analyze", "AnalyzeConfig", "Spectra, disentanglement and stability of subspaces."),
     "finetune": Command("finetune", "FinetuneConfig", "Tune a backbone on scenes by one method."),
     "export": Command("export", "ExportConfig", "Write a tuned run in a format that other software loads.", "run"),

@@ -409,6 +409,10 @@ def _is_analysis(path: Path) -> bool:
     return found or _is_marked(path, ANALYSIS.what)
 
 
+def _is_fit(path: Path) -> bool:
+    return _record(path / "fit.json").get("format") == "subspace3d-fit" or _is_marked(path, FIT.what)
+
+
 def _is_evaluation(path: Path) -> bool:
     if _is_marked(path, EVALUATION.what) or _record(path / "results.json").get("format") == "subspace3d-results":
         return True
@@ -450,6 +454,7 @@ EXPORTED = Kind("an exported adapter", True, _is_exported, lambda path: set(_PEF
 TUNED = Kind("a tuned result", True, _is_tuned, _tuned_content)
 RUN = Kind("a fine-tuning run", True, _is_run)
 ANALYSIS = Kind("an analysis", True, _is_analysis)
+FIT = Kind("a fit", True, _is_fit)
 EVALUATION = Kind("an evaluation", True, _is_evaluation)
 FOLDER = Kind("a folder", True, lambda path: True, is_shared=True)
 ADDED_TO = Kind("a data set", True, lambda path: True)

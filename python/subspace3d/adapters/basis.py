@@ -46,7 +46,7 @@ def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: in
     Raises:
         ValueError: K or k is negative, a file lacks a module, or shapes differ between files.
     """
-    return _combine({path: _read_pairs(path) for path in map(Path, paths)}, names, K, k)
+    return _combine({path: read_pairs(path) for path in map(Path, paths)}, names, K, k)
 
 
 def basis_for_model(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int = 0, head_cores: bool = False) -> Basis:
@@ -63,7 +63,7 @@ def basis_for_model(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int 
         FileNotFoundError: a path does not exist, or there is no file.
         ValueError: a module of a file is not in the model, a file lacks a module, or shapes do not fit.
     """
-    loaded = {path: _read_pairs(path) for path in find_subspaces(paths).values()}
+    loaded = {path: read_pairs(path) for path in find_subspaces(paths).values()}
     wanted = place(model, "subspace", head_cores=head_cores).cores
     present = dict(model.named_modules())
     for path, (modules, _) in loaded.items():
@@ -105,7 +105,7 @@ def check_shapes(what: str, basis: Basis, modules: Mapping[str, nn.Module]) -> N
             )
 
 
-def _read_pairs(path: Path) -> tuple[Basis, bool]:
+def read_pairs(path: Path) -> tuple[Basis, bool]:
     """(u, v) of every module, and whether the file holds a combined basis rather than one mined subspace."""
     if load_header(path).get("format") == FORMAT:
         return {name: (module.u, module.v) for name, module in load_subspace(path).modules.items()}, False

@@ -10,7 +10,7 @@ from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
 from subspace3d.adapters.placement import is_trained_in_full, place, select_modules
 from subspace3d.backbones.targets import PRESETS, target_regex
-from subspace3d.choices import METHODS, Method
+from subspace3d.choices import HEADS, METHODS, Heads, Method
 from subspace3d.formats.adapter import target_expression
 from subspace3d.formats.basis import Basis
 
@@ -23,6 +23,7 @@ def apply_method(
     basis: Basis | None = None,
     base_model: str | None = None,
     steps: int = 0,
+    heads: Heads = "lora",
 ) -> nn.Module:
     """Freeze ``model`` and make trainable what ``method`` trains, in place.
 
@@ -40,6 +41,7 @@ def apply_method(
         basis (dict | None): module name -> (``U [out, K]``, ``V [in, K]``), psv and subspace only.
         base_model (str | None): identity of the weights, kept in PEFT's adapter configuration.
         steps (int): optimiser steps of the run, adalora only.
+        heads (str): psv and subspace: lora, plain LoRA on both heads; frozen, nothing but the cores is trained.
 
     Returns:
         nn.Module: the model to train and to call: for all but none and full a PeftModel around ``model``.
@@ -51,6 +53,8 @@ def apply_method(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    if heads not in HEADS:
+        raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}")
     if method in ("psv", "subspace") and not basis:
         raise ValueError(f"subspaces must be given for the method {method}, got none")
     for name, parameter in model.named_parameters():
@@ -58,7 +62,7 @@ def apply_method(
     if method in ("none", "full"):
         return model
     if method in ("psv", "subspace"):
-        return _add_cores(model, rank, basis or {}, base_model)
+        return _add_cores(model, rank, basis or {}, base_model, heads)
     if method == "adalora":
         linears = place(model, method, targets).adapters
         if not linears:
@@ -89,10 +93,11 @@ def add_lora(model: nn.Module, rank: int, targets: str, base_model: str | None =
     return _wrap(model, config, base_model)
 
 
-def _add_cores(model: nn.Module, rank: int, basis: Basis, base_model: str | None) -> nn.Module:
+def _add_cores(model: nn.Module, rank: int, basis: Basis, base_model: str | None, heads: Heads) -> nn.Module:
     from subspace3d.adapters.peft_tuner import SubspaceConfig
 
-    settings = {"lora_modules": target_regex("heads"), "r": rank, "lora_alpha": 2 * rank}
+    on_heads = target_regex("heads") if heads == "lora" else None
+    settings: dict[str, Any] = {"lora_modules": on_heads, "r": rank, "lora_alpha": 2 * rank}
     return _wrap(model, SubspaceConfig.from_basis(basis, **settings), base_model)
 
 

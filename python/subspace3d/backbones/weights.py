@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from subspace3d import outputs
+from subspace3d.backbones.torch_weights import read_state_dict
 from subspace3d.files import load_tensors, save_tensors
-from subspace3d.formats.torch_weights import read_state_dict
 from subspace3d.log import logger
 
 HUB_REPOSITORY = "facebook/VGGT-1B"

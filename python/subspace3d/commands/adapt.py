@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from subspace3d import outputs, settings
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig, check_cache
+
+# settings of a training that a gradient at the base weights does not depend on
+_OPTIMISER = ("steps", "lr", "weight_decay", "warmup", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class AdaptConfig(ClusterOptions):
     """Target preset: aggregator, heads, all."""
     gradient_steps: int = 0
     """lora_A starts at the leading directions of the loss's gradient over this many steps; 0: at random, as LoRA."""
+    gradient_only: bool = False
+    """Tune nothing: an adapter is the rank-r part of the loss's negative gradient in gradient-steps batches (0: 4)."""
+    gradient_gigabytes: float = 4.0
+    """gradient-only: most host memory for gradients, in 1e9 bytes; less takes more passes over the same batches."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
     cache_tokens: Path | None = None
@@ -42,6 +50,7 @@ class AdaptConfig(ClusterOptions):
 
     def __post_init__(self) -> None:
         require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
+        require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         super().__post_init__()
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
@@ -77,7 +86,7 @@ def run(config: AdaptConfig) -> list[Path]:
         remove_work,
         tune_adapters,
     )
-    from subspace3d.training.loop import run_settings
+    from subspace3d.training.gradients import BATCHES
 
     if config.ray:
         config = absolute(config, "scenes", "out", "cache_tokens")
@@ -87,15 +96,8 @@ def run(config: AdaptConfig) -> list[Path]:
     config = outputs.check(config)
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
-    wanted = run_settings(
-        config.train,
-        {
-            "backbone": backbone.identity,
-            "rank": config.rank,
-            "targets": config.targets,
-            "gradient_steps": config.gradient_steps,
-        },
-    )
+    steps = config.gradient_steps or (BATCHES if config.gradient_only else 0)
+    wanted = _wanted(config, backbone.identity, steps)
     todo = [name for name in datasets if not is_done(config.out / name, wanted, config.overwrite)]
     check_targets(config.out, todo, datasets)
     if todo:
@@ -107,8 +109,10 @@ def run(config: AdaptConfig) -> list[Path]:
             wanted,
             config.rank,
             config.targets,
-            config.gradient_steps,
+            steps,
             config.train,
+            config.gradient_only,
+            config.gradient_gigabytes,
             config.cache_tokens,
             config.cache_gigabytes,
             config.overwrite,
@@ -119,3 +123,15 @@ def run(config: AdaptConfig) -> list[Path]:
     for name in datasets:
         remove_work(config.out / ".work", name)
     return [config.out / name for name in datasets]
+
+
+def _wanted(config: AdaptConfig, backbone: str, gradient_steps: int) -> dict[str, Any]:
+    """The settings an adapter depends on."""
+    from subspace3d.training.loop import run_settings
+
+    own = {"backbone": backbone, "rank": config.rank, "targets": config.targets, "gradient_steps": gradient_steps}
+    wanted = run_settings(config.train, own)
+    if config.gradient_only:
+        wanted = {name: value for name, value in wanted.items() if name not in _OPTIMISER}
+    # of tuned adapters the records do not name the source
+    return {**wanted, "source": "gradient" if config.gradient_only else None}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subspace3d import __version__, outputs, records, settings
-from subspace3d.choices import Method
+from subspace3d.choices import Heads, Method
 from subspace3d.files import sha256
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig, check_cache
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
+# what runs did whose records do not say it
+_WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class FinetuneConfig:
     vectors of each weight."""
     head_cores: bool = False
     """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
+    heads: Heads = "lora"
+    """subspace and psv: lora: LoRA of rank r on both heads, as in the paper. frozen: only the cores are trained."""
+    start: Literal["zero", "fit"] = "zero"
+    """subspace and psv: where the cores start. fit: one step down the projected gradient, its length by line search."""
     rank: int = 16
     """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
     targets: str = "all"
@@ -67,6 +73,8 @@ class FinetuneConfig:
         require(self.rank >= 1, "rank", "at least 1", self.rank)
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.K >= 0, "K", "at least 0", self.K)
+        with_cores = self.method in ("psv", "subspace")
+        require(self.start == "zero" or with_cores, "start", "zero for a method without cores", self.start)
         require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
@@ -107,6 +115,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.formats.run import read_tuned
     from subspace3d.training.device import choose_device, device_name
+    from subspace3d.training.fit_start import start_cores
+    from subspace3d.training.gradients import BATCHES
     from subspace3d.training.loop import run_settings, train
     from subspace3d.training.memory import check_memory
     from subspace3d.training.tuned import save_adapter, save_tuned
@@ -125,13 +135,17 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "K": config.K,
         "k": config.k,
         "head_cores": config.head_cores,
+        "heads": config.heads,
+        "start": config.start,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
         "scenes": str(config.scenes),
     }
     wanted = run_settings(config.train, identity)
     if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
-        records.check_same(config.out, record["settings"], wanted, "--resume never starts over")
+        records.check_same(
+            config.out, {**_WITHOUT_A_CHOICE, **record["settings"]}, wanted, "--resume never starts over"
+        )
         return dict(record)
 
     vggt = load_backbone(backbone)
@@ -142,11 +156,18 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     torch.manual_seed(config.train.seed)
     vggt.to(choose_device(config.train.device))
     model = apply_method(
-        vggt, config.method, config.rank, config.targets, basis, backbone.identity, steps=config.train.steps
+        vggt,
+        config.method,
+        config.rank,
+        config.targets,
+        basis,
+        backbone.identity,
+        steps=config.train.steps,
+        heads=config.heads,
     )
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
-    result = None
+    result = start = None
     if config.method != "none":
         if processes.is_first:
             sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
@@ -156,6 +177,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
         processes.wait()
         with _token_cache(config, vggt):
+            if config.start == "fit":
+                start = start_cores(model, dataset, config.train, BATCHES, "start of the cores")
             result = train(
                 model,
                 dataset,
@@ -182,6 +205,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             "basis": identity["basis"],
             "trainable": count_trainable(model),
             "training": dataclasses.asdict(result) if result else None,
+            "start": dataclasses.asdict(start) if start else None,
             "environment": {
                 "subspace3d": __version__,
                 "torch": torch.__version__,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from subspace3d.schema import Positive, PositiveInt, check
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module name -> (``lora_b [out, r]``, ``lora_a [r, in]``) with ``delta W = lora_b lora_a``, scaling included."""
+
+Source = Literal["tuned", "gradient"]
+"""What an update is: the result of training, or the gradient at the base weights (`training.gradient_adapter`)."""
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -68,6 +71,7 @@ class Adapter:
             where stored so. A Conv2d is unrolled: ``in = Cin * kh * kw``.
         ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
         unwrapped: prefixes of wrappers that were taken off the names: ``_orig_mod.``, ``module.``.
+        source: gradient where the header of the weights says so (`write_lora`), else tuned.
     """
 
     path: Path
@@ -75,6 +79,7 @@ class Adapter:
     modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
     ignored: tuple[str, ...]
     unwrapped: tuple[str, ...] = ()
+    source: Source = "tuned"
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -91,7 +96,10 @@ def read_adapter(folder: Path) -> Adapter:
     folder = Path(folder)
     config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     config = _read_config(config_path)
-    tensors, _ = files.load_tensors(weights_path)
+    tensors, header = files.load_tensors(weights_path)
+    source = header.get("source", "tuned")
+    if source not in ("tuned", "gradient"):
+        raise ValueError(f"{weights_path}: source must be tuned or gradient, got {str(source)[:80]!r}")
     names, unwrapped = _unwrap(tensors)
 
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -116,7 +124,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
 
     modules = _modules(weights_path, found, config)
-    return Adapter(folder, config.get("base_model_name_or_path") or None, modules, tuple(sorted(ignored)), unwrapped)
+    base_model = config.get("base_model_name_or_path") or None
+    return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source)
 
 
 def _unwrap(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -237,7 +246,13 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str | None = None) -> Path:
+def write_lora(
+    folder: Path,
+    factors: Factors,
+    model: nn.Module,
+    base_model: str | None = None,
+    header: Mapping[str, Any] | None = None,
+) -> Path:
     """Write one LoRA folder: alpha = r for every module, so that PEFT's scaling is exactly one.
 
     Modules of another rank than the most common one stand in rank_pattern and alpha_pattern.
@@ -247,10 +262,26 @@ def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str
         factors (dict): see `Factors`; a module's rank may be its own.
         model (nn.Module): the model they belong to, plain or adapted; it gives the kernels of convolutions.
         base_model (str | None): identity of its weights, for base_model_name_or_path.
+        header (Mapping | None): JSON values for the header of the weights, which PEFT does not read; ``source`` among
+            them says what the update is.
 
     Raises:
         ValueError: no factors; or a convolution that PEFT's LoRA cannot represent (dilation, groups, padding mode).
     """
+    folder = outputs.claim(folder, outputs.EXPORTED, "folder")
+    with files.atomic_folder(folder) as temporary:
+        fill_lora(temporary, factors, model, base_model, header)
+    return folder
+
+
+def fill_lora(
+    folder: Path,
+    factors: Factors,
+    model: nn.Module,
+    base_model: str | None = None,
+    header: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the two files of `write_lora` into a folder that is there, for a caller that puts more beside them."""
     from peft import LoraConfig
 
     if not factors:
@@ -279,10 +310,8 @@ def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str
         inference_mode=True,
         base_model_name_or_path=base_model,
     )
-    with files.atomic_folder(outputs.claim(folder, outputs.EXPORTED, "folder")) as temporary:
-        config.save_pretrained(str(temporary))
-        files.save_tensors(temporary / WEIGHTS_NAME, tensors)
-    return folder
+    config.save_pretrained(str(folder))
+    files.save_tensors(folder / WEIGHTS_NAME, tensors, header)
 
 
 def _check_convolution(name: str, module: nn.Conv2d) -> None:

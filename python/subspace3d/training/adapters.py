@@ -1,4 +1,4 @@
-"""One stock PEFT LoRA for every data set, each an independent job."""
+"""One stock PEFT LoRA for every data set, tuned or made of its gradient, each an independent job."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import torch
 from subspace3d import outputs, records
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
+from subspace3d.adapters.placement import select_modules
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, discard, read_record, write_json
+from subspace3d.formats.adapter import fill_lora
 from subspace3d.formats.run import AdaptRecord
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
@@ -29,7 +31,9 @@ from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import choose_device
+from subspace3d.training.gradient_adapter import gradient_adapter
 from subspace3d.training.gradient_start import start_at_gradient
+from subspace3d.training.gradients import GIGABYTES
 from subspace3d.training.loop import remove_run, train
 from subspace3d.training.memory import check_memory
 from subspace3d.training.token_cache import TokenCache
@@ -49,8 +53,10 @@ class AdapterJobs:
         wanted: what every adapter's record holds as its settings.
         rank: LoRA rank r; lora_alpha is 2 r.
         targets: preset of target modules.
-        gradient_steps: lora_A starts at the gradient of so many steps; 0: at random.
+        gradient_steps: lora_A starts at the gradient of so many steps, or with gradient_only is made of it; 0: random.
         train: how each is tuned.
+        gradient_only: nothing is tuned, see `gradient_adapter`.
+        gradient_gigabytes: most host memory for gradients then.
         cache_tokens: folder of the image encoder's tokens, or None.
         cache_gigabytes: most that is kept there.
         overwrite: replace adapters that were made with other settings.
@@ -67,6 +73,8 @@ class AdapterJobs:
     targets: str
     gradient_steps: int
     train: TrainConfig
+    gradient_only: bool = False
+    gradient_gigabytes: float = GIGABYTES
     cache_tokens: Path | None = None
     cache_gigabytes: float = 20.0
     overwrite: bool = False
@@ -177,6 +185,9 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
             return  # by a process that died before it could say so
         number = list(jobs.datasets).index(name) + 1
         with contextlib.nullcontext() if cache is None else cache.attached():
+            if jobs.gradient_only:
+                _take_gradient(jobs, model, name, f"gradient {name} ({number}/{len(jobs.datasets)})")
+                return
             model = _tune_one(jobs, model, name, f"adapt {name} ({number}/{len(jobs.datasets)})")
 
     return work
@@ -186,6 +197,33 @@ def _fits(work: Path, wanted: dict) -> bool:
     """Whether training that was cut off here was going on with these settings."""
     newest = checkpoints.latest(work / "checkpoints")
     return newest is None or checkpoints.read_state(newest, ("settings",))["settings"] == wanted
+
+
+def _take_gradient(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> None:
+    """Write the gradient adapter of one data set."""
+    folder = jobs.datasets[name]
+    dataset = MultiViewDataset.for_training(folder, jobs.train.image_size or model.config.image_size, jobs.train)
+    made = gradient_adapter(
+        model,
+        select_modules(model, jobs.targets),
+        dataset,
+        jobs.train,
+        jobs.gradient_steps,
+        jobs.rank,
+        None if jobs.quiet else label,
+        jobs.gradient_gigabytes,
+    )
+    if made.energy_kept is None:
+        raise ValueError(f"{folder} must have a gradient: the loss of its {jobs.gradient_steps} batches has none")
+    about = {
+        "source": "gradient",
+        "batches": jobs.gradient_steps,
+        "norm": made.norm,
+        "energy_kept": round(made.energy_kept, 6),
+    }
+    with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
+        fill_lora(temporary, made.factors, model, jobs.backbone.identity, about)
+        write_json(temporary / RECORD, {"scenes": str(folder), **about, "settings": jobs.wanted})
 
 
 def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:

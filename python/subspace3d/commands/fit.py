@@ -1,0 +1,167 @@
+"""The command fit: does a basis suit a folder of scenes? Seconds of gradients instead of a training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from subspace3d import outputs, records
+from subspace3d.log import logger
+from subspace3d.settings import require
+from subspace3d.training.config import TrainConfig
+
+FORMAT = "subspace3d-fit"
+VERSION = 1
+RECORD = "fit.json"
+FIGURE = "fit.png"
+DOES_NOT_FIT = 3
+"""Exit code where the basis holds no more of the gradient than what needs no mining."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Say how much of the loss's gradient on SCENES a basis holds, before anything is trained; exit code 3: too little.
+
+    Too little is no more than the singular vectors of the weights or random directions hold at the same K.
+    """
+
+    scenes: Path
+    """Scenes to tune on later: a folder with scenes anywhere below it, or a YAML file of such folders and shares."""
+    subspaces: tuple[Path, ...]
+    """Mined subspace files (or folders of them), or one file that holds a combined basis; as in finetune."""
+    out: Path
+    """Folder for fit.json and fit.png."""
+    attributes: tuple[str, ...] = ()
+    """Only these of the subspace files, by their names without suffix; none: all."""
+    k: int = 0
+    """Keep only this many leading directions of each attribute; 0: all."""
+    K: int = 0
+    """Keep only this many leading principal directions of the concatenation; 0: all."""
+    head_cores: bool = False
+    """Also the head modules that finetune --head-cores puts a core on."""
+    backbone: str = "vggt-nano"
+    """vggt-nano or vggt-1b."""
+    weights: Path | None = None
+    """Weights of the backbone; none: those shipped with the package (nano only)."""
+    batches: int = 8
+    """Batches whose gradient is taken, in two halves: directions of one half are measured on the other."""
+    gradient_gigabytes: float = 8.0
+    """Most host memory for gradients, in 1e9 bytes; less takes more passes over the same batches."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How batches are drawn, the loss, precision and device; steps and rates have no effect."""
+
+    def __post_init__(self) -> None:
+        require(len(self.subspaces) > 0, "subspaces", "at least one file or folder", self.subspaces)
+        require(self.batches >= 2, "batches", "at least 2, one for each half", self.batches)
+        require(self.k >= 0, "k", "at least 0", self.k)
+        require(self.K >= 0, "K", "at least 0", self.K)
+        require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
+
+    def writes(self) -> list[outputs.Output]:
+        return [outputs.Output("out", self.out, outputs.FIT)]
+
+
+def run(config: FitConfig) -> dict[str, Any]:
+    """Measure, write OUT/fit.json and OUT/fit.png, and print the sentence; returns the record.
+
+    Nothing is measured when OUT/fit.json was made from the same files with the same settings.
+
+    Raises:
+        ValueError: subspaces that do not fit the backbone, or settings outside their range.
+        FileNotFoundError: scenes, subspaces or weights are missing.
+        FloatingPointError: a gradient is not finite.
+        SystemExit: with 3 if the verdict is not ``fits``.
+    """
+    from subspace3d.adapters.basis import select_files
+    from subspace3d.backbones.record import record_backbone
+    from subspace3d.files import read_record, sha256, write_json
+    from subspace3d.reporting.fit_figure import draw_fit
+    from subspace3d.training.loop import run_settings
+
+    config = outputs.check(config)
+    files = select_files(config.subspaces, config.attributes)
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    inputs = run_settings(
+        config.train,
+        {
+            "backbone": backbone.identity,
+            "scenes": str(config.scenes),
+            "subspaces": {name: sha256(path) for name, path in files.items()},
+            **{name: getattr(config, name) for name in ("k", "K", "head_cores", "batches")},
+        },
+    )
+    path = config.out / RECORD
+    record: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        record = read_record(path)
+    if record.get("version") != VERSION or records.differing(record.get("inputs") or {}, inputs):
+        record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone)}
+        outputs.mark(config.out, outputs.FIT)
+        draw_fit(record, config.out / FIGURE)
+        # written last: whoever sees it finds the figure beside it
+        write_json(path, record)
+    for line in describe(record):
+        logger.info(line)
+    logger.info(f"fit -> {path}")
+    if record["verdict"] != "fits":
+        raise SystemExit(DOES_NOT_FIT)
+    return record
+
+
+def describe(record: Mapping[str, Any]) -> list[str]:
+    """The record in a few lines for the terminal, the sentence first."""
+    sides = ", ".join(f"{side} {_percent(record['shares']['basis'][side])}" for side in ("core", "U", "V"))
+    beside = ", ".join(f"{name} {_percent(record['shares'][name]['core'])}" for name in ("random", "psv", "gradient"))
+    lines = [record["sentence"], f"  {sides}; cores at the same K: {beside}"]
+    suggested = record["suggested"]
+    advice = [f"K = {suggested['K']} keeps nine tenths of it"]
+    if suggested["k"] is not None:
+        advice.append(f"so does k = {suggested['k']} per attribute")
+    if suggested["attributes"] is not None:
+        advice.append(f"attributes that help: {', '.join(suggested['attributes']) or 'none'}")
+    return [*lines, "  " + "; ".join(advice)]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dict[str, Any]:
+    from subspace3d.adapters.basis import basis_for_model, read_pairs
+    from subspace3d.backbones.record import load_backbone
+    from subspace3d.datasets.multiview import MultiViewDataset
+    from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
+    from subspace3d.training.device import choose_device
+    from subspace3d.training.gradients import count_passes, summed_gradients
+
+    model = load_backbone(backbone).to(choose_device(config.train.device))
+    model.enable_checkpointing(config.train.checkpointing)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    basis = basis_for_model(files.values(), model, config.K, config.k, config.head_cores)
+    loaded = {name: read_pairs(path) for name, path in files.items()}
+    image_size = config.train.image_size or model.config.image_size
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
+    weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
+    halves = [range(half, config.batches, 2) for half in range(2)]
+    modules: dict[str, Measured] = {}
+    ranks: dict[str, float | None] = {}
+    sums = summed_gradients(model, weights, dataset, config.train, halves, "gradient", config.gradient_gigabytes)
+    with contextlib.closing(sums):
+        for name, parts in sums:
+            gradients = parts.flatten(2).to(weights[name].device)
+            attributes = {
+                attribute: (pairs[name][0][:, : config.k or None], pairs[name][1][:, : config.k or None])
+                for attribute, (pairs, combined) in loaded.items()
+                if not combined
+            }
+            modules[name] = measure_module(gradients, weights[name].detach().flatten(1), basis[name], attributes)
+            ranks[name] = stable_rank(gradients)
+    passes = count_passes(weights, len(halves), config.gradient_gigabytes)
+    return {"passes": passes, **record(modules, ranks, str(config.scenes))}
