@@ -89,7 +89,7 @@ def claim(path: Path, kind: Kind, argument: str = "path", inputs: Iterable[tuple
 
 
 def check(config: Any) -> Any:
-    """Ask the rule about every target of a verb; returns its settings with links among the targets followed."""
+    """Ask the rule about every target of a command; returns its settings with links among the targets followed."""
     outputs, inputs = declared(config)
     for output in outputs:
         target = claim(output.path, output.kind, output.argument, inputs)
@@ -308,7 +308,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _settings_of(*keys: str) -> Callable[[Path], bool]:
-    """Settings of a verb as `settings.save` writes them."""
+    """Settings of a command as `settings.save` writes them."""
 
     def is_own(path: Path) -> bool:
         from subspace3d.settings import read_table
@@ -323,7 +323,7 @@ def _settings_of(*keys: str) -> Callable[[Path], bool]:
 
 
 def settings_like(settings: dict[str, Any]) -> Kind:
-    """Settings that have half of these keys or more: those of the same verb, in whatever version."""
+    """Settings that have half of these keys or more: those of the same command, in whatever version."""
 
     def is_own(path: Path) -> bool:
         from subspace3d.settings import read_table
@@ -333,7 +333,7 @@ def settings_like(settings: dict[str, Any]) -> Kind:
         except ValueError:
             return False
 
-    return Kind("settings of this verb", False, is_own)
+    return Kind("settings of this command", False, is_own)
 
 
 def _is_marked(path: Path, kind: str) -> bool:

@@ -49,7 +49,7 @@ def save(path: Path, config: Any, **provenance: Any) -> None:
     """Write ``config`` as YAML; ``provenance`` entries go under the key ``provenance``, which `flags` skips.
 
     Raises:
-        ValueError: something else than settings of this verb is at ``path``.
+        ValueError: something else than settings of this command is at ``path``.
     """
     import yaml
 
@@ -180,7 +180,7 @@ def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path
     fields = {_key(field): field for field in dataclasses.fields(config_class)}
     unknown = sorted(str(key) for key in settings if key not in fields)
     if unknown:
-        raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this verb'} takes {sorted(fields)}")
+        raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this command'} takes {sorted(fields)}")
     result: list[str] = []
     for key, value in settings.items():
         flag = f"--{prefix}{key}".replace("_", "-")

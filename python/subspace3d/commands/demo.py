@@ -1,6 +1,6 @@
 """The whole method as one resumable run: render, adapt, mine, analyze, fine-tune, evaluate, report.
 
-Every stage is the ``run`` function of a verb with its own settings, and each of them skips what it finds done, so a run
+Every stage is the ``run`` function of a command with its own settings, and each of them skips what it finds done, so a run
 that was cut off continues where it stopped.
 """
 
@@ -91,7 +91,7 @@ SMOKE = Scale(
     tune=_SMOKE_TRAIN,
     minutes=1,
 )
-# Usual for each method, not tuned here; the verb experiments chooses them on validation scenes.
+# Usual for each method, not tuned here; the experiments choose them on validation scenes.
 LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}
 
 

@@ -10,7 +10,7 @@ from subspace3d.settings import require
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The settings of a verb whose jobs a Ray cluster can do."""
+    """The settings of a command whose jobs a Ray cluster can do."""
 
     ray: str = ""
     """Address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT) that does the jobs; empty: this machine does."""
@@ -26,5 +26,5 @@ class ClusterOptions:
         require(gpus is None or 0 <= gpus <= 1 or gpus == int(gpus) > 0, "ray_gpus", rule, gpus)
 
     def cluster_options(self) -> dict[str, Any]:
-        """The same settings for another verb."""
+        """The same settings for another command."""
         return {"ray": self.ray, "ray_cpus": self.ray_cpus, "ray_gpus": self.ray_gpus}

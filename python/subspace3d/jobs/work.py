@@ -15,7 +15,7 @@ Work = Callable[[str], object]
 _LISTED = 20  # failures that are named one by one
 
 
-def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int, out: Path) -> None:
+def exit_on_failures(command: str, what: str, failures: dict[str, str], total: int, out: Path) -> None:
     """List what went wrong, if anything did, and exit with 1.
 
     Raises:
@@ -23,7 +23,7 @@ def exit_on_failures(verb: str, what: str, failures: dict[str, str], total: int,
     """
     if not failures:
         return
-    logger.warning(f"{verb}: {len(failures)} of {total} {what} failed, the others are in {out}:")
+    logger.warning(f"{command}: {len(failures)} of {total} {what} failed, the others are in {out}:")
     for name in list(failures)[:_LISTED]:
         logger.warning(f"  {name}: {failures[name]}")
     if len(failures) > _LISTED:
