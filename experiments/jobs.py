@@ -180,7 +180,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
             weights=context.config.weights,
             subspaces=(context.layout.subspaces(row.mined),) if row.mined else (),
             attributes=row.attributes,
-            K=row.K,
+            core_size=row.K,
             rank=row.rank,
             targets=row.targets,
             cache_tokens=context.tokens,
@@ -200,7 +200,7 @@ def _measure(context: Context, job: Job, split: str, tuned: tuple[Path, ...], de
             tuned=tuned,
             weights=context.config.weights,
             frames=context.scale.views["generic" if split == "generic" else job.task],
-            images=0,
+            kept_scenes=0,
             device=device,
         )
     )

@@ -153,7 +153,7 @@ def _assemble(context: Context, runs: Sequence[Job]) -> None:
                 tuned=tuple(tuned),
                 weights=context.config.weights,
                 frames=context.scale.views["generic" if split == "generic" else task],
-                images=0,
+                kept_scenes=0,
             )
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluate.run(config)

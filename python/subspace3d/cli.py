@@ -86,7 +86,7 @@ def parse(prog: str, settings_class: type, arguments: list[str], bare: str = "")
     """
     import tyro
 
-    arguments = list(arguments)
+    arguments = [_current(argument, settings_class) for argument in arguments]
     if bare and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, f"--{bare}")
     from_file: list[str] = []
@@ -166,6 +166,18 @@ def _is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     )
+
+
+def _current(argument: str, settings_class: type) -> str:
+    """The flag that one of an earlier version is called now, with a warning."""
+    flag, equals, value = argument.partition("=")
+    renamed = getattr(settings_class, "RENAMED", {})
+    name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+    if name not in renamed:
+        return argument
+    now = "--" + renamed[name].replace("_", "-")
+    log.logger.warning(f"{flag} is now {now}; the old name goes with the next version")
+    return now + equals + value
 
 
 # flags of 0.1.0 that have become commands of their own

@@ -178,9 +178,12 @@ def _check_yaml(text: str) -> None:
 
 def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:
     fields = {_key(field): field for field in dataclasses.fields(config_class)}
+    renamed = getattr(config_class, "RENAMED", {})
+    settings = {renamed.get(key, key): value for key, value in settings.items()}
     unknown = sorted(str(key) for key in settings if key not in fields)
     if unknown:
-        raise ValueError(f"config: {path} has unknown keys {unknown}; {prefix or 'this command'} takes {sorted(fields)}")
+        where = prefix.rstrip(".") or "this command"
+        raise ValueError(f"config: {path} has unknown keys {unknown}; {where} takes {sorted(fields)}")
     result: list[str] = []
     for key, value in settings.items():
         flag = f"--{prefix}{key}".replace("_", "-")

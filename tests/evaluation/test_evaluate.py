@@ -64,7 +64,7 @@ def tuned(tmp_path_factory, scenes):
 
 
 def config_of(scenes, out, **changes) -> EvaluateConfig:
-    return EvaluateConfig(scenes=scenes, out=out, weights="random", frames=3, images=1, device="cpu", **changes)
+    return EvaluateConfig(scenes=scenes, out=out, weights="random", frames=3, kept_scenes=1, device="cpu", **changes)
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_finetune_records_the_start_and_refuses_another(tmp_path: Path, monkeypa
     train = dataclasses.replace(CONFIG, steps=1, save_every=1, augment=False, check_memory=False)
     scenes = write_plane_scenes(tmp_path / "scenes", scenes=2, views=3)
     config = FinetuneConfig(
-        scenes, tmp_path / "run", "psv", weights=Path("random"), K=3, heads="frozen", start="fit", train=train
+        scenes, tmp_path / "run", "psv", weights=Path("random"), core_size=3, heads="frozen", start="fit", train=train
     )
     record = finetune.run(config)
     assert record["start"]["after"] <= record["start"]["before"]

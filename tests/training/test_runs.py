@@ -71,7 +71,7 @@ def _finetune(folder: Path, out: Path, method: str, **changes) -> FinetuneConfig
         weights=folder / "nano.safetensors",
         subspaces=(folder / "subspaces",) if method == "subspace" else (),
         rank=3,
-        K=3 if method == "psv" else 0,
+        core_size=3 if method == "psv" else 0,
         train=dataclasses.replace(TRAIN, steps=3) if method == "adalora" else TRAIN,
         **changes,
     )

@@ -79,6 +79,10 @@ def _combine(loaded: Mapping[Path, tuple[Basis, bool]], names: Sequence[str] | N
         raise ValueError(f"K and k must be at least 0 (0 keeps all), got K = {K}, k = {k}")
     if not loaded:
         raise ValueError("subspaces must name at least one file, got none")
+    for path, (modules, _) in loaded.items():
+        most = max(u.shape[1] for u, _ in modules.values())
+        if k > most:
+            raise ValueError(f"k must be at most what {path} was mined with, {most}, got {k}")
     first, combined = next(iter(loaded.values()))
     if names is None:
         names = list(dict.fromkeys(name for modules, _ in loaded.values() for name in modules))
@@ -91,7 +95,12 @@ def _combine(loaded: Mapping[Path, tuple[Basis, bool]], names: Sequence[str] | N
     basis = {}
     for name in names:
         pairs = [modules[name] for modules, _ in loaded.values()]
-        basis[name] = se.combine_subspaces([(u[:, : k or None], v[:, : k or None]) for u, v in pairs], rank=K or None)
+        try:
+            basis[name] = se.combine_subspaces(
+                [(u[:, : k or None], v[:, : k or None]) for u, v in pairs], rank=K or None
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return basis
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from subspace3d.adapters.placement import CORE_METHODS, HEAD_RANK, count_parameters
+from subspace3d.adapters.placement import count_parameters
 from subspace3d.backbones.config import named_config
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.choices import METHODS
@@ -12,13 +12,16 @@ from subspace3d.choices import METHODS
 PARTS = ("aggregator", "camera_head", "depth_head")
 
 
-def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = False) -> dict[str, int]:
+def count_trainable(
+    backbone: str, method: str, rank: int, core_size: int = 256, head_cores: bool = False
+) -> dict[str, int]:
     """Trainable parameters of ``method`` as the paper counts them, see `placement.count_parameters`.
 
     Args:
         backbone (str): ``vggt-1b`` or ``vggt-nano``.
         method (str): none, full, lora, pissa, adalora, psv or subspace.
-        rank (int): r for the LoRA family; K for subspace and psv, whose adapters on the heads have rank 16.
+        rank (int): r of the LoRA family; subspace and psv: of the adapters on the heads.
+        core_size (int): K of subspace and psv.
         head_cores (bool): subspace and psv: also a core on every head module as wide as the depth head's features.
 
     Returns:
@@ -33,6 +36,5 @@ def count_trainable(backbone: str, method: str, rank: int, head_cores: bool = Fa
         raise ValueError(f"rank must be at least 1, got {rank}")
     with torch.device("meta"):
         model = VGGT(named_config(backbone))
-    in_cores = method in CORE_METHODS
-    counts = count_parameters(model, method, HEAD_RANK if in_cores else rank, rank, head_cores=head_cores)
+    counts = count_parameters(model, method, rank, core_size, head_cores=head_cores)
     return {**dict.fromkeys(PARTS, 0), **counts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 from subspace3d import outputs, settings
 from subspace3d.jobs.options import ClusterOptions
+from subspace3d.log import logger
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig, check_cache
+from subspace3d.training.rates import usual_rate
 
 # settings of a training that a gradient at the base weights does not depend on
 _OPTIMISER = ("steps", "lr", "weight_decay", "warmup", "clip_norm")
@@ -66,7 +69,7 @@ class AdaptConfig(ClusterOptions):
 def run(config: AdaptConfig) -> list[Path]:
     """Tune what is missing; returns the adapter folders, in the order of the data sets.
 
-    An adapter that stands is not made again; one that was cut off continues from its checkpoints in OUT/.work. A data
+    An adapter that is there is not made again; one that was cut off continues from its checkpoints in OUT/.work. A data
     set that fails does not keep the others from being tuned; all failures are listed at the end.
 
     Raises:
@@ -94,6 +97,10 @@ def run(config: AdaptConfig) -> list[Path]:
         raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
     target_regex(config.targets)
     config = outputs.check(config)
+    if not (config.train.lr or config.gradient_only):
+        rate = usual_rate(config.backbone, "lora")
+        logger.info(f"train.lr {rate:g}, the usual one for LoRA on {config.backbone}")
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
     datasets = find_datasets(config.scenes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
     steps = config.gradient_steps or (BATCHES if config.gradient_only else 0)
@@ -122,6 +129,9 @@ def run(config: AdaptConfig) -> list[Path]:
         exit_on_failures("adapt", "adapters", failures, len(datasets), config.out)
     for name in datasets:
         remove_work(config.out / ".work", name)
+    made = f"{len(datasets)} adapters" + ("" if todo else ", all made before with these settings")
+    logger.info(f"{made} -> {config.out}")
+    logger.info(f"next: subspace3d mine --adapters {config.out}/ATTRIBUTE --out subspaces/ATTRIBUTE.safetensors")
     return [config.out / name for name in datasets]
 
 

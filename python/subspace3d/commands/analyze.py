@@ -67,6 +67,7 @@ def run(config: AnalyzeConfig) -> Path:
     for line in describe(analysis):
         logger.info(line)
     logger.info(f"analysis -> {path}")
+    logger.info(f"next: subspace3d report {config.out.parent}")
     return path
 
 

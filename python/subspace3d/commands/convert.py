@@ -113,6 +113,7 @@ def run(config: ConvertConfig) -> list[Path]:
         first = next((reasons[0] for reasons in skipped.values()), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
+    logger.info(f"next: subspace3d validate {config.out}")
     return [folder for folder in datasets if folder.is_dir()]
 
 

@@ -1,7 +1,7 @@
 """The whole method as one resumable run: render, adapt, mine, analyze, fine-tune, evaluate, report.
 
-Every stage is the ``run`` function of a command with its own settings, and each of them skips what it finds done, so a run
-that was cut off continues where it stopped.
+Every stage is the ``run`` function of a command with its own settings, and each of them skips what it finds
+done, so a run that was cut off continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from subspace3d.commands import adapt, analyze, evaluate, finetune, generate, mi
 from subspace3d.log import logger
 from subspace3d.progress import format_duration
 from subspace3d.training.config import TrainConfig
+from subspace3d.training.rates import usual_rate
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ SMOKE = Scale(
     tune=_SMOKE_TRAIN,
     minutes=1,
 )
-# Usual for each method, not tuned here; the experiments choose them on validation scenes.
-LEARNING_RATES: dict[Method, float] = {"full": 2e-4, "lora": 1e-3, "subspace": 3e-3}
+TUNED: tuple[Method, ...] = ("full", "lora", "subspace")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                     method=method,
                     subspaces=(subspaces,) if method == "subspace" else (),
                     rank=scale.rank,
-                    train=replace(scale.tune, lr=LEARNING_RATES[method], seed=config.seed),
+                    train=replace(scale.tune, lr=usual_rate("vggt-nano", method), seed=config.seed),
                 )
             )
 
@@ -155,7 +155,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
             evaluate.EvaluateConfig(
                 scenes=scenes / "glass_test",
                 out=out / "evaluation",
-                tuned=tuple(out / "tuned" / method for method in LEARNING_RATES),
+                tuned=tuple(out / "tuned" / method for method in TUNED),
                 frames=scale.views,
             )
         )
@@ -165,7 +165,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
         Stage(f"generate: render {datasets} attribute data sets and the task's scenes", 0.2, render),
         Stage(f"adapt: tune {datasets} LoRA adapters of rank {scale.rank}", 0.4, tune_adapters),
         Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", 0.02, mine_subspaces),
-        *(Stage(f"finetune: {method} on transparent objects", 0.1, finetune_with(method)) for method in LEARNING_RATES),
+        *(Stage(f"finetune: {method} on transparent objects", 0.1, finetune_with(method)) for method in TUNED),
         Stage("evaluate: base and tuned models on held-out scenes", 0.07, measure),
         Stage("report", 0.01, lambda: report.run(report.ReportConfig(run=out))),
     ]
@@ -194,6 +194,7 @@ def run(config: DemoConfig) -> None:
         done += stage.share
     if config.smoke:
         logger.info("smoke scale: the numbers only show that every stage ran")
+    logger.info(f"open {config.out / 'report' / 'index.html'}; the same live: subspace3d view {config.out}")
     logger.info(f"finished in {format_duration(time.monotonic() - start)}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from subspace3d import outputs
 from subspace3d.log import logger
@@ -13,6 +14,8 @@ from subspace3d.log import logger
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a backbone and tuned runs of it on scenes: point clouds, depth, cameras; per scene and mean."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"images": "kept_scenes"}
 
     scenes: Path
     """Test scenes: a folder with scenes anywhere below it."""
@@ -28,7 +31,7 @@ class EvaluateConfig:
     """Frames used per scene, evenly spaced."""
     icp_threshold: float = 0.1
     """Largest correspondence distance of ICP, in scene units."""
-    images: int = 4
+    kept_scenes: int = 4
     """Scenes whose images and depth maps are kept for the report."""
     device: str = "auto"
     """auto: cuda when there is one, else cpu."""
@@ -45,15 +48,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     from subspace3d.evaluation.evaluate import Protocol, evaluate
     from subspace3d.evaluation.table import format_table
 
-    config = outputs.check(config)
+    # a pattern like runs/* also names the results that an earlier call left among the runs
+    runs = tuple(run for run in config.tuned if run.resolve() != config.out.resolve())
+    if len(runs) < len(config.tuned):
+        logger.info(f"{config.out} is where the results go, not a tuned run: left out of --tuned")
+    config = outputs.check(dataclasses.replace(config, tuned=runs))
     results = evaluate(
         config.scenes,
         config.out,
         config.tuned,
         config.backbone,
         config.weights,
-        Protocol(config.frames, config.icp_threshold, config.images),
+        Protocol(config.frames, config.icp_threshold, config.kept_scenes),
         config.device,
     )
     logger.info(format_table(results))
+    logger.info(f"results -> {config.out / 'results.json'}")
+    logger.info(f"next: subspace3d report {config.out.parent if config.out.name == 'evaluation' else config.out}")
     return results

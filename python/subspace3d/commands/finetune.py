@@ -7,13 +7,15 @@ import dataclasses
 import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from subspace3d import __version__, outputs, records, settings
 from subspace3d.choices import Heads, Method
 from subspace3d.files import sha256
+from subspace3d.log import logger
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig, check_cache
+from subspace3d.training.rates import usual_rate
 
 if TYPE_CHECKING:
     from subspace3d.backbones.vggt import VGGT
@@ -29,6 +31,8 @@ _WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero"}
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Tune a backbone on scenes by one method."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"K": "core_size"}
 
     scenes: Path
     """Training scenes: a folder with scenes anywhere below it, or a YAML file of such folders and their shares."""
@@ -47,8 +51,8 @@ class FinetuneConfig:
     """subspace: only these of the subspace files, by their names without suffix; none: all."""
     k: int = 0
     """subspace: keep only this many leading directions of each attribute; 0: all."""
-    K: int = 0
-    """subspace: keep only this many leading principal directions of the concatenation; 0: all. psv: leading singular
+    core_size: int = 0
+    """subspace: K, keep only this many leading principal directions of the concatenation; 0: all. psv: leading singular
     vectors of each weight."""
     head_cores: bool = False
     """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
@@ -72,10 +76,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         require(self.rank >= 1, "rank", "at least 1", self.rank)
         require(self.k >= 0, "k", "at least 0", self.k)
-        require(self.K >= 0, "K", "at least 0", self.K)
+        require(self.core_size >= 0, "core_size", "at least 0", self.core_size)
         with_cores = self.method in ("psv", "subspace")
         require(self.start == "zero" or with_cores, "start", "zero for a method without cores", self.start)
-        require(self.method != "psv" or self.K >= 1, "K", "at least 1 for the method psv", self.K)
+        require(
+            self.method != "psv" or self.core_size >= 1, "core_size", "at least 1 for the method psv", self.core_size
+        )
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
     def reads(self) -> list[tuple[str, Path]]:
@@ -99,9 +105,18 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """
     from subspace3d.training.device import choose_device, joined_processes
 
-    config = outputs.check(config)
+    config = with_usual_rate(outputs.check(config))
     with joined_processes(choose_device(config.train.device)) as processes:
         return _run(config, processes)
+
+
+def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
+    """The settings with the rate of the method on the backbone where none is given."""
+    if config.train.lr or config.method == "none":
+        return config
+    rate = usual_rate(config.backbone, config.method)
+    logger.info(f"train.lr {rate:g}, the usual one for {config.method} on {config.backbone}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
 
 
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "backbone": backbone.identity,
         "rank": config.rank,
         "targets": config.targets,
-        "K": config.K,
+        "K": config.core_size,
         "k": config.k,
         "head_cores": config.head_cores,
         "heads": config.heads,
@@ -146,6 +161,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         records.check_same(
             config.out, {**_WITHOUT_A_CHOICE, **record["settings"]}, wanted, "--resume never starts over"
         )
+        logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
     vggt = load_backbone(backbone)
@@ -215,6 +231,11 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             "settings": wanted,
         },
     )
+    logger.info(f"tuned -> {config.out / 'tuned'}")
+    logger.info(
+        f"next: subspace3d evaluate --scenes TEST_SCENES --tuned {config.out} --out {config.out / 'evaluation'}, "
+        f"or subspace3d export {config.out}"
+    )
     processes.wait()
     return dict(read_tuned(config.out))
 
@@ -233,7 +254,7 @@ def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis |
     from subspace3d.adapters.spectral import singular_basis
 
     if config.method == "subspace":
-        return basis_for_model(subspaces, vggt, config.K, config.k, config.head_cores)
+        return basis_for_model(subspaces, vggt, config.core_size, config.k, config.head_cores)
     if config.method == "psv":
-        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.K)
+        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.core_size)
     return None

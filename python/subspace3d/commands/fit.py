@@ -38,7 +38,7 @@ class FitConfig:
     """Only these of the subspace files, by their names without suffix; none: all."""
     k: int = 0
     """Keep only this many leading directions of each attribute; 0: all."""
-    K: int = 0
+    core_size: int = 0
     """Keep only this many leading principal directions of the concatenation; 0: all."""
     head_cores: bool = False
     """Also the head modules that finetune --head-cores puts a core on."""
@@ -57,7 +57,7 @@ class FitConfig:
         require(len(self.subspaces) > 0, "subspaces", "at least one file or folder", self.subspaces)
         require(self.batches >= 2, "batches", "at least 2, one for each half", self.batches)
         require(self.k >= 0, "k", "at least 0", self.k)
-        require(self.K >= 0, "K", "at least 0", self.K)
+        require(self.core_size >= 0, "core_size", "at least 0", self.core_size)
         require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
 
     def reads(self) -> list[tuple[str, Path]]:
@@ -93,7 +93,9 @@ def run(config: FitConfig) -> dict[str, Any]:
             "backbone": backbone.identity,
             "scenes": str(config.scenes),
             "subspaces": {name: sha256(path) for name, path in files.items()},
-            **{name: getattr(config, name) for name in ("k", "K", "head_cores", "batches")},
+            "k": config.k,
+            "K": config.core_size,
+            **{name: getattr(config, name) for name in ("head_cores", "batches")},
         },
     )
     path = config.out / RECORD
@@ -144,7 +146,7 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     model.enable_checkpointing(config.train.checkpointing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    basis = basis_for_model(files.values(), model, config.K, config.k, config.head_cores)
+    basis = basis_for_model(files.values(), model, config.core_size, config.k, config.head_cores)
     loaded = {name: read_pairs(path) for name, path in files.items()}
     image_size = config.train.image_size or model.config.image_size
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)

@@ -68,6 +68,11 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         for name in ("datasets", "scenes"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.workers >= 0, "workers", "at least 0", self.workers)
+        if self.preview:
+            for name, usual in (("views", None), ("resolution", 518), ("spp", 64)):
+                value = getattr(self, name)
+                # small runs made for a preview are such settings themselves
+                require(value == usual or self.name != "", name, "left out with preview, which has its own", value)
         if self.denoise:
             require(self.variant != "scalar", "variant", "llvm, cuda or auto with denoise", self.variant)
         if self.task != "none":
@@ -118,7 +123,9 @@ def run(config: GenerateConfig) -> list[Path]:
     """
     config = outputs.check(config)
     if not config.preview:
-        return _run(config)
+        folders = _run(config)
+        logger.info(f"next: subspace3d validate {config.out}")
+        return folders
     folders = []
     for small in previews(config):
         sheet = outputs.claim(small.out / f"{small.name}.jpg", outputs.SHEET, "out")

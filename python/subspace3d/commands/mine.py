@@ -86,6 +86,9 @@ def run(config: MineConfig) -> Path:
     save_subspace(config.out, modules, header)
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
     logger.info(found.summary())
+    logger.info(
+        f"next: subspace3d fit --subspaces {config.out} --scenes YOUR_SCENES, or finetune --subspaces {config.out}"
+    )
     return config.out
 
 

@@ -18,7 +18,9 @@ class ParamsConfig:
     method: Method = "lora"
     """Tuning method; pissa counts like lora, psv like subspace."""
     rank: int = 16
-    """r for the LoRA family, K for subspace and psv."""
+    """LoRA rank r: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
+    core_size: int = 256
+    """K, columns of U and V, of subspace and psv."""
     head_cores: bool = False
     """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
     json: bool = False
@@ -26,13 +28,14 @@ class ParamsConfig:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "rank", "at least 1", self.rank)
+        require(self.core_size >= 1, "core_size", "at least 1", self.core_size)
 
 
 def run(config: ParamsConfig) -> dict[str, int]:
     """Print the count, and below it the counts of the parts."""
     from subspace3d.adapters.counts import PARTS, count_trainable
 
-    counts = count_trainable(config.backbone, config.method, config.rank, config.head_cores)
+    counts = count_trainable(config.backbone, config.method, config.rank, config.core_size, config.head_cores)
     if config.json:
         print(json.dumps(counts))
         return counts

@@ -15,8 +15,8 @@ class TrainConfig:
 
     steps: int = 400
     """Optimiser steps."""
-    lr: float = 1e-5
-    """Peak learning rate of AdamW."""
+    lr: float = 0.0
+    """Peak learning rate of AdamW; 0: the usual one of the method on the backbone (training/rates.py)."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
     warmup: float = 0.05
@@ -61,7 +61,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", "at least 1", self.steps)
-        require(self.lr > 0, "lr", "positive", self.lr)
+        require(self.lr >= 0, "lr", "at least 0", self.lr)
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
         require(self.camera_weight >= 0, "camera_weight", "at least 0", self.camera_weight)
         require(1 <= self.frames[0] <= self.frames[1], "frames", "1 <= least <= most", self.frames)

@@ -132,6 +132,8 @@ def train(
         FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
+    if not config.lr > 0:
+        raise ValueError(f"lr must be positive here, got {config.lr}; `training.rates.usual_rate` has usual ones")
     out = outputs.claim(out, outputs.RUN, "out")
     device = choose_device(config.device)
     if config.threads:
