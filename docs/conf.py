@@ -11,7 +11,7 @@ author = "The subspace3d maintainers"
 copyright = author
 release = version = metadata.version("subspace3d")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 exclude_patterns = ["_ext", "_static"]
 
 # guide pages are Markdown that the repository's own site shows as well: anchors are made as it makes them
@@ -31,6 +31,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
+# browsers draw MathML themselves, so that the site loads nothing from elsewhere
+html_math_renderer = "mathml"
 html_title = f"subspace3d {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

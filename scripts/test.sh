@@ -30,6 +30,8 @@ types() {
 part set-up bash scripts/bootstrap.sh
 part lint lint
 part types types
-# one file, one worker: files share what their fixtures made, and there is one browser at a time
-part tests $bin/pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+# One file, one worker: files share what their fixtures made, and there is one browser at a time. A worker that had to be
+# ended is not replaced: it would be given the same test again and again.
+part tests $bin/pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+  -o faulthandler_timeout=660 "$@"
 part docs make --no-print-directory docs

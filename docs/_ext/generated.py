@@ -2,8 +2,8 @@
 
 ``.. public-names:: MODULE ...`` documents the names in ``__all__`` of the modules, each under the first that has it;
 ``.. commands::`` every command with its flags; ``.. commands-table::`` one line for each. In docstrings, characters of
-formulas that reStructuredText would take for markup are escaped; links in Markdown to files of the repository outside
-the site become their paths.
+formulas that reStructuredText would take for markup are escaped; formulas become MathML; links in Markdown to files of
+the repository outside the site become their paths.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import latex2mathml.converter
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
@@ -210,10 +211,17 @@ def name_files_outside(app: Sphinx, document: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)\)", replaced, source[0])
 
 
+def formula(writer: Any, node: nodes.Element) -> None:
+    display = "inline" if isinstance(node, nodes.math) else "block"
+    writer.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("commands", Commands)
     app.add_directive("commands-table", CommandsTable)
     app.add_directive("public-names", PublicNames)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     # after napoleon, which turns sections into fields
     app.connect("autodoc-process-docstring", escape_formulas, priority=900)
     app.connect("source-read", name_files_outside)

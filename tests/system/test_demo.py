@@ -19,7 +19,7 @@ def finished_adapters(out: Path) -> list[Path]:
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(out).parts)]
 
 
-@pytest.mark.timeout(900)  # a whole run, twice
+@pytest.mark.timeout(600)  # a whole run, twice
 def test_demo_killed_and_started_again_ends_in_a_report(tmp_path):
     out = tmp_path / "run"
     command = [str(SCRIPT), "demo", "--smoke", "--out", str(out)]
