@@ -83,7 +83,12 @@ class _LoraConv2d(torch.autograd.Function):
         w_eff = torch.addmm(w.flatten(1).to(wide), left, right, alpha=scale).to(dtype).view(w.shape)
         ctx.save_for_backward(x, w_eff, a, b)
         ctx.scale, ctx.geometry = scale, geometry
-        return torch.nn.functional.conv2d(x, w_eff, None if bias is None else bias.to(dtype), stride, padding, dilation)
+        bias = None if bias is None else bias.to(dtype)
+        if _is_product(w, geometry, x.device):
+            y = torch.bmm(w_eff.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+            y = y if bias is None else y.add_(bias[:, None])
+            return y.view(*y.shape[:2], *x.shape[2:])
+        return torch.nn.functional.conv2d(x, w_eff, bias, stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
@@ -95,9 +100,17 @@ class _LoraConv2d(torch.autograd.Function):
         whole = needs_factors and not low_rank_pays(dy.shape, a.shape, ctx.geometry)
         da = db = None
         with without_autocast(dy.device.type):
-            dx, dw, _ = torch.ops.aten.convolution_backward(
-                dy, x, w_eff, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, whole, False)
-            )
+            if _is_product(w_eff, ctx.geometry, x.device):
+                rows, columns = dy.flatten(2), x.flatten(2)
+                dx = dw = None
+                if needs_x:
+                    dx = torch.bmm(w_eff.flatten(1).t().expand(len(x), -1, -1), rows).view(x.shape)
+                if whole:
+                    dw = torch.bmm(rows, columns.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dy.dtype))
+            else:
+                dx, dw, _ = torch.ops.aten.convolution_backward(
+                    dy, x, w_eff, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, whole, False)
+                )
             if whole:
                 wide = accumulation_dtype(a.dtype)
                 dw = dw.flatten(1).to(wide)
@@ -108,6 +121,12 @@ class _LoraConv2d(torch.autograd.Function):
                 da = da.mul_(ctx.scale).view(a.shape).to(a.dtype) if needs_a else None
                 db = db.mul_(ctx.scale).view(b.shape).to(b.dtype) if needs_b else None
         return dx, None, None, da, db, None, None
+
+
+def _is_product(weight: Tensor, geometry: Geometry, device: torch.device) -> bool:
+    """Whether the convolution is a product of matrices, which on a CPU torch computes faster under that name."""
+    stride, padding, _ = geometry
+    return device.type == "cpu" and weight[0, 0].numel() == 1 and {*stride} == {1} and {*padding} == {0}
 
 
 def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry) -> bool:
