@@ -59,9 +59,7 @@ def main() -> None:
     if finite:
         middle = math.exp(sum(map(math.log, finite)) / len(finite))
         shares = [at[name] / min(SHAPES[name].in_features, SHAPES[name].out_features) for name in at]
-        print(
-            f"tokens from which the effective weight pays, geometric mean: {middle:.0f} (EFFECTIVE_TOKENS_CUDA on a GPU)"
-        )
+        print(f"tokens from which effective pays, geometric mean: {middle:.0f} (EFFECTIVE_TOKENS_CUDA on a GPU)")
         print(f"as a share of min(out, in), the rule on a CPU: {min(shares):.2f} to {max(shares):.2f}")
 
 

@@ -95,32 +95,40 @@ class _LoraConv2d(torch.autograd.Function):
     def backward(ctx, dy):
         x, w_eff, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[index] for index in (0, 3, 4))
-        stride, padding, dilation = ctx.geometry
-        needs_factors = needs_a or needs_b
-        whole = needs_factors and not low_rank_pays(dy.shape, a.shape, ctx.geometry)
-        da = db = None
+        low_rank = low_rank_pays(dy.shape, a.shape, ctx.geometry)
         with without_autocast(dy.device.type):
-            if _is_product(w_eff, ctx.geometry, x.device):
-                rows, columns = dy.flatten(2), x.flatten(2)
-                dx = dw = None
-                if needs_x:
-                    dx = torch.bmm(w_eff.flatten(1).t().expand(len(x), -1, -1), rows).view(x.shape)
-                if whole:
-                    dw = torch.bmm(rows, columns.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dy.dtype))
+            whole = (needs_a or needs_b) and not low_rank
+            dx, dw = _gradients(dy, x, w_eff, ctx.geometry, needs_x, whole)
+            if not needs_a and not needs_b:
+                return dx, None, None, None, None, None, None
+            if dw is None:
+                da, db = _low_rank_gradients(dy, x, a, b, *ctx.geometry[1:])
             else:
-                dx, dw, _ = torch.ops.aten.convolution_backward(
-                    dy, x, w_eff, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, whole, False)
-                )
-            if whole:
                 wide = accumulation_dtype(a.dtype)
                 dw = dw.flatten(1).to(wide)
                 da, db = b.flatten(1).to(wide).t() @ dw, dw @ a.flatten(1).to(wide).t()
-            elif needs_factors:
-                da, db = _low_rank_gradients(dy, x, a, b, padding, dilation)
-            if needs_factors:
-                da = da.mul_(ctx.scale).view(a.shape).to(a.dtype) if needs_a else None
-                db = db.mul_(ctx.scale).view(b.shape).to(b.dtype) if needs_b else None
-        return dx, None, None, da, db, None, None
+            da, db = da.mul_(ctx.scale).view(a.shape).to(a.dtype), db.mul_(ctx.scale).view(b.shape).to(b.dtype)
+        return dx, None, None, da if needs_a else None, db if needs_b else None, None, None
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of conv2d(x, weight) by x and by weight, each only where it is needed."""
+    dx = dw = None
+    if _is_product(weight, geometry, x.device):
+        rows, columns = dy.flatten(2), x.flatten(2)
+        if needs_x:
+            dx = torch.bmm(weight.flatten(1).t().expand(len(x), -1, -1), rows).view(x.shape)
+        if needs_weight:
+            dw = torch.bmm(rows, columns.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dy.dtype))
+    elif needs_x or needs_weight:
+        stride, padding, dilation = geometry
+        needs = (needs_x, needs_weight, False)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, needs
+        )
+    return dx, dw
 
 
 def _is_product(weight: Tensor, geometry: Geometry, device: torch.device) -> bool:
