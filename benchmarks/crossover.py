@@ -1,9 +1,9 @@
-"""Where folding beats the factored plan: the constants behind `choose_fold` in subspace_ext/ops/subspace_linear.py.
+"""Where the effective weight beats the plan beside it: the constants behind `choose_effective` of subspace_ext.
 
 python benchmarks/crossover.py [--core 64] [--rounds 5] [--precision fp32] [--shapes qkv proj fc1 fc2] [--clock wall]
 
-Times forward and backward of both plans over growing numbers of tokens, a fresh fold in every step, and reads off the
-tokens at which the ratio passes one.
+Times forward and backward of both plans over growing numbers of tokens, a fresh effective weight in every step, and
+reads off the tokens at which the ratio passes one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def crossing(tokens: list[int], ratios: list[float]) -> float:
-    """Tokens at which fold / factored falls to one for good, interpolated in log tokens; inf if it never does."""
+    """Tokens at which effective / beside falls to one for good, interpolated in log tokens; inf if it never does."""
     last = max((index for index, ratio in enumerate(ratios) if ratio > 1), default=-1)
     if last == -1:
         return float(tokens[0])
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = arguments.precision or ("autocast" if device.type == "cuda" else "fp32")
-    print(f"{harness.device_name(device)}, {precision}, K = {arguments.core}; fold / factored by tokens")
+    print(f"{harness.device_name(device)}, {precision}, K = {arguments.core}; effective / beside by tokens")
     lines, at = [], {}
     for name in arguments.shapes:
         shape = SHAPES[name]
@@ -59,7 +59,7 @@ def main() -> None:
     if finite:
         middle = math.exp(sum(map(math.log, finite)) / len(finite))
         shares = [at[name] / min(SHAPES[name].in_features, SHAPES[name].out_features) for name in at]
-        print(f"tokens from which folding pays, geometric mean: {middle:.0f} (FOLD_TOKENS_CUDA on a GPU)")
+        print(f"tokens from which effective pays, geometric mean: {middle:.0f} (EFFECTIVE_TOKENS_CUDA on a GPU)")
         print(f"as a share of min(out, in), the rule on a CPU: {min(shares):.2f} to {max(shares):.2f}")
 
 

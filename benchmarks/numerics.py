@@ -108,9 +108,9 @@ def main() -> None:
     case = Case(arguments.size, arguments.tokens, arguments.core)
     half = torch.bfloat16
     columns = {
-        "fold, float32 weight": (case.subspace("fold", torch.float32), torch.float32),
-        "fold, bfloat16 weight": (case.subspace("fold", half), half),
-        "factored, float32 weight": (case.subspace("factored", torch.float32), torch.float32),
+        "effective, float32 weight": (case.subspace("effective", torch.float32), torch.float32),
+        "effective, bfloat16 weight": (case.subspace("effective", half), half),
+        "beside, float32 weight": (case.subspace("beside", torch.float32), torch.float32),
         "PEFT LoRA": (case.lora(), torch.float32),
     }
     print("| rms(E) / rms(W) | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")

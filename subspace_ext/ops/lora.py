@@ -83,31 +83,58 @@ class _LoraConv2d(torch.autograd.Function):
         w_eff = torch.addmm(w.flatten(1).to(wide), left, right, alpha=scale).to(dtype).view(w.shape)
         ctx.save_for_backward(x, w_eff, a, b)
         ctx.scale, ctx.geometry = scale, geometry
-        return torch.nn.functional.conv2d(x, w_eff, None if bias is None else bias.to(dtype), stride, padding, dilation)
+        bias = None if bias is None else bias.to(dtype)
+        if _is_product(w, geometry, x.device):
+            y = torch.bmm(w_eff.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+            y = y if bias is None else y.add_(bias[:, None])
+            return y.view(*y.shape[:2], *x.shape[2:])
+        return torch.nn.functional.conv2d(x, w_eff, bias, stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         x, w_eff, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[index] for index in (0, 3, 4))
-        stride, padding, dilation = ctx.geometry
-        needs_factors = needs_a or needs_b
-        whole = needs_factors and not low_rank_pays(dy.shape, a.shape, ctx.geometry)
-        da = db = None
+        low_rank = low_rank_pays(dy.shape, a.shape, ctx.geometry)
         with without_autocast(dy.device.type):
-            dx, dw, _ = torch.ops.aten.convolution_backward(
-                dy, x, w_eff, None, stride, padding, dilation, False, (0, 0), 1, (needs_x, whole, False)
-            )
-            if whole:
+            whole = (needs_a or needs_b) and not low_rank
+            dx, dw = _gradients(dy, x, w_eff, ctx.geometry, needs_x, whole)
+            if not needs_a and not needs_b:
+                return dx, None, None, None, None, None, None
+            if dw is None:
+                da, db = _low_rank_gradients(dy, x, a, b, *ctx.geometry[1:])
+            else:
                 wide = accumulation_dtype(a.dtype)
                 dw = dw.flatten(1).to(wide)
                 da, db = b.flatten(1).to(wide).t() @ dw, dw @ a.flatten(1).to(wide).t()
-            elif needs_factors:
-                da, db = _low_rank_gradients(dy, x, a, b, padding, dilation)
-            if needs_factors:
-                da = da.mul_(ctx.scale).view(a.shape).to(a.dtype) if needs_a else None
-                db = db.mul_(ctx.scale).view(b.shape).to(b.dtype) if needs_b else None
-        return dx, None, None, da, db, None, None
+            da, db = da.mul_(ctx.scale).view(a.shape).to(a.dtype), db.mul_(ctx.scale).view(b.shape).to(b.dtype)
+        return dx, None, None, da if needs_a else None, db if needs_b else None, None, None
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of conv2d(x, weight) by x and by weight, each only where it is needed."""
+    dx = dw = None
+    if _is_product(weight, geometry, x.device):
+        rows, columns = dy.flatten(2), x.flatten(2)
+        if needs_x:
+            dx = torch.bmm(weight.flatten(1).t().expand(len(x), -1, -1), rows).view(x.shape)
+        if needs_weight:
+            dw = torch.bmm(rows, columns.transpose(1, 2)).sum(0, dtype=accumulation_dtype(dy.dtype))
+    elif needs_x or needs_weight:
+        stride, padding, dilation = geometry
+        needs = (needs_x, needs_weight, False)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, needs
+        )
+    return dx, dw
+
+
+def _is_product(weight: Tensor, geometry: Geometry, device: torch.device) -> bool:
+    """Whether the convolution is a product of matrices, which on a CPU torch computes faster under that name."""
+    stride, padding, _ = geometry
+    return device.type == "cpu" and weight[0, 0].numel() == 1 and {*stride} == {1} and {*padding} == {0}
 
 
 def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry) -> bool:

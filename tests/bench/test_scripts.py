@@ -26,16 +26,16 @@ def case():
 
 
 @pytest.mark.parametrize("size", [1e-3, 3e-3, 1e-2, 1e-1])
-def test_folding_float32_weights_shows_all_of_an_update(case, size):
-    seen = case.seen(case.subspace("fold", torch.float32), size)
+def test_effective_weights_from_float32_show_all_of_an_update(case, size):
+    seen = case.seen(case.subspace("effective", torch.float32), size)
     # The estimate itself scatters by noise / sqrt(values), 0.5 % at the smallest size.
     assert seen.gain == pytest.approx(1, abs=0.02)
     assert seen.error <= 1.05 * case.frozen_error()
 
 
-def test_folding_bfloat16_weights_swallows_small_updates(case):
-    """Why `auto` never folds them: half of an update of one part in a thousand is lost, nearly all of 1e-4."""
-    outputs = case.subspace("fold", torch.bfloat16)
+def test_effective_weights_from_bfloat16_swallow_small_updates(case):
+    """Why `auto` makes none of them: half of an update of one part in a thousand is lost, nearly all of 1e-4."""
+    outputs = case.subspace("effective", torch.bfloat16)
     assert case.seen(outputs, 1e-4, torch.bfloat16).gain < 0.2
     assert 0.3 < case.seen(outputs, 1e-3, torch.bfloat16).gain < 0.7
 
