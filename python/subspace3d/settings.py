@@ -12,7 +12,7 @@ from subspace3d.reading import read_text
 
 _LARGEST_FILE = 1 << 18
 _MOST_VALUES = 10_000
-_MOST_DOTS = 1000
+_MOST_DOTS, _DEEPEST = 1000, 50
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -142,6 +142,8 @@ def _check_yaml(text: str) -> None:
                 sizes[event.anchor] = 1
             else:
                 open_nodes.append((event.anchor, count))
+                if len(open_nodes) > _DEEPEST:  # the scanner takes quadratic time for more
+                    raise ValueError(f"it is nested more than {_DEEPEST} deep")
             count += 1
         if count > _MOST_VALUES:
             raise ValueError(f"it stands for more than {_MOST_VALUES} values")
