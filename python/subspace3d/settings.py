@@ -27,7 +27,7 @@ def flag(name: str) -> Any:
 
 _LARGEST_FILE = 1 << 18
 _MOST_VALUES = 10_000
-_MOST_DOTS = 1000
+_MOST_DOTS, _DEEPEST = 1000, 50
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -171,6 +171,8 @@ def _check_yaml(text: str) -> None:
                 sizes[event.anchor] = 1
             else:
                 open_nodes.append((event.anchor, count))
+                if len(open_nodes) > _DEEPEST:  # the scanner takes quadratic time for more
+                    raise ValueError(f"it is nested more than {_DEEPEST} deep")
             count += 1
         if count > _MOST_VALUES:
             raise ValueError(f"it stands for more than {_MOST_VALUES} values")

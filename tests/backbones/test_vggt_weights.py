@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from subspace3d.backbones import build_vggt, vggt
+from subspace3d.backbones.record import record_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights, save_weights
 
@@ -127,6 +128,64 @@ def test_code_in_a_file_is_not_run(tiny: VGGT, tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], path)
     with pytest.raises(ValueError, match="plain state dict"):
         load_weights(tiny, path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_taken_off_with_a_word(tiny: VGGT, tmp_path: Path, capsys, suffix, prefix) -> None:
+    state = {f"{prefix}{name}": tensor.clone() for name, tensor in tiny.state_dict().items()}
+    path = tmp_path / f"w{suffix}"
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    other = VGGT(tiny.config)
+    load_weights(other, path)
+    assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in other.state_dict().items())
+    assert capsys.readouterr().out.count("was taken off every name") == prefix.count(".")
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+def test_a_state_dict_beside_other_things_is_found_with_a_word(tiny: VGGT, tmp_path: Path, capsys, key: str) -> None:
+    torch.save({key: tiny.state_dict(), "epoch": 3, "losses": [1.0]}, tmp_path / "w.pt")
+    other = VGGT(tiny.config)
+    load_weights(other, tmp_path / "w.pt")
+    assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in other.state_dict().items())
+    assert f"the weights are those under {key!r}; beside them: epoch, losses" in capsys.readouterr().out
+    torch.save({"weights of mine": tiny.state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="alone or under model or state_dict.*'weights of mine' is a dict"):
+        load_weights(other, tmp_path / "w.pt")
+
+
+def test_views_shared_storages_and_types_are_read_exactly(tmp_path: Path) -> None:
+    base = torch.arange(24.0)
+    state = {
+        "view": base[3:15].view(3, 4).T,
+        "shared": base,
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "long": torch.tensor(7),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    torch.save(state, tmp_path / "w.pt")
+    read = read_state_dict(tmp_path / "w.pt")
+    assert list(read) == list(state)
+    for name, tensor in state.items():
+        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
+
+
+def test_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "hub.safetensors").write_bytes(b"x")
+    monkeypatch.setattr("subspace3d.backbones.record.download_from_hub", lambda name: tmp_path / "hub.safetensors")
+    record = record_backbone("vggt-1b", Path("hub"))
+    assert record.weights == str(tmp_path / "hub.safetensors") and len(record.sha256) == 64
+    assert record_backbone("vggt-1b", Path("random")).weights == "random"
+    with pytest.raises(FileNotFoundError, match="no such file: absent; random and hub are taken too"):
+        record_backbone("vggt-1b", Path("absent"))
+    with pytest.raises(ValueError, match="must be a regular file, it is a device"):
+        record_backbone("vggt-1b", Path("/dev/zero"))
+
+
+def test_the_configuration_answers_as_a_dict_does(tiny: VGGT) -> None:
+    """PEFT before 0.18 asks a model's config so."""
+    assert tiny.config.get("name") == tiny.config.name and tiny.config.get("tie_word_embeddings", False) is False
 
 
 def test_missing_files(tiny: VGGT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,3 +330,30 @@ def test_obj_forms(tmp_path: Path) -> None:
     path.write_text("v 0 0 0 1 1 1\nv 1 0 0 1 1 1\nf 1 2 3\n")
     with pytest.raises(ValueError, match="2 vertices"):
         read_obj(path)
+
+
+def test_images_that_are_links_out_of_root_are_left_out(tmp_path: Path, capsys) -> None:
+    layouts.write_rgbd_folder(tmp_path / "root/a", views=4)
+    (tmp_path / "root/shared").mkdir()
+    moved = {"000": tmp_path / "outside.png", "001": tmp_path / "root/shared/001.png"}
+    for stem, target in moved.items():
+        image = tmp_path / f"root/a/rgb/{stem}.png"
+        image.rename(target)
+        image.symlink_to(target)
+    image = tmp_path / "root/a/rgb/002.png"
+    image.unlink()
+    image.symlink_to(image.name)
+    convert.run(settings("rgbd", tmp_path / "root", tmp_path / "out"))
+    out = capsys.readouterr().out
+    assert "000.png is a link out of" in out and "002.png" in out
+    (scene,) = (tmp_path / "out").rglob("scene.json")
+    assert len(SceneFile(scene)) == 2
+
+
+def test_a_list_that_names_a_loop_of_links_is_refused(tmp_path: Path, capsys) -> None:
+    layouts.write_tum_folder(tmp_path / "root/a", 2)
+    (tmp_path / "root/a/loop").symlink_to("loop")
+    (tmp_path / "root/a/rgb.txt").write_text("100.0 loop/a.png\n")
+    with pytest.raises((SystemExit, ValueError)):
+        convert.run(settings("rgbd", tmp_path / "root", tmp_path / "out"))
+    assert "rgb.txt must name files inside its folder, got 'loop/a.png'" in capsys.readouterr().out

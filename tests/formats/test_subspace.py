@@ -11,9 +11,8 @@ from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subs
 
 
 def _module(out=6, in_=4, k=2):
-    return ModuleSubspace(
-        torch.randn(out, k), torch.randn(in_, k), torch.arange(4.0).flip(0).double(), torch.rand(3).double()
-    )
+    values = torch.arange(4.0).flip(0).double()
+    return ModuleSubspace(torch.randn(out, k), torch.randn(in_, k), values, torch.rand(3).double())
 
 
 def _save(path, names=("blocks.10.qkv", "blocks.2.qkv")):

@@ -18,23 +18,25 @@ from datasets import official_layouts
 from mining.synthetic_adapters import random_pair, write_adapter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from reporting.synthetic_run import write_results, write_run
+from reporting.synthetic_run import write_adapters, write_results
 
 from subspace3d import settings
 from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.saved import attach_adapter
 from subspace3d.backbones.weights import load_weights
+from subspace3d.commands import mine
 from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.mine import MineConfig
 from subspace3d.datasets.multiview import read_mixture
 from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
-from subspace3d.files import read_record
+from subspace3d.files import read_record, write_json
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
 from subspace3d.formats.images import read_raw_depth, read_rgb
 from subspace3d.formats.run import AdaptRecord, read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
-from subspace3d.formats.subspace import ModuleSubspace, load_subspace, save_subspace
+from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subspaces, save_subspace
 from subspace3d.mining.analyze import analyze
 from subspace3d.reporting.collect import collect
 from subspace3d.reporting.viewer_sources import Prediction, open_source
@@ -49,6 +51,8 @@ class Reader:
     make: Callable[[Path], object]
     target: str
     read: Callable[[Path], object]
+    share: float = 1.0
+    """Of the cases of a run, for a reader that takes long."""
 
     @property
     def is_record(self) -> bool:
@@ -187,16 +191,18 @@ def _report(folder: Path) -> object:
 
 
 def _evaluation(folder: Path) -> None:
-    """A run without curves and figures, which take long to draw."""
-    made = write_run(folder / "whole", ("texture",), layers=1, scenes=1)
-    shutil.copytree(made / "evaluation", folder / "evaluation")
-    shutil.rmtree(made)
+    """A run without curves."""
+    write_results(folder / "evaluation", ["a"])
 
 
 def _analysis(folder: Path) -> None:
-    made = write_run(folder / "whole", ("texture", "camera"), layers=1, scenes=1)
-    shutil.copytree(made / "analysis", folder / "analysis")
-    shutil.rmtree(made)
+    """Without figures, which take long to draw."""
+    write_adapters(folder / "adapters", ("texture", "camera"), layers=1)
+    for attribute in ("texture", "camera"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            mine.run(MineConfig(folder / "adapters" / attribute, folder / f"{attribute}.safetensors", k=2))
+    shutil.rmtree(folder / "adapters")
+    write_json(folder / "analysis/analysis.json", analyze(load_subspaces([folder])))
 
 
 def _pictures(folder: Path) -> None:
@@ -355,7 +361,8 @@ READERS = {
     "YAML settings": Reader(_yaml, "c.yaml", lambda folder: settings.flags(folder / "c.yaml", FinetuneConfig)),
     "TOML settings": Reader(_yaml, "c.toml", lambda folder: settings.flags(folder / "c.toml", FinetuneConfig)),
     "mixture of scenes": Reader(_yaml, "mix.yaml", lambda folder: read_mixture(folder / "mix.yaml")),
-    "results.json": Reader(_evaluation, "evaluation/results.json", _report),
+    "results.json": Reader(_evaluation, "evaluation/results.json", collect),
+    "results.json, drawn": Reader(_evaluation, "evaluation/results.json", _report, share=0.2),
     "run folder": Reader(_tuned_run, "tuned/lora/tuned/tuned.json", collect),
 }
 

@@ -30,7 +30,7 @@ def test_damage_gets_a_result_or_a_documented_error(name: str, fuzz_cases: int, 
             damaged = damaged_record(json.loads(original)) | damaged
 
         @settings(
-            max_examples=fuzz_cases,
+            max_examples=max(1, round(reader.share * fuzz_cases)),
             derandomize=fuzz_cases <= DEFAULT_CASES,
             database=None,
             deadline=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -156,8 +157,33 @@ def test_adapters_that_do_not_belong_together_are_refused(tmp_path, rng):
             mine.run(MineConfig(root, tmp_path / "out.safetensors", k=2))
 
 
+def test_one_model_under_two_names_is_mined_when_it_is_given_one(tmp_path, rng, capsys):
+    for name, base in (("a", "facebook/VGGT-1B"), ("b", "/models/vggt")):
+        write_adapter(tmp_path / "in" / name, {NAME: random_pair(rng, 12, 10, 2)}, base_model_name_or_path=base)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(
+        ValueError, match=r"one base model: .*if these are one model, give it one name \(--base-model\)"
+    ):
+        mine.run(MineConfig(tmp_path / "in", out, k=2))
+    config = MineConfig(tmp_path / "in", out, k=2, base_model="vggt-1b")
+    assert load_subspace(mine.run(config)).header["base_model"] == "vggt-1b"
+    capsys.readouterr()
+    mine.run(config)
+    assert "already mined" in capsys.readouterr().out
+
+
+def test_the_last_line_counts_what_was_taken_and_left_out(tmp_path, rng, capsys):
+    for name in ("a", "b"):
+        write_adapter(tmp_path / "in" / name, {NAME: random_pair(rng, 12, 10, 2)})
+    write_adapter(tmp_path / "in/a/checkpoint-7", {NAME: random_pair(rng, 12, 10, 2)})
+    shutil.copytree(tmp_path / "in/b", tmp_path / "in/c")
+    mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=2))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("2 adapters taken; left out: 1 checkpoints") and "1 copies" in last
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("k", 0), ("p", 0.0), ("p", 2.5), ("eps", 0.0), ("max_iter", 0), ("tol", -1.0)]
+    ("name", "value"), [("k", 0), ("k", 2.0), ("p", 0.0), ("p", 2.5), ("eps", 0.0), ("max_iter", 0), ("tol", -1.0)]
 )
 def test_settings_out_of_range_are_refused(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*{value}"):

@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from reporting.synthetic_run import write_run
+from reporting.synthetic_run import write_results, write_run
 
 from subspace3d.commands import report
 from subspace3d.commands.report import ReportConfig
+from subspace3d.reporting.collect import collect
 
 MARKUP = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>&amp;"
 
@@ -60,4 +61,47 @@ def test_the_report_embeds_no_file_from_outside(tmp_path: Path) -> None:
         record["pictures"][0]["true"] = way
         results.write_text(json.dumps(record))
         page = report.run(ReportConfig(run)).read_text(encoding="utf-8")
-        assert "c2VjcmV0" not in page and ("must lie in" in page or "is not a whole safetensors file" in page)
+        assert "c2VjcmV0" not in page and ("must stay inside" in page or "is not a whole safetensors file" in page)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "evaluation/results.json", "metrics.jsonl"])
+def test_a_linked_file_of_a_run_is_not_shown(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    write_results(run / "evaluation", ["a"])
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    collect(run)
+    outside = tmp_path / "outside"
+    (run / name).rename(outside)
+    (run / name).symlink_to(outside)
+    with pytest.raises(ValueError, match="run must stay inside"):
+        collect(run)
+
+
+def _drop_module(record: dict) -> None:
+    record["weights"]["texture"]["modules"].popitem()
+
+
+def _drop_weight(record: dict) -> None:
+    record["weights"]["texture"]["mean"].pop()
+
+
+def _drop_attribute(record: dict) -> None:
+    del record["spectra"]["texture"]
+
+
+def _other_random(record: dict) -> None:
+    record["disentanglement"]["random"].clear()
+
+
+@pytest.mark.parametrize("change", [_drop_module, _drop_weight, _drop_attribute, _other_random])
+def test_an_analysis_that_does_not_hold_together_is_named(tmp_path: Path, change) -> None:
+    from fuzz.readers import READERS
+
+    READERS["analysis.json"].make(tmp_path)
+    path = tmp_path / "analysis/analysis.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"analysis\.json: (weights|spectra|disentanglement).* must have"):
+        collect(tmp_path)

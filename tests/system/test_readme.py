@@ -15,6 +15,7 @@ def test_the_training_loop_example_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     model = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 8))
+    values = torch.arange(6.0).flip(0).double()
     for attribute in ("texture", "camera"):
         modules = {
             name: ModuleSubspace(

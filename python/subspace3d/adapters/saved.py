@@ -90,7 +90,7 @@ def attach_adapter(model: nn.Module, folder: Path, method: str, basis: Path) -> 
     config.inference_mode = True
     try:
         tuned = PeftModel(model, config)
-        result = set_peft_model_state_dict(tuned, tensors)
+        result: Any = set_peft_model_state_dict(tuned, tensors)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # shapes, names, rank patterns
         raise ValueError(f"{folder} does not hold an adapter for the backbone: {error}") from error
     missing = [name for name in result.missing_keys if "lora_" in name or name.endswith(".c")]

@@ -41,7 +41,9 @@ def read_state_dict(path: Path) -> dict[str, Any]:
                 )
             with open_zip(file) as archive:
                 return _Reader(path, file, archive).read()
-        except (ValueError, zipfile.BadZipFile, KeyError, struct.error, NotImplementedError, RuntimeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a broken archive makes its parser run into anything
             raise ValueError(f"{path} is not a whole PyTorch weights file: {error}") from error
 
 
@@ -60,7 +62,7 @@ class _Reader:
             raise ValueError("its byte order must be little")
         content = parse(self._member(self.pickle, _LARGEST_PICKLE), _NAMES)
         if not isinstance(content, dict):
-            raise ValueError(f"it must hold a state dict (name -> tensor), got {type(content).__name__}")
+            raise ValueError(f"it must hold a plain state dict (name -> tensor), got {type(content).__name__}")
         return self._build(content)
 
     def _member(self, name: str, largest: int) -> bytes:

@@ -105,10 +105,8 @@ def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of a file, which may lie under the one key that training scripts use."""
     wrapper = next((key for key in _WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
     if wrapper is not None:
-        logger.info(
-            f"{path}: the weights are those under {wrapper!r}; "
-            f"beside them: {_first(sorted(content.keys() - {wrapper}))}"
-        )
+        others = _first(sorted(str(key) for key in content if key != wrapper)) or "nothing"
+        logger.info(f"{path}: the weights are those under {wrapper!r}; beside them: {others}")
         content = content[wrapper]  # type: ignore[assignment]
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     foreign = [name for name in content if name not in tensors]

@@ -160,11 +160,8 @@ def _arrays(path: Path, tensors: Mapping[str, Any], count: int) -> dict[str, NDA
         elif name in ("depth", "intrinsics", "extrinsics"):
             raise ValueError(f"{path}: must hold {name}")
     size = arrays["depth"].shape
-    if (
-        len(size) != 3
-        or not 1 <= size[0] == count <= MOST_FRAMES
-        or not 1 <= min(size[1:]) <= max(size) <= LARGEST_SIDE
-    ):
+    fits = len(size) == 3 and 1 <= min(size) <= max(size) <= LARGEST_SIDE
+    if not fits or size[0] != count or count > MOST_FRAMES:
         raise ValueError(f"{path}: depth must be {_TYPES['depth']} of {count} frames, got {list(size)}")
     wanted = {"depth": size, "intrinsics": (count, 3, 3), "extrinsics": (count, 3, 4)}
     wanted |= {"confidence": size, "image": (*size, 3)}

@@ -161,7 +161,7 @@ def _read_config(path: Path) -> _Config:
     for name, value in stored.items():
         if value and name not in _KNOWN_SETTINGS:
             raise ValueError(f"{path}: {name:.80} must be off, got {value!r:.80}: not a plain low-rank update")
-    return check(stored, _Config, path)  # type: ignore[arg-type, return-value]
+    return check(stored, _Config, path)
 
 
 def module_values(what: str, pattern: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

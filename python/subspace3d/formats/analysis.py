@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -89,14 +90,14 @@ class AnalysisRecord(TypedDict):
 def check_together(record: AnalysisRecord, what: object) -> None:
     """Raise ValueError unless every part is about the same attributes and modules."""
     attributes, modules = set(record["attributes"]), record["modules"].keys()
-    parts = {name: record[name].keys() for name in ("spectra", "behaviours", "weights")}  # type: ignore[literal-required]
+    parts: dict[str, Set[str]] = {name: record[name].keys() for name in ("spectra", "behaviours", "weights")}
     for name, keys in parts.items():
         if keys != attributes:
             raise ValueError(f"{what}: {name} must have an entry for each of attributes")
-    tables = {f"spectra.{name}": record["spectra"][name].keys() for name in attributes}
+    tables: dict[str, Set[str]] = {f"spectra.{name}": record["spectra"][name].keys() for name in attributes}
     tables |= {f"weights.{name}.modules": record["weights"][name]["modules"].keys() for name in attributes}
     for side in ("output", "input"):
-        pairs: list[_Pair] = record["disentanglement"][side]  # type: ignore[literal-required]
+        pairs: list[_Pair] = record["disentanglement"][side]
         for index, pair in enumerate(pairs):
             if not set(pair["attributes"]) <= attributes:
                 raise ValueError(f"{what}: disentanglement.{side}[{index}].attributes must be among attributes")

@@ -381,7 +381,7 @@ def _read_record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ValueError(f'{file} must say "format": "{FORMAT}", "version": {VERSION}')
-    checked = check(record, SceneRecord, file)  # type: ignore[arg-type]
+    checked = check(record, SceneRecord, file)
     if checked["width"] * checked["height"] > MOST_PIXELS:
         raise ValueError(f"{file}: width times height must be at most {MOST_PIXELS} pixels")
     return dict(checked)

@@ -12,7 +12,7 @@ import zlib
 
 LARGEST = 1 << 28
 """Bytes, as stored and expanded; the files of ClearPose have a few million."""
-_MOST_ARRAYS = 1 << 20
+_MOST_ELEMENTS = 1 << 21  # four for each array; 320,000 in a scene of ClearPose with 10,000 frames
 _DEEPEST = 8
 _MATRIX, _COMPRESSED, _SIZES = 14, 15, 5
 _HEADER = 128
@@ -21,7 +21,7 @@ _PLAIN = (_CELL, _STRUCT, 4, *range(6, 16))  # these, text and numbers; not spar
 
 
 def check_elements(data: bytes) -> None:
-    """Raise ValueError unless ``data`` is a MATLAB 5 file that expands to at most 2^28 bytes in at most 2^20 arrays.
+    """Raise ValueError unless ``data`` is a MATLAB 5 file that expands to at most 2^28 bytes in at most 2^21 elements.
 
     Arrays may be nested 8 deep, which also bounds scipy's recursion, and declare no more cells than they have bytes
     for; they hold cells, structs, text and numbers.
@@ -29,7 +29,7 @@ def check_elements(data: bytes) -> None:
     if not data.startswith(b"MATLAB 5.0 MAT-file") or len(data) < _HEADER:
         raise ValueError("it must be a MATLAB 5 file")
     order = "<" if data[126:128] == b"IM" else ">"
-    left, arrays, at = LARGEST, 0, _HEADER
+    left, elements, at = LARGEST, 0, _HEADER
     while at + 8 <= len(data):
         kind, count = struct.unpack_from(f"{order}II", data, at)
         at += 8
@@ -39,33 +39,36 @@ def check_elements(data: bytes) -> None:
             left -= len(content)
             if left < 0:
                 raise ValueError(f"it expands to more than {LARGEST} bytes")
-            arrays += _count_arrays(content, order, _MOST_ARRAYS - arrays)
+            elements += _count_elements(content, order, _MOST_ELEMENTS - elements)
         elif kind == _MATRIX:
-            arrays += _count_arrays(memoryview(data)[at - 8 : at + count], order, _MOST_ARRAYS - arrays)
+            elements += _count_elements(memoryview(data)[at - 8 : at + count], order, _MOST_ELEMENTS - elements)
         at += count
 
 
-def _count_arrays(data: memoryview, order: str, most: int) -> int:
-    """Arrays in one element and in what it holds."""
-    count, waiting = 0, [(0, len(data), 1)]
-    while waiting:
-        at, end, depth = waiting.pop()
-        if depth > _DEEPEST + 1:
-            raise ValueError(f"its arrays are nested more than {_DEEPEST} deep")
-        while at + 8 <= end:
-            kind, size = struct.unpack_from(f"{order}II", data, at)
-            if kind >> 16:  # a small element: size and type in one word, data in the next
-                at += 8
-                continue
-            at += 8
-            if kind == _MATRIX:
-                count += 1
-                if count > most:
-                    raise ValueError(f"it holds more than {_MOST_ARRAYS} arrays")
-                if size:
-                    _check_array(data[at : min(at + size, end)], order)
-                waiting.append((at, min(at + size, end), depth + 1))
-            at += size + -size % 8
+def _count_elements(data: memoryview, order: str, most: int) -> int:
+    """Elements in an array and in the arrays it holds."""
+    if len(data) < 8 or struct.unpack_from(f"{order}I", data)[0] != _MATRIX:
+        raise ValueError("a compressed element in it must be an array")
+    count, open_arrays = 0, [(0, len(data))]
+    while open_arrays:
+        at, end = open_arrays.pop()
+        if at + 8 > end:
+            continue
+        count += 1
+        if count > most:
+            raise ValueError(f"it holds more than {_MOST_ELEMENTS} elements")
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        if kind >> 16:  # a small element: size and type in one word, data in the next
+            open_arrays.append((at + 8, end))
+            continue
+        at += 8
+        open_arrays.append((at + size + -size % 8, end))
+        if kind == _MATRIX and size:
+            last = min(at + size, end)
+            _check_array(data[at:last], order)
+            open_arrays.append((at, last))
+            if len(open_arrays) > _DEEPEST + 1:
+                raise ValueError(f"its arrays are nested more than {_DEEPEST} deep")
     return count
 
 
