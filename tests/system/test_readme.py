@@ -18,9 +18,7 @@ def test_the_training_loop_example_runs(tmp_path, monkeypatch):
     values = torch.arange(6.0).flip(0).double()
     for attribute in ("texture", "camera"):
         modules = {
-            name: ModuleSubspace(
-                torch.randn(out, 3), torch.randn(into, 3), torch.arange(6.0).flip(0).double(), torch.ones(2).double()
-            )
+            name: ModuleSubspace(torch.randn(out, 3), torch.randn(into, 3), values, torch.ones(2).double())
             for name, out, into in (("0", 20, 12), ("2", 8, 20))
         }
         save_subspace(tmp_path / f"{attribute}.safetensors", modules, {"adapters": []})
