@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs.pool_work import note_process
-from training import distributed_run, distributed_step
+from training import distributed_run, distributed_step, parting_processes
 from training.plane_scenes import write_plane_scenes
 from training.tiny import read_metrics, without_time
 
@@ -23,6 +23,7 @@ from subspace3d.commands import adapt
 from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.files import load_tensors, read_json
 from subspace3d.jobs.pool import run_jobs
+from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 
 FLAGS = [
@@ -216,3 +217,64 @@ def test_pool_outlives_its_workers(tmp_path: Path) -> None:
     assert processes[0] == processes[1] != processes[2] == processes[3]
     with pytest.raises(ValueError, match="weights: no such file"):
         run_jobs(["one"], note_process, tmp_path / "broken", 2)
+
+
+def _part(folder: Path, times: int, limit: float) -> None:
+    script = str(Path(parting_processes.__file__))
+    pair = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(folder), str(times)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        texts = [process.communicate(timeout=limit)[0] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert all(f"parted {times} times" in text for text in texts), texts
+
+
+def test_processes_part(tmp_path: Path) -> None:
+    _part(tmp_path, times=40, limit=150)
+
+
+@pytest.mark.slow(reason="joins and parts two processes 500 times")
+def test_processes_part_five_hundred_times(tmp_path: Path) -> None:
+    _part(tmp_path, times=500, limit=1200)
+
+
+def test_a_lost_partner_ends_the_other_with_a_message(folder: Path, tmp_path: Path) -> None:
+    """One of two processes is killed: the other ends within seconds, in one line, and its checkpoint is whole."""
+    command = _command(folder, "finetune", tmp_path / "run", "a", "--method", "lora", "--rank", "2")
+    command += ["--train.steps", "400", "--train.save-every", "2", "--train.images-per-step", "4"]
+    port = str(29500 + os.getpid() % 1000)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    pair = [
+        subprocess.Popen(
+            command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 150
+        while not list(tmp_path.glob("run/checkpoints/step_*/state.json")):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
+            time.sleep(0.1)
+        pair[1].kill()
+        _, text = pair[0].communicate(timeout=60)
+    finally:
+        for process in pair:
+            process.kill()
+    assert pair[0].returncode == 2 and "another process of this run has ended" in text, text[-2000:]
+    assert "Traceback" not in text
+    newest = checkpoints.latest(tmp_path / "run/checkpoints")
+    assert newest is not None and checkpoints.read_state(newest, ("step",))["step"] >= 2

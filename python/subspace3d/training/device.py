@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import gc
 import os
 import platform
 import resource
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+_PARTNER_ANSWERS = datetime.timedelta(minutes=10)
+"""A process that waits longer than this for another one takes it for lost; one that has ended is noticed at once."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -111,8 +117,38 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PARTNER_ANSWERS)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+    except BaseException as error:
+        # the frames it came through may hold what `_leave` has to drop
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, RuntimeError) and _is_lost_partner(error):
+            raise ConnectionError(
+                "another process of this run has ended or does not answer; the last checkpoint is whole, and the same "
+                f"command continues from it ({str(error).splitlines()[0][:200]})"
+            ) from None
+        raise
     finally:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the process group, which nothing may use any more.
+
+    A DistributedDataParallel holds the group in C++. If it were the last to let go of it, the group would end inside a
+    destructor that keeps Python's interpreter lock, and wait for a thread of its own that needs this lock to release the
+    tensor of a finished barrier: for ever. So whatever cycles of garbage hold one go first, and the group ends in
+    Python's hands, where the lock is let go.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _is_lost_partner(error: RuntimeError) -> bool:
+    """gloo and nccl have no type of exception for it."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        words in text
+        for words in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo/")
+    )

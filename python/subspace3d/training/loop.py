@@ -162,6 +162,8 @@ def train(
         stop = stack.enter_context(stop_requests())
         pool = stack.enter_context(ThreadPoolExecutor(1, "batch"))
         run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot, objective)
+        # before the processes part, see `device._leave`
+        stack.callback(run.unwrap)
         if rate is not None:
             run.rate = rate
             del run.settings["steps"], run.settings["warmup"]
@@ -330,6 +332,11 @@ class _Run:
                     f"{name} must be {before.get(name)!r} to continue from {path}, got {value!r}; "
                     "choose another output folder or start over"
                 )
+
+    def unwrap(self) -> None:
+        """Let go of DistributedDataParallel and of the process group it holds."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            self.wrapped = self.wrapped.module
 
     def take_step(self, data: StepData) -> str:
         """One optimiser step; returns the note for the progress display."""
