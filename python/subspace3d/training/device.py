@@ -137,8 +137,8 @@ def _leave() -> None:
     """Leave the process group, which nothing may use any more.
 
     A DistributedDataParallel holds the group in C++. If it were the last to let go of it, the group would end inside a
-    destructor that keeps Python's interpreter lock, and wait for a thread of its own that needs this lock to release the
-    tensor of a finished barrier: for ever. So whatever cycles of garbage hold one go first, and the group ends in
+    destructor that keeps Python's interpreter lock, and wait for a thread of its own that needs this lock to release
+    the tensor of a finished barrier: for ever. So whatever cycles of garbage hold one go first, and the group ends in
     Python's hands, where the lock is let go.
     """
     gc.collect()
