@@ -12,7 +12,7 @@ from subspace_ext import SubspaceConv2d, SubspaceLinear, group_folds
 def make_model() -> nn.Module:
     torch.manual_seed(0)
     conv = SubspaceConv2d.from_conv(nn.Conv2d(3, 8, 3), torch.randn(8, 4), torch.randn(27, 4))
-    linear = SubspaceLinear.from_linear(nn.Linear(8, 6), torch.randn(6, 3), torch.randn(8, 3), plan="fold")
+    linear = SubspaceLinear.from_linear(nn.Linear(8, 6), torch.randn(6, 3), torch.randn(8, 3), plan="effective")
     nn.init.normal_(conv.c)
     nn.init.normal_(linear.c)
     model = nn.Sequential(conv, nn.Flatten(2), nn.GELU(), _Turn(), linear)
