@@ -10,6 +10,7 @@ from subspace3d.backbones import build_vggt, vggt
 from subspace3d.backbones.record import record_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights, save_weights
+from subspace3d.formats.torch_weights import read_state_dict
 
 
 def same_weights(first: VGGT, second: VGGT) -> bool:
@@ -150,7 +151,7 @@ def test_a_state_dict_beside_other_things_is_found_with_a_word(tiny: VGGT, tmp_p
     assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in other.state_dict().items())
     assert f"the weights are those under {key!r}; beside them: epoch, losses" in capsys.readouterr().out
     torch.save({"weights of mine": tiny.state_dict()}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="alone or under model or state_dict.*'weights of mine' is a dict"):
+    with pytest.raises(ValueError, match=r"alone or under model or state_dict.*'weights of mine' is a dict"):
         load_weights(other, tmp_path / "w.pt")
 
 
