@@ -11,6 +11,7 @@ from subspace3d.backbones.record import record_backbone
 from subspace3d.backbones.torch_weights import read_state_dict
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights, save_weights
+from subspace3d.formats.torch_weights import read_state_dict
 
 
 def same_weights(first: VGGT, second: VGGT) -> bool:

@@ -161,9 +161,7 @@ def test_one_model_under_two_names_is_mined_when_it_is_given_one(tmp_path, rng, 
     for name, base in (("a", "facebook/VGGT-1B"), ("b", "/models/vggt")):
         write_adapter(tmp_path / "in" / name, {NAME: random_pair(rng, 12, 10, 2)}, base_model_name_or_path=base)
     out = tmp_path / "out.safetensors"
-    with pytest.raises(
-        ValueError, match=r"one base model: .*if these are one model, give it one name \(--base-model\)"
-    ):
+    with pytest.raises(ValueError, match=r"one base model: .*give it one name \(--base-model\)"):
         mine.run(MineConfig(tmp_path / "in", out, k=2))
     config = MineConfig(tmp_path / "in", out, k=2, base_model="vggt-1b")
     assert load_subspace(mine.run(config)).header["base_model"] == "vggt-1b"

@@ -101,7 +101,8 @@ def _read_header(file: IO[bytes]) -> tuple[list[str], tuple[int, int]]:
 
 def _attributes(head: bytes) -> dict[str, tuple[str, bytes]]:
     """Name -> (type, value), up to the empty name that ends the header."""
-    at, found = 8, {}
+    at = 8
+    found: dict[str, tuple[str, bytes]] = {}
     while True:
         name, at = _text(head, at)
         if not name:
