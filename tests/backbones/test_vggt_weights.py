@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from subspace3d.formats.torch_weights import read_state_dict
 
 from subspace3d.backbones import build_vggt, vggt
 from subspace3d.backbones.record import record_backbone
 from subspace3d.backbones.torch_weights import read_state_dict
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights, save_weights
-from subspace3d.formats.torch_weights import read_state_dict
 
 
 def same_weights(first: VGGT, second: VGGT) -> bool:
