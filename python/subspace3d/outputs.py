@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +117,21 @@ class DatasetTargets:
         name: what their names begin with.
         suffixes: one for each data set.
         lists_skipped: whether OUT/skipped-<name>.json is written too.
-        settings: kind of the settings.
+        settings: kind of the settings; none: those of generate.
     """
 
     out: Path
     name: str
     suffixes: tuple[str, ...]
     lists_skipped: bool = False
-    settings: Kind = field(default_factory=lambda: GENERATE_SETTINGS)
+    settings: Kind | None = None
 
     @property
     def record(self) -> Path:
         return self.out / f"config-{self.name}.yaml"
 
     def declared(self) -> list[Output]:
-        found = [Output("out", self.record, self.settings)]
+        found = [Output("out", self.record, self.settings or GENERATE_SETTINGS)]
         if self.lists_skipped:
             found.append(Output("out", self.out / f"skipped-{self.name}.json", SKIPPED))
         # where the settings stand, data sets of their name are added to; else they must be new
@@ -173,7 +173,7 @@ class DatasetTargets:
         replace(found, DATASET, who)
         replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
         # last, so that a call that was cut off finds what is left to do
-        replace([self.record], self.settings, who)
+        replace([self.record], self.settings or GENERATE_SETTINGS, who)
 
 
 def mark(folder: Path, kind: Kind) -> None:

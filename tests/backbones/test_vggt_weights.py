@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from subspace3d.formats.torch_weights import read_state_dict
 
 from subspace3d.backbones import build_vggt, vggt
 from subspace3d.backbones.record import record_backbone
