@@ -2,7 +2,8 @@
 //
 // Layer l has N updates delta_n = rb_n ra_n^T, rb_n = rb[l][:, n r : (n+1) r]. Minimised over the fits f_n:
 //   sum_n (e^2 + |delta_n - f_n|_F^2)^(p/2),   e = eps * median of the positive |delta_n|_F,
-//   kMean: f_n = u v^T, one matrix of rank k;   kShared: f_n = u c_n v^T with orthonormal u, v and any c_n [k, k].
+//   kMean: f_n = u v^T, one matrix of rank k;   kShared: f_n = u c_n v^T with orthonormal u, v and any c_n [k, k], and
+//   every delta_n is first brought to the median norm: c_n takes its scale.
 #pragma once
 
 #include <cstdint>

@@ -35,7 +35,7 @@ template <class Machine>
 struct IrlsRoom {
   using Index = typename Machine::Index;
 
-  double* deltas;           // [N, sm, pad(sn)], in units of the median norm
+  double* deltas;           // [N, sm, pad(sn)]; kMean: in units of the median norm; kShared: each of norm one
   double* right;            // [N r, pad(sn)]
   double* matrix;           // what is decomposed: [sm, pad(sn)], or the stacked projections as rows
   double* fit;              // [sm, pad(sn)]
@@ -129,7 +129,11 @@ class IrlsLayer {
     if (Machine::largest(count, [&](Index n) { return out_.norms[n]; }) > kIrlsSpread * unit_) {
       return finish(IrlsStatus::kApart, 0, false);
     }
-    Machine::each(count * core_size(), [&](Index i) { room_.deltas[i] /= unit_; });
+    for (Index n = 0; n < count; ++n) {
+      double* entries = delta(n);
+      const double size = !shape_.shared || out_.norms[n] == 0.0 ? unit_ : out_.norms[n];
+      Machine::each(core_size(), [&](Index i) { entries[i] /= size; });
+    }
     start_weights();
     Index iteration = 0;
     bool converged = !shape_.shared && job_.p == 2.0;  // the weights are one whatever the residuals
@@ -181,13 +185,12 @@ class IrlsLayer {
     return kept ? 0.5 * (room_.sorted[(kept - 1) / 2] + room_.sorted[kept / 2]) : 0.0;
   }
 
-  // kMean starts from equal weights, kShared from updates of equal norm.
+  // Equal weights, and for kShared the given v.
   SUBSPACE_FN void start_weights() {
     const Index count = shape_.adapters, k = shape_.k, block = room_.block;
     Machine::each(count, [&](Index n) {
-      const double norm = out_.norms[n] / unit_;
-      room_.shares[n] = shape_.shared ? (norm > 0.0 ? 1.0 / (norm * norm) : 0.0) : 1.0 / count;
-      out_.weights[n] = shape_.shared ? room_.shares[n] / unit_ / unit_ : 1.0;
+      room_.shares[n] = 1.0 / count;
+      out_.weights[n] = 1.0;
     });
     if (!shape_.shared) return;
     Machine::each(shape_.sn * block, [&](Index i) {
@@ -232,7 +235,7 @@ class IrlsLayer {
     return true;
   }
 
-  // residuals [N], in units of the median norm until write(), and the objective. Returns the largest relative move of
+  // residuals [N], in the units of deltas until write(), and the objective. Returns the largest relative move of
   // a smoothed residual, which means nothing at the first fit.
   SUBSPACE_FN double measure(Index iteration) {
     double sum = 0.0, moved = iteration == 0 ? kInfinity : 0.0;
@@ -252,7 +255,7 @@ class IrlsLayer {
     return moved;
   }
 
-  // |delta_n - u c_n v^T|^2 with c_n = u^T delta_n v: |delta_n|^2 - |c_n|^2, but of the matrices themselves where that
+  // |delta_n - u c_n v^T|^2 with c_n = u^T delta_n v, for a delta_n of norm one: 1 - |c_n|^2, but of the matrices themselves where that
   // would cancel.
   SUBSPACE_FN double squared_residual(Index n) {
     constexpr double kCancelled = 1e-3;
@@ -261,8 +264,8 @@ class IrlsLayer {
     Machine::multiply(k, k, sm, room_.rows_u, ldm, 1, room_.projected + n * block, shape_.adapters * block, room_.core,
                       block);
     const double held = Machine::sum(k * block, [&](Index i) { return room_.core[i] * room_.core[i]; });
-    const double norm = out_.norms[n] / unit_, rest = norm * norm - held;
-    if (rest > kCancelled * norm * norm) return rest;
+    const double rest = (out_.norms[n] > 0.0 ? 1.0 : 0.0) - held;
+    if (rest > kCancelled) return rest;
     Machine::multiply(sm, k, k, room_.u, block, 1, room_.core, block, room_.mixed, block);
     Machine::multiply(sm, sn, k, room_.mixed, block, 1, room_.rows_v, ldn, room_.fit, ldn);
     return Machine::squared_distance(core_size(), delta(n), room_.fit);
@@ -294,7 +297,7 @@ class IrlsLayer {
     const double unit = shape_.shared ? 1.0 : unit_;
     Machine::each(shape_.sm * k, [&](Index i) { out_.u[i] = unit * room_.u[i / k * block + i % k]; });
     Machine::each(shape_.sn * k, [&](Index i) { out_.v[i] = room_.v[i / k * block + i % k]; });
-    Machine::each(shape_.adapters, [&](Index n) { out_.residuals[n] *= unit_; });
+    Machine::each(shape_.adapters, [&](Index n) { out_.residuals[n] *= shape_.shared ? out_.norms[n] : unit_; });
   }
 
   SUBSPACE_FN void finish(IrlsStatus status, Index iterations, bool converged) {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subspace_ext.column_space import ColumnSpace, column_space, extended_gram, settle
 from subspace_ext.ops.irls import MODELS, irls
-from subspace_ext.ops.irls_result import APART, SPREAD, IrlsResult, Model
+from subspace_ext.ops.irls_result import APART, SPREAD, IrlsResult, Model, nonzero_median
 
 _LARGEST_PRODUCT = 1e300  # leaves eight digits for sums over entries
 
@@ -27,10 +27,11 @@ class MinedSubspace:
     u: Tensor  # [..., out, k], strongest direction first, entry of largest magnitude positive
     v: Tensor  # [..., in, k]
     singular_values: Tensor  # [..., s], s = min(N r, out, in), descending: "mean": the whole spectrum of the weighted
-    # mean; "shared": of the updates projected on v, (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2)
+    # mean; "shared": (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2) for updates of the median norm
     singular_values_v: Tensor  # [..., s], the same of the other side; for "mean" equal to singular_values
     cores: Tensor  # [..., N, k, k]: u^^T delta_n v^
-    weights: Tensor  # [..., N], (eps^2 + res_n^2)^(-(2-p)/2), not normalised; the last fit was made with them
+    weights: Tensor  # [..., N], (e^2 + res_n^2)^(-(2-p)/2), not normalised; the last fit was made with them. "shared":
+    # res_n is that of the update at the median norm
     residuals: Tensor  # [..., N]: |delta_n - u v^T|_F or |delta_n - u^ cores[n] v^^T|_F
     norms: Tensor  # [..., N]: |delta_n|_F
     objective: Tensor  # [..., max_iter + 1]: smoothed objective after 0, 1, ... re-weightings; NaN past n_iter
@@ -126,9 +127,10 @@ def mine_subspace(
     - model "mean": one matrix, f_n = u v^T. From equal weights: the weighted mean M = sum_n w_n delta_n / sum_n w_n,
       its SVD M = L S R^T, u = L_k S_k^(1/2), v = R_k S_k^(1/2), then w_n = (e^2 + |delta_n - u v^T|^2)^(-(2-p)/2).
       p = 2 is the plain mean and one SVD.
-    - model "shared": one subspace, f_n = U C_n V^T with orthonormal U and V and a core for every adapter. From updates
-      of equal norm: V the leading right singular vectors of the updates stacked with w_n^(1/2), projected on U, then U
-      likewise, then the weights. The result u is U with columns scaled by their strength, see `MinedSubspace`.
+    - model "shared": one subspace, f_n = U C_n V^T with orthonormal U and V and a core for every adapter. The core
+      takes the scale of an adapter, so every delta_n is first brought to the median norm. From equal weights: V the
+      leading right singular vectors of all w_n^(1/2) U^T delta_n stacked, then U likewise, then the weights as above.
+      The result u is U with columns scaled by their strength, see `MinedSubspace`.
 
     Computed in float64 inside the column spaces of the stacked adapters, never on out x in matrices.
 
@@ -381,7 +383,9 @@ class _Core:
         self, share: Tensor, result: IrlsResult, k: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         b, a = self._split(self.b.triangle), self._split(self.a.triangle)
-        roots = share.sqrt()[:, :, None, None]
+        units = torch.stack([nonzero_median(norms) for norms in result.norms])[:, None]
+        ratios = torch.where(result.norms > 0, units / result.norms, 1.0)
+        roots = (share.sqrt() * ratios)[:, :, None, None]
 
         def spectrum(one: Tensor, other: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
             """Of the updates, `one` their leading factor, projected on vectors of the other side."""

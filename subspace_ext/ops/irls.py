@@ -34,9 +34,9 @@ def irls(
     """min over the fits of sum_n (e_l^2 + |rb_n ra_n^T - fit_n|_F^2)^(p/2) for each layer l.
 
     rb_n is the n-th block of r columns of rb[l], e_l = eps * median of the positive |rb_n ra_n^T|_F. Model "mean" has
-    one fit u v^T for all n, "shared" has u c_n v^T with any c_n. Runs the native loop of the device where the compiled
-    module has one, otherwise the reference, and the reference for a layer whose decompositions the native loop could
-    not certify.
+    one fit u v^T for all n, "shared" has u c_n v^T with any c_n and brings every update to the median norm first. Runs
+    the native loop of the device where the compiled module has one, otherwise the reference, and the reference for a
+    layer whose decompositions the native loop could not certify.
 
     Args:
         rb: [L, sb, N*r] float64.

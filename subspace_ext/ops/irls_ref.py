@@ -56,15 +56,14 @@ class _Mean:
 class _Shared:
     """fit_n = u (u^T delta_n v) v^T, u and v in turn the leading subspaces of the other's weighted projections.
 
-    Starts from the leading right subspace of the updates at equal norm.
+    The updates are brought to one norm. Starts from their leading right subspace.
     """
 
     def __init__(self, scaled: Tensor, norms: Tensor, k: int) -> None:
-        self.scaled, self.k = scaled, k
-        self.weights = torch.where(norms > 0, 1 / torch.where(norms > 0, norms, 1.0).square(), 0.0)
+        self.scaled, self.k = scaled / torch.where(norms > 0, norms, 1.0)[:, None, None], k
+        self.weights = torch.ones_like(norms)
         self.u, self.started = scaled.new_zeros(scaled.shape[1], k), False
-        equal = scaled / torch.where(norms > 0, norms, 1.0)[:, None, None]
-        _, _, self.v = _leading(equal.flatten(0, 1), k)
+        _, _, self.v = _leading(self.scaled.flatten(0, 1), k)
 
     def fit(self) -> Tensor:
         roots = self.weights.sqrt()[:, None, None]
@@ -90,16 +89,13 @@ def _one_layer(
     apart = bool(norms.max() > SPREAD * unit)
     scaled = delta / unit if not apart else torch.zeros_like(delta)
     state: _Mean | _Shared = (_Mean if model == "mean" else _Shared)(scaled, norms / unit, k)
-    powers = 2 if model == "shared" else 0  # of the unit in the weights of the start
     objective = torch.full((max_iter + 1,), float("nan"), dtype=rb.dtype, device=rb.device)
     iterations = 0
     smoothed: Tensor | None = None
     # the weights of a mean are one for p = 2 whatever the residuals
     converged = apart or not norms.any() or (model == "mean" and p == 2)
-    if not norms.any():
-        state.weights, powers = torch.ones_like(norms), 0
     while True:
-        residuals = (scaled - state.fit()).flatten(1).norm(dim=1)
+        residuals = (state.scaled - state.fit()).flatten(1).norm(dim=1)
         before, smoothed = smoothed, eps**2 + residuals**2
         objective[iterations] = (smoothed ** (p / 2)).sum()
         if model == "shared" and before is not None:
@@ -117,8 +113,8 @@ def _one_layer(
     return IrlsResult(
         state.u * unit if model == "mean" else state.u,
         state.v,
-        state.weights * unit ** (p - 2) if iterations else state.weights / unit**powers,
-        residuals * unit,
+        state.weights * unit ** (p - 2) if iterations else state.weights,
+        residuals * (unit if model == "mean" else norms),
         norms,
         objective * unit**p,
         torch.tensor(iterations, dtype=torch.int64, device=rb.device),

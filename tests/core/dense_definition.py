@@ -40,8 +40,11 @@ def dense_shared(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, m
     """The shared subspace by its definition, on out x in matrices and by dense SVDs; u and v orthonormal."""
     delta = lora_b.double() @ lora_a.double()
     norms = delta.flatten(1).norm(dim=1)
-    smoothing = eps * torch.quantile(norms[norms > 0], 0.5)
-    weights = torch.where(norms > 0, norms**-2.0, 0.0)
+    median = torch.quantile(norms[norms > 0], 0.5)
+    smoothing = eps * median
+    ratios = median / norms
+    delta = ratios[:, None, None] * delta
+    weights = torch.ones(len(delta), dtype=torch.float64)
 
     def leading(stack: Tensor) -> Tensor:
         left, values, _ = torch.linalg.svd(torch.cat(list(stack), dim=1), full_matrices=False)
@@ -69,7 +72,7 @@ def dense_shared(lora_b: Tensor, lora_a: Tensor, k: int, p: float, eps: float, m
         "u": u,
         "v": v,
         "weights": weights,
-        "residuals": residuals,
+        "residuals": residuals / ratios,
         "objective": torch.tensor(trace, dtype=torch.float64),
         "n_iter": len(trace) - 1,
         "norms": norms,
