@@ -22,6 +22,8 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 # costs as much as so many multiplications, measured on one AVX-512 core in float32.
 _SMALL_PRODUCTS = 2**23
 _PRODUCTS_PER_COPY = 50
+# More copies than this leave a processor's caches, and then cost more than they save.
+_CPU_COPIES = 2**21
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -95,7 +97,7 @@ class _LoraConv2d(torch.autograd.Function):
     def backward(ctx, dy):
         x, w_eff, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[index] for index in (0, 3, 4))
-        low_rank = low_rank_pays(dy.shape, a.shape, ctx.geometry)
+        low_rank = low_rank_pays(dy.shape, a.shape, ctx.geometry, x.device.type == "cpu")
         with without_autocast(dy.device.type):
             whole = (needs_a or needs_b) and not low_rank
             dx, dw = _gradients(dy, x, w_eff, ctx.geometry, needs_x, whole)
@@ -137,7 +139,7 @@ def _is_product(weight: Tensor, geometry: Geometry, device: torch.device) -> boo
     return device.type == "cpu" and weight[0, 0].numel() == 1 and {*stride} == {1} and {*padding} == {0}
 
 
-def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry) -> bool:
+def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry, on_cpu: bool) -> bool:
     """Whether the factors' gradients are cheaper from r channels than from the gradient of the whole weight."""
     stride, padding, dilation = geometry
     batch, out_size, height, width = dy_shape
@@ -147,6 +149,8 @@ def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geo
     if batch * height * width * out_size * in_size * kernel[0] * kernel[1] < _SMALL_PRODUCTS:
         return False
     if kernel[0] * kernel[1] == 1:
+        return False
+    if on_cpu and batch * height * width * rank * kernel[0] * kernel[1] > _CPU_COPIES:
         return False
     return 2 * rank * (in_size + _PRODUCTS_PER_COPY) < out_size * in_size
 
