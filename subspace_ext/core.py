@@ -66,7 +66,8 @@ def _start_counting() -> None:
 
 def capturing() -> bool:
     """True while the current stream is captured into a CUDA graph."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    # the flag, and not the function around it, because every forward asks
+    return torch.cuda._initialized and torch.cuda.is_current_stream_capturing()
 
 
 def keepable() -> bool:

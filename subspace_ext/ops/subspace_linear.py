@@ -29,6 +29,8 @@ _FORMER_PLANS = {"fold": "effective", "factored": "beside"}
 # H100 (below it, rewriting the weight moves more bytes than the low-rank chain saves).
 EFFECTIVE_TOKENS_CUDA = 1000
 
+_interpreters = torch._C._functorch.peek_interpreter_stack
+
 
 class Effective:
     """An effective weight made before the call, and what goes with it; all in the dtype of the call."""
@@ -242,7 +244,6 @@ class _EffectiveLinear(torch.autograd.Function):
     def forward(ctx, x, c, effective):
         weight, bias, augmented = effective.weight, effective.bias, effective.augmented
         tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        ctx.core_dtype, ctx.effective = c.dtype, None
         if not c.requires_grad:
             ctx.save_for_backward(weight)
             return _shaped(torch.nn.functional.linear(tokens, weight, _own_bias(effective)), x.shape[:-1])
@@ -257,7 +258,7 @@ class _EffectiveLinear(torch.autograd.Function):
             y, p = _shaped(both[:, :out_size], x.shape[:-1]), both[:, out_size:].contiguous()
         # Kept through autograd, which notices when a later weight is written into the same memory.
         ctx.save_for_backward(weight, p, u)
-        ctx.effective = effective
+        ctx.effective, ctx.core_dtype = effective, c.dtype
         return y
 
     @staticmethod
@@ -365,7 +366,7 @@ def plain_operations_only() -> bool:
 
 def transforming() -> bool:
     """Whether a transform of torch.func is under way, whose tensors have no address."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _interpreters() is not None
 
 
 torch.library.define(
