@@ -194,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
 def render_shard(arguments: argparse.Namespace, number: int) -> Path:
     """Shard ``number`` of the training scenes: by turns arcs of 60 to 360 and of 60 to 120 degrees, or rooms.
 
-    Four samples per pixel and a denoiser cost a quarter of 16 samples and are nearer to the converged image.
+    Four samples per pixel and a denoiser take half the time of 16 samples and are nearer to the converged image.
     """
     from subspace3d.scenes import generate
 
