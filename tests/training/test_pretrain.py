@@ -23,14 +23,17 @@ from subspace3d.files import load_tensors
 from subspace3d.training.device import Processes
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts/pretrain_nano.py"
-    spec = importlib.util.spec_from_file_location("pretrain_nano", path)
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"scripts/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("pretrain_nano")
 
 
 class Oracle(nn.Module):
@@ -117,3 +120,21 @@ def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
     script.plot_losses([folder / "metrics.jsonl" for folder in (tmp_path / "long", branched)], 2, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_the_model_card_shows_what_the_script_measures(script: ModuleType, tmp_path: Path) -> None:
+    dataset = MultiViewDataset(write_plane_scenes(tmp_path, scenes=1, views=3, size=112), 112)
+    figures = {**script.measure(Oracle(dataset), dataset, frames=2), "edge_recall": 0.512}
+    record = {"steps": 40, "seconds": 120.0}
+    recipe = {"images_per_step": 12, "frames": [2, 6], "lr": 1e-3, "camera_weight": 1.0}
+    report = {
+        "stages": {"cooldown": {"recipe": recipe, "training": record}},
+        "data": {"scenes": 10_000, "views": 8},
+        "held_out": {"circles": figures},
+    }
+    script.export(nn.Linear(2, 2), tmp_path / "nano.safetensors", report)
+    page = load_script("model_card").content(tmp_path / "nano.safetensors")
+    assert "| cooldown | 40 | 12 | 2 to 6 | 0.001 | 1 | 2 min |" in page
+    names, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()[-3:])
+    assert dict(zip(names, row))["edges found"] == "51 %" and dict(zip(names, row))["scenes"] == "circles"
+    assert len(names) == len(set(figures)) + 1  # every figure has its column
