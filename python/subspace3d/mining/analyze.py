@@ -167,7 +167,9 @@ def _weights(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
     relative = [subspaces.modules[name].weights / subspaces.modules[name].weights.mean() for name in modules]
     mean = mean_relative_weights(subspaces).tolist()
     low = (torch.stack(relative) < _LOW_WEIGHT).double().mean(0).tolist()
-    names = [adapter["path"] for adapter in subspaces.header.get("adapters", [])] or [str(n) for n in range(len(mean))]
+    names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header.get("adapters", []))] or [
+        str(n) for n in range(len(mean))
+    ]
     return {
         "adapters": names,
         "mean": [round(value, 6) for value in mean],
