@@ -85,7 +85,7 @@ def prepare(context: Context, sizes: Sizes) -> None:
             wanted = {
                 "mean": MineConfig(tuned / attribute, Path(), k=k),
                 "shared": MineConfig(tuned / attribute, Path(), k=k, model="shared"),
-                "gradient": MineConfig(gradients / attribute, Path(), k=k),
+                "gradient": MineConfig(gradients / attribute, Path(), k=k, model="shared"),
                 "joined": MineConfig(tuned / attribute, Path(), k=k, join=gradients / attribute),
             }
             for source, config in wanted.items():

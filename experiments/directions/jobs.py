@@ -76,11 +76,10 @@ def do(context: Context, sizes: Sizes, run: Run) -> dict[str, Any]:
     folders = MultiViewDataset(layout.scenes(run.task, "train"), size).folders
     dataset = MultiViewDataset.for_training(folders[: run.scenes or None], size, config)
     held = {split: _held_out(context, run.task, split, size) for split in (*SPLITS, VALIDATION)}
-    cache = TokenCache(context.tokens, plain.aggregator.patch_embed)
     curve: dict[str, dict[str, dict[str, float]]] = {}
     diverged = None
-    with cache.attached():
-        model = apply_method(plain, "subspace", basis=basis, heads="frozen")
+    model = apply_method(plain, "subspace", basis=basis, heads="frozen")
+    with TokenCache(context.tokens, plain.aggregator.patch_embed).attached():
         watch = _Watch(model, held, config, sizes.steps, curve)
         watch.after_step(0)
         work = Path(tempfile.mkdtemp(prefix="directions-"))

@@ -11,6 +11,7 @@ from typing import Any
 from experiments.claims import TASK_NAMES
 from experiments.directions.plan import BASES, CONTROLS, Cell, Sizes
 from experiments.directions.results import (
+    ALPHA,
     ORDERS,
     Answer,
     Records,
@@ -56,40 +57,32 @@ def render(
 
 
 def verdict_sentence(found: Sequence[Answer]) -> str:
-    counts = {word: sum(answer.verdict == word for answer in found) for word in ("holds", "contradicted")}
-    pairs = min((answer.pairs.count for answer in found), default=0)
-    few = "" if pairs >= 6 else f" With {pairs} pairs no sign-flip p can reach 0.05, so nothing can be shown."
+    together = [answer for answer in found if answer.task is None]
+    counts = {word: sum(answer.verdict == word for answer in together) for word in ("holds", "contradicted")}
+    pairs = min((answer.pairs.count for answer in together), default=0)
+    few = "" if 2 * len(together) / 2**pairs <= ALPHA else f" {pairs} pairs are too few to show anything of so many."
     return (
-        f"{len(found)} comparisons of held-out loss, cores alone, heads frozen: {counts['holds']} shown, "
-        f"{counts['contradicted']} shown the other way round, the rest not decided (Holm over all).{few}"
+        f"{len(together)} questions about the held-out loss, cores alone, heads frozen: {counts['holds']} shown, "
+        f"{counts['contradicted']} shown the other way round, the others not decided (sign flips, Holm over all).{few}"
     )
 
 
 def _answers(found: Sequence[Answer]) -> str:
-    head = [
-        "question",
-        "task",
-        "difference of loss (95 % BCa)",
-        "depth part",
-        "camera part",
-        "p",
-        "p (Holm)",
-        "verdict",
+    head = ["question", "pairs", "difference of loss (95 % BCa)", "depth part", "camera part"]
+    together = [answer for answer in found if answer.task is None]
+    tables = [
+        markdown([*head, "p", "p (Holm)", ""], [[*_row(a), f"{a.adjusted:.3f}", f"**{a.verdict}**"] for a in together])
     ]
-    body = [
-        [
-            answer.question.text,
-            TASK_NAMES[answer.task],
-            _difference(answer.pairs),
-            _difference(answer.depth),
-            _difference(answer.camera),
-            f"{answer.pairs.p:.3f}",
-            f"{answer.adjusted:.3f}",
-            f"**{answer.verdict}**",
-        ]
-        for answer in found
-    ]
-    return markdown(head, body) + "\n\nNegative: the first is better."
+    single = [answer for answer in found if answer.task is not None]
+    if single:
+        rows = [[TASK_NAMES[a.task], *_row(a), a.verdict] for a in single if a.task is not None]
+        tables += ["By task, each interval on its own:", markdown(["task", *head, "p", ""], rows)]
+    return "\n\n".join([*tables, "Negative: the first is better."])
+
+
+def _row(answer: Answer) -> list[str]:
+    parts = [_difference(pairs) for pairs in (answer.pairs, answer.depth, answer.camera)]
+    return [answer.question.text, f"{answer.pairs.count}", *parts, f"{answer.pairs.p:.3f}"]
 
 
 def _difference(pairs: Paired) -> str:

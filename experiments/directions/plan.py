@@ -12,7 +12,7 @@ BASES: dict[str, str] = {
     "psv": "singular vectors of the weights",
     "mean": "tuned adapters, model mean",
     "shared": "tuned adapters, model shared",
-    "gradient": "gradients of the attribute data sets",
+    "gradient": "gradients of the attribute data sets, model shared",
     "joined": "both: U of both, V of the gradients",
     "pooled": "tuned adapters of all attributes in one",
     "own": "the task's own gradient (oracle)",

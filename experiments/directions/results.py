@@ -70,16 +70,18 @@ QUESTIONS = (
 
 @dataclass
 class Answer:
-    """One question on one task.
+    """One question, on one task or on all of them together.
 
     Attributes:
+        task: None: the pairs of all tasks. With six seeds one task alone could show nothing once Holm has counted the
+            questions, so the verdicts are about all tasks.
         pairs: first minus second, of the held-out loss at the end: negative is better.
         depth, camera: the same of the two parts of the loss.
-        adjusted: Holm's p over all answers.
+        adjusted: Holm's p over the questions; NaN for one task.
     """
 
     question: Question
-    task: Task
+    task: Task | None
     pairs: Paired
     depth: Paired
     camera: Paired
@@ -97,26 +99,35 @@ class Answer:
 
 
 def answers(records: Records, sizes: Sizes, tasks: Sequence[Task]) -> list[Answer]:
-    """Every question on every task that has both sides with the same seeds; seeds that diverged are left out."""
-    found = []
+    """Every question on all tasks together, then on each, where both sides have the same seeds; diverged ones do not
+    count."""
+    together, single = [], []
     for question in QUESTIONS:
-        for task in tasks:
-            sides = [_cell_records(records, task, basis, sizes.main) for basis in (question.first, question.second)]
-            seeds = [seed for seed in sorted(sides[0].keys() & sides[1].keys()) if not _any_diverged(sides, seed)]
-            if not seeds:
-                continue
-            pairs = {
-                term: compare_pairs(*([final(side[seed], term) for seed in seeds] for side in sides))
-                for term in ("loss", "depth", "camera")
-            }
-            found.append(Answer(question, task, pairs["loss"], pairs["depth"], pairs["camera"]))
-    for answer, adjusted in zip(found, holm([answer.pairs.p for answer in found])):
+        by_task = {task: _pairs(records, question, task, sizes.main) for task in tasks}
+        known = {task: pairs for task, pairs in by_task.items() if pairs}
+        if not known:
+            continue
+        together.append(_answer(question, None, [pair for pairs in known.values() for pair in pairs]))
+        single += [_answer(question, task, pairs) for task, pairs in known.items()]
+    for answer, adjusted in zip(together, holm([answer.pairs.p for answer in together])):
         answer.adjusted = adjusted
-    return found
+    return [*together, *single]
 
 
-def _any_diverged(sides: Sequence[Mapping[int, Mapping[str, Any]]], seed: int) -> bool:
-    return any(side[seed]["diverged"] for side in sides)
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def _pairs(records: Records, question: Question, task: Task, K: int) -> list[Pair]:
+    first, second = (_cell_records(records, task, basis, K) for basis in (question.first, question.second))
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    return [pair for pair in pairs if not any(record["diverged"] for record in pair)]
+
+
+def _answer(question: Question, task: Task | None, pairs: Sequence[Pair]) -> Answer:
+    def compare(term: str) -> Paired:
+        return compare_pairs([final(one, term) for one, _ in pairs], [final(two, term) for _, two in pairs])
+
+    return Answer(question, task, compare("loss"), compare("depth"), compare("camera"))
 
 
 def _cell_records(records: Records, task: Task, basis: str, K: int) -> Mapping[int, Mapping[str, Any]]:

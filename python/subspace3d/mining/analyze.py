@@ -15,11 +15,12 @@ import subspace_ext
 from subspace3d.choices import ATTRIBUTES
 from subspace3d.formats.subspace import SubspaceFile, natural_key
 from subspace3d.mining.cross_validation import SIDES, own_and_nearest
+from subspace3d.mining.interference import compare_attributes
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
 
 FORMAT = "subspace3d-analysis"
-VERSION = 2
+VERSION = 3
 
 # Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
 _RANDOM_PAIRS = 64
@@ -50,6 +51,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
         "spectra": spectra,
         "behaviours": {attribute: _count_behaviours(spectra[attribute]) for attribute in attributes},
         "disentanglement": _disentanglement(subspaces, attributes, modules),
+        "interference": compare_attributes(subspaces, attributes, modules),
         "weights": {attribute: _weights(subspaces[attribute], modules) for attribute in attributes},
         "cross_validation": None,
     }
@@ -71,6 +73,12 @@ def describe(analysis: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{' / '.join(pair['attributes'])}, {side} side: smallest eigenvalue {pair['mean_smallest']:.2f}, "
                 f"mean over modules (random subspaces {pair['mean_smallest_random']:.2f})"
+            )
+    for pair in analysis["interference"]:
+        if pair["mean"] is not None:
+            lines.append(
+                f"{' / '.join(pair['attributes'])}: interference {pair['mean']:.2f}, mean over modules "
+                f"(random subspaces {pair['mean_random']:.2f})"
             )
     return lines + _describe_cross_validation(analysis)
 
