@@ -207,7 +207,7 @@ def test_a_model_that_answers_nan_fails_on_the_scene(scenes, tmp_path, monkeypat
         command.run(config_of(scenes, tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{"frames": 0}, {"images": -1}, {"icp_threshold": 0.0}])
+@pytest.mark.parametrize("changes", [{"frames": 0}, {"kept_scenes": -1}, {"icp_threshold": 0.0}])
 def test_bad_settings_are_refused(scenes, tmp_path, changes):
     with pytest.raises(ValueError, match="got"):
         command.run(EvaluateConfig(scenes=scenes, out=tmp_path, **changes))

@@ -170,14 +170,15 @@ def test_one_model_under_two_names_is_mined_when_it_is_given_one(tmp_path, rng, 
     assert "already mined" in capsys.readouterr().out
 
 
-def test_the_last_line_counts_what_was_taken_and_left_out(tmp_path, rng, capsys):
+def test_the_end_counts_what_was_taken_and_left_out(tmp_path, rng, capsys):
     for name in ("a", "b"):
         write_adapter(tmp_path / "in" / name, {NAME: random_pair(rng, 12, 10, 2)})
     write_adapter(tmp_path / "in/a/checkpoint-7", {NAME: random_pair(rng, 12, 10, 2)})
     shutil.copytree(tmp_path / "in/b", tmp_path / "in/c")
     mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=2))
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("2 adapters taken; left out: 1 checkpoints") and "1 copies" in last
+    counts, following = capsys.readouterr().out.splitlines()[-2:]
+    assert following.startswith("next: ")
+    assert counts.startswith("2 adapters taken; left out: 1 checkpoints") and "1 copies" in counts
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from subspace3d import cli, doctor, extras
+from subspace3d import cli, extras
+from subspace3d.commands import doctor
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

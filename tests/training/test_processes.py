@@ -136,7 +136,7 @@ def test_finetune_killed_in_the_middle_ends_the_same(folder: Path, tmp_path: Pat
     command = _command(folder, "finetune", run, "a", *flags)
     _killed(command, lambda: (run / "checkpoints/step_3").is_dir())
     assert not (run / "tuned").exists()
-    (run / "checkpoints/.step_9.torn.tmp").mkdir()  # what a kill while saving leaves
+    (run / "checkpoints/.step_9.s3d-abcdefgh.tmp").mkdir()  # what a kill while saving leaves
     subprocess.run([*command, "--resume", "auto"], check=True, capture_output=True)
     straight = tmp_path / "straight"
     main(_command(folder, "finetune", straight, "a", *flags)[3:])

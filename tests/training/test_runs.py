@@ -225,7 +225,7 @@ def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, m
 def test_finetune_refuses_another_run_in_its_folder(folder: Path, tmp_path: Path) -> None:
     config = _finetune(folder, tmp_path, "none")
     finetune.run(config)
-    with pytest.raises(ValueError, match="finished run with another rank"):
+    with pytest.raises(ValueError, match="rank 3 there, 5 now"):
         finetune.run(dataclasses.replace(config, rank=5))
     finetune.run(dataclasses.replace(config, rank=5, resume="never"))
     with pytest.raises(ValueError, match="subspaces must name"):

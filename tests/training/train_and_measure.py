@@ -43,6 +43,7 @@ def main(method: str, precision: str, checkpointing: str, images: str, folder: s
     set_modes(tuned)
     config = TrainConfig(
         steps=2,
+        lr=1e-3,
         frames=(4, 4),
         images_per_step=int(images),
         precision=precision,  # type: ignore[arg-type]

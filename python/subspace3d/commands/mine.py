@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from subspace3d import files, outputs, records
 from subspace3d.log import logger
@@ -23,8 +23,14 @@ class MineConfig:
     """Every PEFT adapter folder below it is one adapter."""
     out: Path
     """Subspace file (.safetensors)."""
-    k: int = 16
-    """Rank of the shared subspace."""
+    k: int | Literal["auto"] = 16
+    """Rank of the shared subspace; auto: by module, as many directions as stand above those of unrelated adapters."""
+    model: Literal["mean", "shared", "auto"] = "mean"
+    """What adapters share. mean: one mean update, as in the paper. shared: one subspace, each adapter with its own
+    core. auto: the one by which an adapter that is left out lies more in what the others share."""
+    join: Path | None = None
+    """Gradient adapters (adapt --gradient-only) of the same attribute, joined: output directions of both, input
+    directions of the gradients."""
     p: float = 1.0
     """Exponent of the residual norm, 0 < p <= 2; 2 is the plain mean."""
     eps: float = 1e-3
@@ -37,7 +43,8 @@ class MineConfig:
     """Name of the base model where the adapters call it by several; empty: they must agree."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.k, int) and self.k >= 1, "k", "an integer of at least 1", self.k)
+        whole = isinstance(self.k, int) and self.k >= 1
+        require(self.k == "auto" or whole, "k", "an integer of at least 1, or auto", self.k)
         require(0 < self.p <= 2, "p", "in (0, 2]", self.p)
         require(self.eps > 0, "eps", "positive", self.eps)
         require(self.max_iter >= 1, "max_iter", "at least 1", self.max_iter)
@@ -48,7 +55,7 @@ class MineConfig:
         return self.out.parent, self.out.name
 
     def reads(self) -> list[tuple[str, Path]]:
-        return outputs.named(adapters=self.adapters)
+        return outputs.named(adapters=self.adapters, join=self.join)
 
     def writes(self) -> list[outputs.Output]:
         return [outputs.Output("out", self.out, outputs.SUBSPACE)]
@@ -70,20 +77,37 @@ def run(config: MineConfig) -> Path:
     from subspace3d.formats.adapter import read_adapter
     from subspace3d.formats.adapter_folders import search_adapters
     from subspace3d.formats.subspace import SubspaceFile, save_subspace
-    from subspace3d.mining.mine import IrlsSettings, mine_adapters, summary
+    from subspace3d.mining.join import join
+    from subspace3d.mining.mine import IrlsSettings, check_same_modules, mine_adapters, summary
 
     config = outputs.check(config)
     found = search_adapters(config.adapters)
-    inputs = _inputs(config, found.folders)
+    joined = search_adapters(config.join).folders if config.join else []
+    inputs = _inputs(config, found.folders, joined)
     if _is_done(config.out, inputs):
         logger.info(f"{config.out}: already mined with the same settings; {found.summary()}")
         return config.out
     adapters = [read_adapter(folder) for folder in found.folders]
     _report_ignored(adapters)
     settings = IrlsSettings(config.p, config.eps, config.max_iter, config.tol)
-    modules, details = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}", config.base_model)
-    header = {"base_model": adapters[0].base_model, **inputs, "modules": details}
+    mined = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}", config.model, config.base_model)
+    modules, details = mined.modules, mined.details
+    chosen: dict[str, Any] = {"model": mined.model, "source": _source(adapters)}
+    if mined.held_out:
+        chosen["held_out"] = asdict(mined.held_out)
+    if joined:
+        gradients = [read_adapter(folder) for folder in joined]
+        if _source(gradients) != "gradient":
+            raise ValueError(f"join must hold gradient adapters (adapt --gradient-only), got others in {config.join}")
+        check_same_modules([adapters[0], *gradients], config.base_model)
+        own = mine_adapters(
+            gradients, config.k, settings, f"mine {config.out.stem}, gradients", mined.model, config.base_model
+        )
+        modules, details = join(modules, own.modules), own.details
+    header = {"base_model": adapters[0].base_model, **inputs, **chosen, "modules": details}
     save_subspace(config.out, modules, header)
+    for note in mined.notes:
+        logger.info(f"{config.out.stem}: {note}")
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
     logger.info(found.summary())
     logger.info(
@@ -92,21 +116,33 @@ def run(config: MineConfig) -> Path:
     return config.out
 
 
-def _inputs(config: MineConfig, folders: Sequence[Path]) -> dict[str, Any]:
+def _inputs(config: MineConfig, folders: Sequence[Path], joined: Sequence[Path]) -> dict[str, Any]:
     """Everything the result depends on, as it stands in the header."""
+    settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
+    inputs = {"adapters": _hashes(config.adapters, folders), "asked_model": config.model, **settings}
+    if config.base_model:
+        inputs["base_model"] = config.base_model
+    # with gradients joined, spectra, weights and energies are theirs
+    return inputs if config.join is None else {**inputs, "join": _hashes(config.join, joined)}
+
+
+def _hashes(root: Path, folders: Sequence[Path]) -> list[dict[str, str]]:
     from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME
 
-    adapters = [
+    return [
         {
-            "path": folder.relative_to(config.adapters).as_posix(),
+            "path": folder.relative_to(root).as_posix(),
             "sha256": files.sha256(folder / WEIGHTS_NAME),
             "config_sha256": files.sha256(folder / CONFIG_NAME),
         }
         for folder in folders
     ]
-    settings = {name: getattr(config, name) for name in ("k", "p", "eps", "max_iter", "tol")}
-    named = {"base_model": config.base_model} if config.base_model else {}
-    return {"adapters": adapters, **settings, **named}
+
+
+def _source(adapters: Sequence[Adapter]) -> str:
+    """tuned, gradient, or mixed."""
+    sources = {adapter.source for adapter in adapters}
+    return sources.pop() if len(sources) == 1 else "mixed"
 
 
 def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
@@ -119,7 +155,9 @@ def _is_done(path: Path, inputs: dict[str, Any]) -> bool:
     except ValueError as error:
         logger.info(f"mining anew: {error}")
         return False
-    return not records.differing(header, inputs)
+    # files of before there was a choice do not name it; a file without join is no result with it, nor the reverse
+    before = {"asked_model": "mean", **header}
+    return not records.differing(before, inputs) and ("join" in header) == ("join" in inputs)
 
 
 def _report_ignored(adapters: Sequence[Adapter]) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from subspace3d.schema import NOT_EMPTY, Count, Positive, PositiveInt, Rule
 
 FORMAT = "subspace3d-analysis"
-VERSION = 2
+VERSION = 3
 
 _Share = Annotated[float, Rule("a number of -0.001 to 1.001", lambda value: -1e-3 <= value <= 1 + 1e-3)]
 _Names = Annotated[list[str], NOT_EMPTY]
@@ -62,6 +62,13 @@ class _Disentanglement(TypedDict):
     random: dict[str, _Level]
 
 
+class _Interference(TypedDict):
+    attributes: Annotated[list[str], Rule("two names", lambda value: len(value) == 2)]
+    mean: float | None
+    mean_random: float
+    modules: dict[str, float | None]
+
+
 class _Weights(TypedDict):
     adapters: _Names
     mean: list[float]
@@ -82,6 +89,7 @@ class AnalysisRecord(TypedDict):
     spectra: dict[str, dict[str, _Spectrum]]
     behaviours: dict[str, dict[str, Count]]
     disentanglement: _Disentanglement
+    interference: list[_Interference]
     weights: dict[str, _Weights]
     cross_validation: dict[str, Any] | None
     inputs: NotRequired[dict[str, str]]
@@ -105,6 +113,10 @@ def check_together(record: AnalysisRecord, what: object) -> None:
             unknown = {row["random"] for row in pair["modules"].values()} - record["disentanglement"]["random"].keys()
             if unknown:
                 raise ValueError(f"{what}: disentanglement.random must have {min(unknown):.80}")
+    for index, scores in enumerate(record["interference"]):
+        if not set(scores["attributes"]) <= attributes:
+            raise ValueError(f"{what}: interference[{index}].attributes must be among attributes")
+        tables[f"interference[{index}].modules"] = scores["modules"].keys()
     for name, keys in tables.items():
         if keys != modules:
             raise ValueError(f"{what}: {name} must have an entry for each of modules")

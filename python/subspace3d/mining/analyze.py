@@ -16,6 +16,7 @@ from subspace3d.choices import ATTRIBUTES
 from subspace3d.formats.analysis import FORMAT, VERSION
 from subspace3d.formats.subspace import SubspaceFile, natural_key
 from subspace3d.mining.cross_validation import SIDES, own_and_nearest
+from subspace3d.mining.interference import compare_attributes
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
 
@@ -48,6 +49,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
         "spectra": spectra,
         "behaviours": {attribute: _count_behaviours(spectra[attribute]) for attribute in attributes},
         "disentanglement": _disentanglement(subspaces, attributes, modules),
+        "interference": compare_attributes(subspaces, attributes, modules),
         "weights": {attribute: _weights(subspaces[attribute], modules) for attribute in attributes},
         "cross_validation": None,
     }
@@ -69,6 +71,12 @@ def describe(analysis: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{' / '.join(pair['attributes'])}, {side} side: smallest eigenvalue {pair['mean_smallest']:.2f}, "
                 f"mean over modules (random subspaces {pair['mean_smallest_random']:.2f})"
+            )
+    for pair in analysis["interference"]:
+        if pair["mean"] is not None:
+            lines.append(
+                f"{' / '.join(pair['attributes'])}: interference {pair['mean']:.2f}, mean over modules "
+                f"(random subspaces {pair['mean_random']:.2f})"
             )
     return lines + _describe_cross_validation(analysis)
 
@@ -165,7 +173,9 @@ def _weights(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
     relative = [subspaces.modules[name].weights / subspaces.modules[name].weights.mean() for name in modules]
     mean = mean_relative_weights(subspaces).tolist()
     low = (torch.stack(relative) < _LOW_WEIGHT).double().mean(0).tolist()
-    names = [adapter["path"] for adapter in subspaces.header.get("adapters", [])] or [str(n) for n in range(len(mean))]
+    names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header.get("adapters", []))] or [
+        str(n) for n in range(len(mean))
+    ]
     return {
         "adapters": names,
         "mean": [round(value, 6) for value in mean],

@@ -51,6 +51,8 @@ def find_mined_adapters(subspaces: Mapping[str, SubspaceFile], roots: Iterable[P
         missing = [name for name in ("adapters", *_SETTINGS) if name not in subspace.header]
         if missing:
             raise ValueError(f"the header of {attribute} must have {', '.join(missing)}, got {sorted(subspace.header)}")
+        if "join" in subspace.header:
+            raise ValueError(f"{attribute} was joined from two sources: analyze the subspace of each on its own")
         found[attribute] = []
         for adapter in subspace.header["adapters"]:
             key = adapter["sha256"], adapter["config_sha256"]
@@ -169,7 +171,8 @@ def _groups(
         if missing:
             raise ValueError(f"adapters of {attribute} must change {min(missing)}, {adapter.path} does not")
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in subspace.modules}
-    return [(group, names, factors) for group, names in group_modules(factors, subspace.header["k"]).items()]
+    sizes = {name: subspace.header["modules"][name]["k"] for name in subspace.modules}
+    return [(group, names, factors) for group, names in group_modules(factors, sizes).items()]
 
 
 def _measure(
@@ -204,6 +207,7 @@ def _leave_out(
     own: SubspaceFile,
 ) -> None:
     settings = {name: own.header[name] for name in _SETTINGS if name != "k"}
+    settings["model"] = own.header.get("model", "mean")
     k = min(group.k, (record.adapters - 1) * group.rank)
     full = {side: torch.stack([getattr(own.modules[name], key) for name in names]) for side, key in SIDES.items()}
     held_out: list[torch.Tensor] = []

@@ -6,16 +6,19 @@ Modules of equal shape are stacked and mined together, so a network costs a few 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
 import subspace_ext
 from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
+from subspace3d.mining.selection import HeldOut, Model, choose_k, compare_models, sharing
 from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
 from subspace3d.progress import Progress
+
+_USUAL_K = 16  # at which models are compared before k is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,41 +31,79 @@ class IrlsSettings:
     tol: float = 1e-6
 
 
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """What `mine_adapters` found.
+
+    Attributes:
+        modules: module -> its subspace.
+        details: module -> what a subspace file's header says of it.
+        model: of sharing that was mined, mean or shared.
+        held_out: the comparison it was chosen by; None where it was given.
+        notes: what was chosen, in sentences.
+    """
+
+    modules: dict[str, ModuleSubspace]
+    details: dict[str, dict[str, Any]]
+    model: Model
+    held_out: HeldOut | None
+    notes: list[str]
+
+
 def mine_adapters(
-    adapters: Sequence[Adapter], k: int, settings: IrlsSettings, label: str = "mine", base_model: str = ""
-) -> tuple[dict[str, ModuleSubspace], dict[str, dict[str, Any]]]:
-    """``min over u, v of sum_n ||delta[n] - u v^T||_F^p`` for each module of the adapters.
+    adapters: Sequence[Adapter],
+    k: int | Literal["auto"],
+    settings: IrlsSettings,
+    label: str = "mine",
+    model: Model | Literal["auto"] = "mean",
+    base_model: str = "",
+) -> Mined:
+    """What the adapters share in each module, by `subspace_ext.mine_subspace`.
 
     Adapters of different rank are legal: the factors are padded with zeros, which leaves their product as it is.
     A module too narrow for ``k`` (a head with 2 outputs) gets ``k = min(out, in, sum of its adapters' ranks)``.
 
     Args:
         adapters (Sequence[Adapter]): of one base model, changing the same modules.
-        k (int): rank of the subspace.
+        k (int | str): rank of the subspace; auto: as many directions of each module as stand above those of unrelated
+            adapters (`selection.choose_k`), at least one.
         settings (IrlsSettings): of the mining.
         label (str): what the progress is shown as.
+        model (str): of sharing, mean or shared; auto: the one by which an adapter that is left out lies more in what
+            the others share (`selection.compare_models`).
         base_model (str): see `check_same_modules`.
 
-    Returns:
-        module name -> its subspace, and module name -> what a subspace file's header says of it.
-
     Raises:
-        ValueError: adapters of different base models or modules, or ``k`` larger than the sum of the adapters' ranks
-            in every module.
+        ValueError: adapters of different base models or modules, ``k`` larger than the sum of the adapters' ranks in
+            every module, or a model to be chosen for a single adapter.
     """
     check_same_modules(adapters, base_model)
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
+    options = dataclasses.asdict(settings)
+    held_out, notes = None, []
+    if model == "auto":
+        held_out = compare_models(factors, _USUAL_K if k == "auto" else k, options)
+        if held_out is None:
+            raise ValueError("model must be mean or shared for a single adapter, or for adapters without any update")
+        model = held_out.best
+        notes.append(held_out.sentence())
+    sizes: int | dict[str, int]
+    if k == "auto":
+        chosen = choose_k(factors, model, options)
+        notes.append(sharing(list(chosen), chosen))
+        sizes = {name: max(1, value) for name, value in chosen.items()}
+    else:
+        sizes = k
     modules: dict[str, ModuleSubspace] = {}
     details: dict[str, dict[str, Any]] = {}
-    groups = group_modules(factors, k)
     with Progress(label, len(factors), "module") as progress:
-        for group, names in groups.items():
+        for group, names in group_modules(factors, sizes).items():
             for batch in batches(group, names, len(adapters)):
-                mined = _mine_batch(group, [factors[name] for name in batch], settings)
+                mined = _mine_batch(group, [factors[name] for name in batch], model, options)
                 for name, (module, detail) in zip(batch, mined):
                     modules[name], details[name] = module, detail
                 progress.advance(len(batch))
-    return modules, details
+    return Mined(modules, details, model, held_out, notes)
 
 
 def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> None:
@@ -103,7 +144,7 @@ def summary(subspaces: SubspaceFile) -> str:
     shares = [share for detail in details for share in detail["explained"] if share is not None]
     explained = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "none (all updates are zero)"
     text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces: {explained}"
-    names = [adapter["path"] for adapter in subspaces.header["adapters"]]
+    names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header["adapters"])]
     if len(names) > 1:
         weights = mean_relative_weights(subspaces)
         least = int(weights.argmin())
@@ -117,10 +158,10 @@ def mean_relative_weights(subspaces: SubspaceFile) -> torch.Tensor:
 
 
 def _mine_batch(
-    group: Group, batch: Sequence[Factors], settings: IrlsSettings
+    group: Group, batch: Sequence[Factors], model: Model, options: Mapping[str, Any]
 ) -> list[tuple[ModuleSubspace, dict[str, Any]]]:
     lora_b, lora_a = stack(group, batch)
-    mined = subspace_ext.mine_subspace(lora_b, lora_a, group.k, **dataclasses.asdict(settings))
+    mined = subspace_ext.mine_subspace(lora_b, lora_a, group.k, model=model, **options)
     explained = explained_energy(lora_b, lora_a, mined.u, mined.v)
     results = []
     for index in range(len(batch)):

@@ -27,8 +27,8 @@ class Group:
     k: int
 
 
-def group_modules(factors: Mapping[str, Factors], k: int) -> dict[Group, list[str]]:
-    """Modules by what makes them stackable; a module too narrow for ``k`` gets ``min(out, in, sum of ranks)``.
+def group_modules(factors: Mapping[str, Factors], k: int | Mapping[str, int]) -> dict[Group, list[str]]:
+    """Modules by what makes them stackable; a module too narrow for its ``k`` gets ``min(out, in, sum of ranks)``.
 
     Raises:
         ValueError: ``k`` is larger than the sum of the adapters' ranks in every module.
@@ -39,8 +39,11 @@ def group_modules(factors: Mapping[str, Factors], k: int) -> dict[Group, list[st
         ranks = [len(lora_a) for _, lora_a in factors[name]]
         out_features, in_features = len(factors[name][0][0]), factors[name][0][1].shape[1]
         most = max(most, sum(ranks))
-        groups[Group(out_features, in_features, max(ranks), min(k, out_features, in_features, sum(ranks)))].append(name)
-    if k > most:
+        own = k if isinstance(k, int) else k[name]
+        groups[Group(out_features, in_features, max(ranks), min(own, out_features, in_features, sum(ranks)))].append(
+            name
+        )
+    if isinstance(k, int) and k > most:
         raise ValueError(f"k must be at most the sum of the adapters' ranks, {most}, got {k}")
     return dict(groups)
 

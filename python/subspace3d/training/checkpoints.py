@@ -14,6 +14,7 @@ from subspace3d.files import (
     DamagedError,
     atomic_folder,
     discard,
+    is_leftover,
     load_tensors,
     read_record,
     save_tensors,
@@ -97,7 +98,8 @@ def remove_all(folder: Path) -> None:
 def check_removable(folder: Path) -> None:
     """Raises ValueError if something in ``folder`` is not a checkpoint's."""
     found = newest_first(folder)
-    foreign = [entry for entry in folder.iterdir() if entry not in found] if folder.is_dir() else []
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    foreign = [entry for entry in entries if entry not in found and not is_leftover(entry.name)]
     foreign += [path / name for path in found for name in foreign_content(path)]
     if foreign:
         raise ValueError(f"out: {folder} must hold nothing but checkpoints to start over in it, got {foreign[0]}")
