@@ -200,6 +200,8 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
 
     folder = arguments.out / "scenes/train"
     name = f"shard{number:03d}"
+    if len(list(folder.glob(f"{name}_00/scene_*/scene.json"))) == SHARD_SCENES:
+        return folder / f"{name}_00"
     room = number % ROOMS_EVERY == ROOMS_EVERY - 1
     generate.run(
         GenerateConfig(

@@ -15,17 +15,18 @@ _MOST_VALUES = 10_000
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain YAML and JSON values: paths become strings, tuples lists."""
+    table: dict[str, Any] = _plain(config)
+    return table
 
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {_key(field): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, (tuple, list)):
-            return [plain(item) for item in value]
-        return value
 
-    return plain(config)
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {_key(field): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def save(path: Path, config: Any, **provenance: Any) -> None:
@@ -63,7 +64,8 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Args:
         record (Path): settings that `save` wrote before; nothing is checked while there are none.
         config: the settings now.
-        names (tuple): the fields that must be as they were.
+        names (tuple): the fields that must be as they were; one that the settings were written without has its
+            default there.
         made (str): what would be added to, for the message.
 
     Raises:
@@ -74,6 +76,8 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     old = read_table(record)
     now = to_dict(config)
     keys = [name.rstrip("_") for name in names]
+    if any(key in old for key in keys):
+        old = {_key(field): _plain(field.default) for field in dataclasses.fields(config)} | old
     different = [key for key in keys if old.get(key) != now[key]]
     if different:
         listed = ", ".join(f"{key} {old.get(key)!r} there, {now[key]!r} now" for key in different)
