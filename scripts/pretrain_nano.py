@@ -260,7 +260,7 @@ def run_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
         images_per_step=arguments.images,
         checkpointing=False,
         precision=arguments.precision,
-        save_every=250,
+        save_every=50,
         seed=arguments.seed,
         device=arguments.device,
         threads=arguments.threads,
