@@ -25,10 +25,14 @@ def build_model() -> nn.Module:
     torch.manual_seed(0)
     return ViTForImageClassification(
         ViTConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16,
-            patch_size=4, num_labels=2,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=16,
+            patch_size=4,
         )
-    )  # fmt: skip
+    )
 
 
 class Squares(Dataset[dict[str, torch.Tensor]]):
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         s3.save_basis(basis_file, singular_vectors(model, k=8))
     # modules_to_save: a fresh classifier head is trained in full beside the cores
     settings = s3.SubspaceConfig(basis=str(basis_file), modules_to_save=["classifier"])
-    tuned = get_peft_model(model, settings)  # type: ignore[arg-type]
+    tuned = get_peft_model(model, settings)
     trainer = Trainer(
         model=tuned,
         args=TrainingArguments(

@@ -43,11 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> tuple[torch.Tensor, torch.Te
     s3.save_basis(basis_file, basis)
 
     # 2. tune cores inside it, like any other PEFT adapter
-    model = get_peft_model(base_model(), s3.SubspaceConfig(basis=str(basis_file)))  # type: ignore[arg-type]
+    model = get_peft_model(base_model(), s3.SubspaceConfig(basis=str(basis_file)))
     model.print_trainable_parameters()
     inputs = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
     labels = (inputs[:, 0] > 0).long() + 2 * (inputs[:, 1] > 0).long()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    loss = torch.zeros(())
     for _ in range(options.steps):
         loss = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()

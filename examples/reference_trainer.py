@@ -118,4 +118,5 @@ def _camera_points(depth: np.ndarray, intrinsic: np.ndarray) -> np.ndarray:
     """Points [H, W, 3] of a depth map in its camera's frame."""
     from subspace3d.geometry import camera_rays, pixel_centres
 
-    return depth[..., None] * camera_rays(intrinsic, pixel_centres(*depth.shape))
+    points: np.ndarray = depth[..., None] * camera_rays(intrinsic, pixel_centres(*depth.shape))
+    return points

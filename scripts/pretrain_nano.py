@@ -201,6 +201,8 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
 
     folder = arguments.out / "scenes/train"
     name = f"shard{number:03d}"
+    if len(list(folder.glob(f"{name}_00/scene_*/scene.json"))) == SHARD_SCENES:
+        return folder / f"{name}_00"
     room = number % ROOMS_EVERY == ROOMS_EVERY - 1
     generate.run(
         GenerateConfig(
@@ -259,7 +261,7 @@ def run_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
         images_per_step=arguments.images,
         checkpointing=False,
         precision=arguments.precision,
-        save_every=250,
+        save_every=50,
         seed=arguments.seed,
         device=arguments.device,
         threads=arguments.threads,

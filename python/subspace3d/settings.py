@@ -32,7 +32,8 @@ _MOST_DOTS, _DEEPEST = 1000, 50
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain YAML and JSON values: paths become strings, tuples lists."""
-    return _plain(config)
+    table: dict[str, Any] = _plain(config)
+    return table
 
 
 def _plain(value: Any) -> Any:
@@ -86,7 +87,8 @@ def check_same(record: Path, config: Any, names: tuple[str, ...], made: str) -> 
     Args:
         record (Path): settings that `save` wrote before; nothing is checked while there are none.
         config: the settings now.
-        names (tuple): the fields that must be as they were.
+        names (tuple): the fields that must be as they were; one that the settings were written without has its
+            default there.
         made (str): what would be added to, for the message.
 
     Raises:

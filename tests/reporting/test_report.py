@@ -220,7 +220,7 @@ def test_files_outside_the_run_are_not_shown(run_folder, tmp_path):
     results["pictures"] = [{"scene": "x", "true": "../elsewhere/true.safetensors", "methods": {}}]
     (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results))
     text = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
-    assert text.count("what is kept of x must lie in") == 2
+    assert text.count("what is kept of x must stay inside") == 2
 
 
 def test_one_finetuning_run_is_a_run_folder_too(run_folder, tmp_path):

@@ -74,6 +74,9 @@ def test_other_settings_under_the_same_name_are_refused(tmp_path):
     run(GenerateConfig(out=tmp_path, name="set", **{**SMALL, "scenes": 1}))
     with pytest.raises(ValueError, match="resolution 32 there, 40 now"):
         run(GenerateConfig(out=tmp_path, name="set", **{**SMALL, "resolution": 40}))
+    record = tmp_path / "config-set.yaml"
+    record.write_text("".join(line for line in record.read_text().splitlines(True) if "denoise" not in line))
+    run(GenerateConfig(out=tmp_path, name="set", **{**SMALL, "scenes": 1}))  # written before there was a denoiser
     with pytest.raises(ValueError, match="name must be a plain folder name"):
         run(GenerateConfig(out=tmp_path, name="../set", **SMALL))
     assert len(find_scenes(tmp_path)) == 1

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from training.plane_scenes import write_plane_scenes
 
 from subspace3d import cli, extras
 from subspace3d.commands import doctor
@@ -39,6 +40,7 @@ def test_the_line_that_installs_a_library(module: str, line: str | None) -> None
 
 
 def test_a_command_names_the_line_that_installs_what_it_lacks(tmp_path, monkeypatch, capsys) -> None:
+    write_plane_scenes(tmp_path, scenes=1, views=2, size=28)
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(SystemExit) as end:
         cli.main(["view", str(tmp_path)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -94,6 +95,17 @@ def test_other_settings_are_refused(dataset: MultiViewDataset, tmp_path: Path) -
         train(tiny_model(), dataset, dataclasses.replace(CONFIG, steps=1, lr=1.0), tmp_path, settings={"rank": 2})
     with pytest.raises(ValueError, match="rank must be 2 to continue"):
         train(tiny_model(), dataset, dataclasses.replace(CONFIG, steps=1), tmp_path, settings={"rank": 3})
+
+
+def test_a_setting_that_did_not_exist_had_its_default(dataset: MultiViewDataset, tmp_path: Path) -> None:
+    train(tiny_model(), dataset, dataclasses.replace(CONFIG, steps=1), tmp_path)
+    record = tmp_path / "checkpoints/step_1/state.json"
+    state = json.loads(record.read_text())
+    assert state["settings"].pop("nearby") == CONFIG.nearby
+    record.write_text(json.dumps(state))
+    train(tiny_model(), dataset, dataclasses.replace(CONFIG, steps=1), tmp_path)
+    with pytest.raises(ValueError, match=r"nearby must be 0\.0 to continue"):
+        train(tiny_model(), dataset, dataclasses.replace(CONFIG, steps=1, nearby=2.0), tmp_path)
 
 
 def test_only_what_is_trainable_moves_and_loss_falls(dataset: MultiViewDataset, tmp_path: Path) -> None:

@@ -86,11 +86,11 @@ def test_exported_weights_load_as_the_backbone(script: ModuleType, tmp_path: Pat
 def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path), "--images", "4", "--cooldown", "2"])
+    monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path), "--images", "6", "--cooldown", "2"])
     arguments = script.parse_arguments()
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         script.branch(tmp_path / "long", arguments, Processes())
-    folder = write_plane_scenes(tmp_path / "scenes", scenes=2, views=4, size=56)
+    folder = write_plane_scenes(tmp_path / "scenes", scenes=3, views=6, size=56)
     monkeypatch.setattr(script, "SHAPE", dataclasses.replace(TINY, image_size=56))
     scenes = script.GrowingScenes(lambda number: folder, lambda folders: MultiViewDataset(folders, 56), 1, 1, 1)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 import torch
 from typing_extensions import TypedDict
@@ -38,8 +38,10 @@ class _ModuleEntry(TypedDict):
 class _Header(TypedDict):
     base_model: NotRequired[str | None]
     adapters: NotRequired[list[_AdapterEntry]]
+    join: NotRequired[list[_AdapterEntry]]
     modules: NotRequired[dict[str, _ModuleEntry]]
-    k: NotRequired[PositiveInt]
+    model: NotRequired[Literal["mean", "shared"]]
+    k: NotRequired[PositiveInt | Literal["auto"]]
     p: NotRequired[Positive]
     eps: NotRequired[Positive]
     max_iter: NotRequired[PositiveInt]

@@ -57,11 +57,13 @@ def collect(run: Path) -> RunContent:
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"run: no such folder: {run}")
-    results = _find(run, "evaluation/results.json", results_format.FORMAT, ResultsRecord)
-    analysis = _find(run, "analysis/analysis.json", analysis_format.FORMAT, AnalysisRecord)
+    results = _find(run, "evaluation/results.json", results_format.FORMAT)
+    if results is not None:
+        check(results.value, ResultsRecord, results.path)
+    analysis = _find(run, "analysis/analysis.json", analysis_format.FORMAT)
     # one of an earlier version is named on the page and not drawn
-    if analysis is not None and analysis.value["version"] == analysis_format.VERSION:
-        analysis_format.check_together(analysis.value, analysis.path)  # type: ignore[arg-type]
+    if analysis is not None and analysis.value.get("version") == analysis_format.VERSION:
+        analysis_format.check_together(check(analysis.value, AnalysisRecord, analysis.path), analysis.path)
     curves, tuned = {}, {}
     for folder in _training_folders(run):
         lines = _read_lines(run, folder / "metrics.jsonl")
@@ -87,7 +89,7 @@ def _inside(run: Path, path: Path) -> Path:
     return files.inside(run, path.relative_to(run).as_posix(), "run")
 
 
-def _find(run: Path, usual: str, expected: str, schema: type) -> Document | None:
+def _find(run: Path, usual: str, expected: str) -> Document | None:
     """The file at its usual place, else the one of that name nearest to the top."""
     path = run / usual
     if not path.is_file():
@@ -98,7 +100,7 @@ def _find(run: Path, usual: str, expected: str, schema: type) -> Document | None
     value = files.read_json(_inside(run, path))
     if not isinstance(value, dict) or value.get("format") != expected:
         raise ValueError(f"{path}: format must be {expected!r}")
-    return Document(path, check(value, schema, path))
+    return Document(path, value)
 
 
 def _training_folders(run: Path) -> list[Path]:

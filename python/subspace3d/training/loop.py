@@ -326,6 +326,8 @@ class _Run:
             )
 
     def _check_settings(self, path: Path, before: dict) -> None:
+        # a setting that did not exist when the checkpoint was made had its default
+        before = {**run_settings(TrainConfig()), **before}
         for name, value in self.settings.items():
             if before.get(name) != value:
                 raise ValueError(
