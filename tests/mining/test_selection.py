@@ -92,7 +92,7 @@ def test_mine_says_what_it_chose(tmp_path, rng, caplog):
     assert header["model"] == "shared" and header["modules"][NAME]["k"] == RANK and header["source"] == "tuned"
     assert header["held_out"]["shares"]["shared"] > header["held_out"]["unrelated"]["shared"]
     assert "(model shared)" in caplog.text and "k by module: 3 to 3" in caplog.text
-    with pytest.raises(ValueError, match="k must be at least 1, or auto"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1, or auto"):
         MineConfig(tmp_path, tmp_path / "x", k=0)
 
 

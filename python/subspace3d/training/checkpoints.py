@@ -89,6 +89,7 @@ def remove_unfinished(folder: Path) -> None:
 def remove_all(folder: Path) -> None:
     """Delete the checkpoints below ``folder``, and ``folder`` if nothing else is in it."""
     check_removable(folder)
+    sweep(folder)
     for path in newest_first(folder):
         discard(path)
     with contextlib.suppress(OSError):
