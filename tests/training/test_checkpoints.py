@@ -105,3 +105,12 @@ def test_only_checkpoints_are_dropped_and_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold nothing but checkpoints .* got .*step_99"):
         checkpoints.remove_all(tmp_path)
     assert (tmp_path / "step_3/state.json").is_file()
+
+
+def test_what_a_killed_save_left_goes_with_the_checkpoints(tmp_path: Path) -> None:
+    model, optimizer = _stepped(seed=1, steps=1)
+    folder = tmp_path / "checkpoints"
+    checkpoints.save(folder, 1, dict(model.named_parameters()), optimizer, {})
+    (folder / ".step_2.s3d-abcdefgh.tmp/step_2").mkdir(parents=True)
+    checkpoints.remove_all(folder)
+    assert not folder.exists()
