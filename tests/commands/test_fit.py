@@ -19,7 +19,7 @@ from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.fit import FitConfig
 from subspace3d.commands.mine import MineConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import read_json
+from subspace3d.files import read_json, write_json
 from subspace3d.training.gradients import summed_gradients
 
 TRAIN = dataclasses.replace(CONFIG, augment=False, check_memory=False)
@@ -76,9 +76,13 @@ def test_a_basis_of_the_scenes_own_gradient_fits_and_is_not_measured_twice(
     # one file of one attribute: nothing to choose among
     assert record["suggested"]["attributes"] is None and record["passes"] == 1
 
+    damaged = read_json(tmp_path / "fit" / "fit.json")
     monkeypatch.setattr(fit, "_measure", lambda *_: pytest.fail("measured again"))
     assert fit.run(config(tmp_path, subspace)) == record
     assert record["sentence"] in capsys.readouterr().out
+    write_json(tmp_path / "fit" / "fit.json", {**damaged, "verdict": "perfect"})
+    with pytest.raises(ValueError, match=r"fit\.json: verdict must be 'fits' or 'weak' or 'chance', got 'perfect'"):
+        fit.run(config(tmp_path, subspace))
 
 
 def test_settings_out_of_range_are_named(tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ def test_joined_sources_take_outputs_of_both_and_inputs_of_the_gradients(tmp_pat
     expected = left[:, :2] * values[:2]
     u = both.modules[NAME].u
     torch.testing.assert_close(u @ u.T, expected @ expected.T, rtol=1e-4, atol=1e-6)
+    # of the gradients there may be more
+    write_gradient(tmp_path / "gradients" / "2", {NAME: random_pair(rng, 12, 10, 2)})
+    more = mine.run(MineConfig(tmp_path / "tuned", tmp_path / "m.safetensors", k=2, join=tmp_path / "gradients"))
+    assert len(load_subspace(more).modules[NAME].weights) == len(load_subspace(more).header["join"]) == 3
     # a file without the gradients is another one
     again = load_subspace(mine.run(MineConfig(tmp_path / "tuned", path, k=2)))
     assert "join" not in again.header

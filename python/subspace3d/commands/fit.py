@@ -13,8 +13,6 @@ from subspace3d.log import logger
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig
 
-FORMAT = "subspace3d-fit"
-VERSION = 1
 RECORD = "fit.json"
 FIGURE = "fit.png"
 DOES_NOT_FIT = 3
@@ -80,7 +78,8 @@ def run(config: FitConfig) -> dict[str, Any]:
     """
     from subspace3d.adapters.basis import select_files
     from subspace3d.backbones.record import record_backbone
-    from subspace3d.files import read_record, sha256, write_json
+    from subspace3d.files import sha256, write_json
+    from subspace3d.formats.fit import FORMAT, VERSION, read_fit
     from subspace3d.reporting.fit_figure import draw_fit
     from subspace3d.training.loop import run_settings
 
@@ -99,10 +98,8 @@ def run(config: FitConfig) -> dict[str, Any]:
         },
     )
     path = config.out / RECORD
-    record: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
-        record = read_record(path)
-    if record.get("version") != VERSION or records.differing(record.get("inputs") or {}, inputs):
+    record = read_fit(path)
+    if record is None or records.differing(record["inputs"], inputs):
         record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone)}
         outputs.mark(config.out, outputs.FIT)
         draw_fit(record, config.out / FIGURE)

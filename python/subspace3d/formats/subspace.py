@@ -41,6 +41,11 @@ class _Header(TypedDict):
     join: NotRequired[list[_AdapterEntry]]
     modules: NotRequired[dict[str, _ModuleEntry]]
     model: NotRequired[Literal["mean", "shared"]]
+    join: NotRequired[list[_AdapterEntry]]
+    asked_model: NotRequired[Literal["mean", "shared", "auto"]]
+    model: NotRequired[Literal["mean", "shared"]]
+    source: NotRequired[Literal["tuned", "gradient", "mixed"]]
+    held_out: NotRequired[dict[str, dict[str, float]]]
     k: NotRequired[PositiveInt | Literal["auto"]]
     p: NotRequired[Positive]
     eps: NotRequired[Positive]
@@ -122,7 +127,9 @@ def _check_together(path: Path, modules: Mapping[str, ModuleSubspace], header: M
     for name, other in counts.items():
         if other != count:
             raise ValueError(f"{path}: {name} must have {count} weights as {first}, got {other}")
-    if len(header.get("adapters") or []) not in (0, count):
+    # with gradients joined, the weights are theirs
+    mined = header.get("join") or header.get("adapters") or []
+    if len(mined) not in (0, count):
         raise ValueError(f"{path}: header must name {count} adapters, one for each weight")
     foreign = sorted((header.get("modules") or {}).keys() - modules.keys())
     if foreign:

@@ -171,7 +171,7 @@ def _groups(
         if missing:
             raise ValueError(f"adapters of {attribute} must change {min(missing)}, {adapter.path} does not")
     factors = {name: [adapter.modules[name] for adapter in adapters] for name in subspace.modules}
-    sizes = {name: subspace.header["modules"][name]["k"] for name in subspace.modules}
+    sizes = {name: module.u.shape[1] for name, module in subspace.modules.items()}
     return [(group, names, factors) for group, names in group_modules(factors, sizes).items()]
 
 
