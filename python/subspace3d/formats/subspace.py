@@ -38,9 +38,7 @@ class _ModuleEntry(TypedDict):
 class _Header(TypedDict):
     base_model: NotRequired[str | None]
     adapters: NotRequired[list[_AdapterEntry]]
-    join: NotRequired[list[_AdapterEntry]]
     modules: NotRequired[dict[str, _ModuleEntry]]
-    model: NotRequired[Literal["mean", "shared"]]
     join: NotRequired[list[_AdapterEntry]]
     asked_model: NotRequired[Literal["mean", "shared", "auto"]]
     model: NotRequired[Literal["mean", "shared"]]
