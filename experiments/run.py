@@ -61,7 +61,7 @@ def run(config: ExperimentsConfig) -> Path:
     layout = Layout(config.out)
     experiments: tuple[Experiment, ...] = config.only or EXPERIMENTS
     failures: dict[str, str] = {}
-    _check_folder(config)
+    check_folder(config.out, config.scale, config.weights, config.collect)
     if not config.collect:
         failures = _run_all(config, layout, dataclasses.replace(scale, tasks=chosen), experiments)
     path = page.write(layout, scale, failures, config.publish)
@@ -74,18 +74,22 @@ def run(config: ExperimentsConfig) -> Path:
     return path
 
 
-def _check_folder(config: ExperimentsConfig) -> None:
-    """A run folder belongs to one scale, one set of weights and one version; every start is noted in it."""
-    path = config.out / RUN_RECORD
-    backbone = record_backbone("vggt-nano", config.weights)
-    wanted = {"scale": config.scale, "weights": backbone.sha256, "version": __version__}
+def check_folder(out: Path, scale: str, weights: Path | None, collect: bool) -> None:
+    """A run folder belongs to one scale, one set of weights and one version; every start is noted in it.
+
+    Raises:
+        ValueError: ``out`` holds a run of another scale, other weights or another version.
+        FileNotFoundError: with ``collect``, it holds none.
+    """
+    path = out / RUN_RECORD
+    wanted = {"scale": scale, "weights": record_backbone("vggt-nano", weights).sha256, "version": __version__}
     record: dict[str, Any] = {**wanted, "starts": []}
     if path.is_file():
         record = read_json(path)
-        records.check_same(config.out, record, wanted, "choose another folder")
-    elif config.collect:
-        raise FileNotFoundError(f"out: no experiments in {config.out}, so there is nothing to collect")
-    if not config.collect:
+        records.check_same(out, record, wanted, "choose another folder")
+    elif collect:
+        raise FileNotFoundError(f"out: no experiments in {out}, so there is nothing to collect")
+    if not collect:
         now = {**provenance(choose_device("auto")), "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(path, {**record, "starts": [*record["starts"], now]})
 

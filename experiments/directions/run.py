@@ -19,11 +19,10 @@ from experiments.directions.settings import DirectionsConfig
 from experiments.jobs import Context
 from experiments.layout import Layout
 from experiments.plan import Mined
-from experiments.run import RUN_RECORD
+from experiments.run import check_folder
 from experiments.scale import SCALES
 from experiments.settings import ExperimentsConfig
-from subspace3d import __version__, outputs, records
-from subspace3d.backbones.record import record_backbone
+from subspace3d import outputs
 from subspace3d.files import load_tensors, read_json, write_json
 from subspace3d.log import logger
 
@@ -50,7 +49,7 @@ def run(config: DirectionsConfig) -> Path:
     )
     workers = config.workers or os.cpu_count() or 1
     context = Context(shared, Layout(config.out), scale, config.out / "tokens", workers)
-    _check_folder(config)
+    check_folder(config.out, config.scale, config.weights, config.collect)
     chosen = cells(scale, sizes, config.bases, config.sizes)
     failures = {} if config.collect else _run_all(config, context, sizes, chosen)
     path = Paths(context.layout).root / "directions.md"
@@ -64,23 +63,6 @@ def run(config: DirectionsConfig) -> Path:
             print(f"  {name}: {message}", file=sys.stderr)
         raise SystemExit(1)
     return path
-
-
-def _check_folder(config: DirectionsConfig) -> None:
-    path = config.out / RUN_RECORD
-    wanted = {
-        "scale": config.scale,
-        "weights": record_backbone("vggt-nano", config.weights).sha256,
-        "version": __version__,
-    }
-    record: dict[str, Any] = {**wanted, "starts": []}
-    if path.is_file():
-        record = read_json(path)
-        records.check_same(path, record, wanted)
-    elif config.collect:
-        raise FileNotFoundError(f"out: no experiments in {config.out}, so there is nothing to collect")
-    if not config.collect:
-        write_json(path, {**record, "starts": [*record["starts"], records.provenance()]})
 
 
 def _run_all(config: DirectionsConfig, context: Context, sizes: Sizes, chosen: Sequence[Cell]) -> dict[str, str]:

@@ -54,11 +54,6 @@ def open_regular(path: Path, largest: int | None = None) -> IO[bytes]:
         raise
 
 
-def check_regular(path: Path, largest: int | None = None) -> None:
-    """Raise what `open_regular` raises; for files that a library opens by their name."""
-    open_regular(path, largest).close()
-
-
 def read_bytes(path: Path, largest: int) -> bytes:
     """All of a file of at most ``largest`` bytes; raises what `open_regular` raises."""
     with open_regular(path, largest) as file:

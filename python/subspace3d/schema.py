@@ -36,7 +36,6 @@ NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
 Positive = Annotated[float, POSITIVE]
 PositiveInt = Annotated[int, Rule("a positive integer", lambda value: value > 0)]
 Count = Annotated[int, NOT_NEGATIVE]
-Text = Annotated[str, NOT_EMPTY]
 
 
 class _MismatchError(Exception):
