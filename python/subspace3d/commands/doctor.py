@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__, extras
+from subspace3d.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def examine() -> dict[str, Any]:
         "gpus": _gpus(),
         "native": subspace_ext.build_info(),
         "render": render,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(total, 1),
         "memory_available_gib": round(available, 1),
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
