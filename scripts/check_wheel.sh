@@ -76,8 +76,8 @@ try_release() {
   "$environment/bin/pip" install --quiet pytest pytest-timeout
   mkdir -p "$work/tests"
   cp -r "$repository/tests" "$repository/pyproject.toml" "$work/tests"
-  # the emulated kernels would need the sources
-  (cd "$work/tests" && "${run[@]}" -m pytest -q -o pythonpath=tests -p no:cacheprovider -k 'not emulated' tests/core)
+  # emulated kernels are skipped: the sources are not there
+  (cd "$work/tests" && "${run[@]}" -m pytest -q -o pythonpath=tests -p no:cacheprovider tests/core | tail -n 4)
   (cd "$work" && "${run[@]}" -W ignore::UserWarning "$repository/scripts/try_wheel.py")
   (cd "$work" && "${run[@]}" -W ignore::UserWarning -m subspace3d doctor)
   (cd "$work" && "${run[@]}" -W ignore::UserWarning -m subspace3d params --backbone vggt-1b --method lora --rank 16)

@@ -70,8 +70,8 @@ def build(folder: Path, defines: tuple[str, ...] = ()) -> Path:
 
 
 def load(turing: bool = False) -> ModuleType | None:
-    """The emulated module, of an A100 or of a Turing card; None where there is no C++ compiler."""
-    if shutil.which("c++") is None:
+    """The emulated module, of an A100 or of a Turing card; None where there is no C++ compiler or no source."""
+    if shutil.which("c++") is None or not (ROOT / "csrc").is_dir():
         return None
     name = f"emulated{'-turing' if turing else ''}{'-sanitized' if SANITIZE else ''}"
     defines = ("SUBSPACE_EMULATED_TURING",) if turing else ()
