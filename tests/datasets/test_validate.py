@@ -182,7 +182,11 @@ BROKEN = {
     "missing": (lambda folder: (folder / "depth/0001.png").unlink(), "depth: missing", "no such file"),
     "size": (_resize, "image: missing", "got 9 x 9"),
     "record": (lambda folder: (folder / "scene.json").write_text("{"), "scene.json breaks", "not valid JSON"),
-    "camera": (lambda folder: edit(folder, change_poses(lambda pose: 2 * pose)), "camera: missing", "R a rotation"),
+    "camera": (
+        lambda folder: edit(folder, change_poses(lambda pose: 2 * pose)),
+        "extrinsics_w2c: missing",
+        "R a rotation",
+    ),
     "mask": (_empty_mask, "a mask is empty", "frame 1"),
     "negative": (_negative, "depth is negative", "frame 1"),
     "empty": (_no_depth, "no pixel has valid depth", "0 in every"),

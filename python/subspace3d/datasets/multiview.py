@@ -213,6 +213,11 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         file = self._files.get(index)
         if file is None:
             file = SceneFile(self.folders[index])
+            if not file.has_cameras:
+                raise ValueError(
+                    f"{file.file} has frames without cameras, and batches for training compare with cameras: train on "
+                    "scenes that have them, or tune on these images alone with finetune --few"
+                )
             self._files.put(index, file, file.file.stat().st_size)
         return file
 

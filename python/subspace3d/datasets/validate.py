@@ -90,6 +90,7 @@ def check_scene(folder: Path, name: str, pool: ThreadPoolExecutor) -> SceneRepor
     whole = [(index, view) for index, (_, view, _) in enumerate(frames) if view is not None]
     if whole:
         _check_units(report, scene, whole)
+    if whole or not scene.has_cameras:
         _check_cameras(report, scene, whole)
     return report
 
@@ -99,7 +100,8 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
     findings: list[Finding] = []
     parts: dict[str, Any] = {}
     readers: dict[str, Callable[[int], Any]] = {
-        "camera": scene.camera,
+        "intrinsics": scene.intrinsic,
+        "extrinsics_w2c": scene.extrinsic,
         "image": scene.image,
         "mask": scene.mask,
         "depth": functools.partial(_raw_depth, scene),
@@ -112,8 +114,9 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
     if findings:
         return findings, None, None
     where = f"frame {index}"
-    intrinsic, extrinsic = parts["camera"]
-    findings += _intrinsic_findings(intrinsic, scene.size, where)
+    intrinsic, extrinsic = parts["intrinsics"], parts["extrinsics_w2c"]
+    if intrinsic is not None:
+        findings += _intrinsic_findings(intrinsic, scene.size, where)
     share = None
     depth = np.zeros(scene.size, np.float32)
     if parts["depth"] is not None:
@@ -127,6 +130,8 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
         if share < _LEAST_COVERAGE:
             message = f"less than {_LEAST_COVERAGE:.0%} of a frame has valid depth"
             findings.append(Finding("warning", message, f"{where}: {share:.2%}"))
+    if intrinsic is None or extrinsic is None:
+        return findings, None, share
     return findings, _reduce(parts["image"], depth, intrinsic, extrinsic), share
 
 
@@ -186,7 +191,9 @@ def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[in
 
 def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tuple[int, View]]) -> None:
     views = [view for _, view in indexed]
-    if not scene.has_depth:
+    if not scene.has_cameras:
+        report.unchecked = "frames without cameras"
+    elif not scene.has_depth:
         report.unchecked = "no depth"
     elif not scene.translation_known:
         report.unchecked = "only rotations are known"

@@ -108,5 +108,11 @@ def limit_side(frame: Frame, max_side: int) -> Frame:
         return frame
     size = (max(1, round(height * max_side / max(height, width))), max(1, round(width * max_side / max(height, width))))
     depth = np.zeros((height, width), np.float32) if frame.depth is None else frame.depth
-    image, depth, intrinsic = crop_resize(frame.image, depth, frame.intrinsic, (0, 0, width, height), size)
-    return Frame(image, intrinsic, frame.extrinsic, None if frame.depth is None else depth)
+    known = np.eye(3) if frame.intrinsic is None else frame.intrinsic
+    image, depth, intrinsic = crop_resize(frame.image, depth, known, (0, 0, width, height), size)
+    return Frame(
+        image,
+        None if frame.intrinsic is None else intrinsic,
+        frame.extrinsic,
+        None if frame.depth is None else depth,
+    )
