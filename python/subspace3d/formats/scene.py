@@ -6,8 +6,8 @@ scene's unit with 0 for invalid, and the centre of the top-left pixel is (0.5, 0
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from subspace3d import outputs
 from subspace3d.cropping import centred_box, crop_resize
-from subspace3d.files import atomic_folder, inside, read_json, write_json
+from subspace3d.files import atomic_folder, inside, read_json, walk, write_json
 from subspace3d.formats.images import MOST_PIXELS, open_image, read_depth, read_rgb, save_png
 from subspace3d.schema import Positive, PositiveInt, Rule, check
 
@@ -52,6 +52,7 @@ class Frame:
     depth: np.ndarray | None = None  # float32 [H, W], z-depth in the scene's unit, 0 = invalid; None: unknown
     mask: np.ndarray | None = None  # bool [H, W], where depth counts; None: everywhere
     file: Path | None = None  # image file that holds exactly ``image``: copied instead of encoding it again
+    exact: bool = False  # store depth as float32 in a npy file, of any size, instead of in steps of a png
 
 
 class SceneFile:
@@ -83,6 +84,17 @@ class SceneFile:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def counts(self) -> Counter[str]:
+        """Frames, and those with a depth map and with both parts of a camera."""
+        return Counter(
+            images=len(self._frames),
+            depths=sum(frame.get("depth") is not None for frame in self._frames),
+            cameras=sum(
+                frame.get("intrinsics") is not None and frame.get("extrinsics_w2c") is not None
+                for frame in self._frames
+            ),
+        )
 
     def camera(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Intrinsics float64 [3, 3] and extrinsics float64 [3, 4] of a frame.
@@ -157,6 +169,8 @@ class SceneFile:
 def find_scenes(root: Path) -> list[Path]:
     """Every folder at or below ``root`` that holds a scene.json, sorted; hidden folders are not entered.
 
+    Links to folders are followed, and a scene that several lead to is found once.
+
     Raises:
         FileNotFoundError: ``root`` does not exist.
         ValueError: no scene lies below ``root``.
@@ -165,9 +179,9 @@ def find_scenes(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder of scenes: {root}")
     scenes = []
-    for folder, children, files in os.walk(root):
-        if "scene.json" in files:
-            scenes.append(Path(folder))
+    for folder, children, names in walk(root):
+        if "scene.json" in names:
+            scenes.append(folder)
             children.clear()
         else:
             children[:] = [child for child in children if not child.startswith(".")]
@@ -285,7 +299,11 @@ def _write_frame(folder: Path, index: int, frame: Frame, depth_scale: float) -> 
     else:
         (folder / "images").mkdir(exist_ok=True)
         shutil.copyfile(frame.file, folder / record["image"])
-    if frame.depth is not None:
+    if frame.depth is not None and frame.exact:
+        record["depth"] = f"depth/{index:04d}.npy"
+        (folder / "depth").mkdir(exist_ok=True)
+        np.save(folder / record["depth"], np.asarray(frame.depth, np.float32))
+    elif frame.depth is not None:
         record["depth"] = f"depth/{index:04d}.png"
         steps = np.rint(frame.depth.astype(np.float64) / depth_scale).astype(np.uint16)
         save_png(folder / record["depth"], steps)
@@ -372,7 +390,7 @@ def _check_frame(frame: Frame, size: tuple[int, ...], depth_scale: float, where:
     if frame.depth is not None:
         if not np.isfinite(frame.depth).all() or frame.depth.min() < 0:
             raise ValueError(f"{where}: depth must be finite and at least 0 (0 = invalid)")
-        if frame.depth.max() > PNG_MAX * depth_scale:
+        if not frame.exact and frame.depth.max() > PNG_MAX * depth_scale:
             raise ValueError(
                 f"{where}: depth must be at most {PNG_MAX * depth_scale:g} (65535 * depth_scale), "
                 f"got {frame.depth.max():g}"
