@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from subspace3d.cropping import crop_resize
 from subspace3d.geometry import camera_rays, invert_pose, pixel_centres, project
 
 TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
+SURE_SHARE, GOOD_SHARE = 0.8, 0.6  # of agreeing points: nothing is wrong, and something else need not be looked for
+LEAST_POINTS = 100  # that agree or contradict; with fewer nothing is concluded
+_SIDE = 160  # longer side of the views that are reprojected, pixels
 _COARSE_TOLERANCE = 0.08
 _POINTS = 1000  # per pair of views
 _SPREAD = 12  # views that are compared with each other, in scenes with more than that
@@ -100,6 +104,46 @@ READINGS = (
     ),
     *map(scaled, _UNITS),
 )
+
+
+def reduce_view(image: np.ndarray, depth: np.ndarray, intrinsic: np.ndarray, extrinsic: np.ndarray) -> View:
+    """A view of at most 160 pixels across, its colours as luma."""
+    height, width = depth.shape
+    factor = min(1.0, _SIDE / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    image, depth, intrinsic = crop_resize(image, depth, intrinsic, (0, 0, width, height), size)
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return View(intrinsic, extrinsic, depth, luma)
+
+
+def better_reading(
+    views: Sequence[View], pairs: Sequence[tuple[int, int]], stored: Agreement
+) -> tuple[Reading, Agreement] | None:
+    """The reading that explains the views clearly better than the stored one; none: there is no such."""
+    measured = [(reading, measure(views, pairs, reading)) for reading in READINGS]
+    explaining = [(reading, found) for reading, found in measured if _is_better(found, stored)]
+    if not explaining and not stored.share >= SURE_SHARE:
+        reading = find_scale(views, pairs)
+        found = measure(views, pairs, reading)
+        explaining = [(reading, found)] if _is_better(found, stored) else []
+    return max(explaining, key=lambda pair: pair[1].share - pair[1].color_error / 100, default=None)
+
+
+def _is_better(other: Agreement, stored: Agreement) -> bool:
+    """Far more points agree, or as many agree and the contradictions vanish or the colours fit far better.
+
+    The last is what tells readings apart where the views hardly differ.
+    """
+    if other.agreeing < LEAST_POINTS or not other.share >= GOOD_SHARE:
+        return False
+    stored_share = 0.0 if np.isnan(stored.share) else stored.share
+    if other.agreeing >= 1.25 * stored.agreeing and other.share >= stored_share + 0.1:
+        return True
+    if other.agreeing < 0.8 * stored.agreeing:
+        return False
+    if stored.contradicting >= LEAST_POINTS and other.contradicting <= 0.2 * stored.contradicting:
+        return True
+    return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
 def choose_pairs(count: int) -> list[tuple[int, int]]:

@@ -13,17 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from subspace3d.cropping import crop_resize
 from subspace3d.datasets import reprojection
-from subspace3d.datasets.reprojection import READINGS, STORED, Agreement, View
+from subspace3d.datasets.reprojection import LEAST_POINTS, STORED, SURE_SHARE, Agreement, View
 from subspace3d.formats.images import EXR_INVALID, read_raw_depth
 from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
 from subspace3d.progress import track
 
-_SIDE = 160  # longer side of the views that are reprojected, pixels
 _LEAST_COVERAGE = 0.01  # of a frame's pixels with valid depth
-_LEAST_POINTS = 100  # that agree or contradict; with fewer nothing is concluded
-_SURE_SHARE, _GOOD_SHARE, _BAD_SHARE = 0.8, 0.6, 0.3  # of agreeing points
+_GOOD_SHARE, _BAD_SHARE = reprojection.GOOD_SHARE, 0.3  # of agreeing points
 _LONELY = 0.05  # of the usual rate of agreeing points
 _METRES = (0.02, 200.0)  # median depth that is plausible where the unit says metres
 _SHOWN = 3  # scenes named per finding
@@ -132,7 +129,7 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
             findings.append(Finding("warning", message, f"{where}: {share:.2%}"))
     if intrinsic is None or extrinsic is None:
         return findings, None, share
-    return findings, _reduce(parts["image"], depth, intrinsic, extrinsic), share
+    return findings, reprojection.reduce_view(parts["image"], depth, intrinsic, extrinsic), share
 
 
 def _raw_depth(scene: SceneFile, index: int) -> np.ndarray | None:
@@ -166,15 +163,6 @@ def _intrinsic_findings(intrinsic: np.ndarray, size: tuple[int, int], where: str
     return []
 
 
-def _reduce(image: np.ndarray, depth: np.ndarray, intrinsic: np.ndarray, extrinsic: np.ndarray) -> View:
-    height, width = depth.shape
-    factor = min(1.0, _SIDE / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    image, depth, intrinsic = crop_resize(image, depth, intrinsic, (0, 0, width, height), size)
-    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return View(intrinsic, extrinsic, depth, luma)
-
-
 def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[int, View]]) -> None:
     medians = {index: float(np.median(view.depth[view.depth > 0])) for index, view in views if (view.depth > 0).any()}
     if not medians:
@@ -204,12 +192,12 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
     pairs = reprojection.choose_pairs(len(views))
     stored = reprojection.measure(views, pairs, STORED)
     report.agreement = None if math.isnan(stored.share) else stored.share
-    fault = _better_reading(views, pairs, stored)
+    fault = _mix_up(stored, views, pairs)
     if fault is not None:
         report.add("error", *fault)
         return
     decided = stored.agreeing + stored.contradicting
-    if decided < _LEAST_POINTS:
+    if decided < LEAST_POINTS:
         report.unchecked = "the views have too little in common"
     elif stored.share < _GOOD_SHARE:
         severity: Literal["error", "warning"] = "error" if stored.share < _BAD_SHARE else "warning"
@@ -222,9 +210,9 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
 def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Agreement) -> None:
     agreeing, contradicting, sampled = stored.by_view.T
     usual = float(np.median(agreeing / np.maximum(sampled, 1)))
-    sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= _SURE_SHARE
+    sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= SURE_SHARE
     for index, good, bad, all_ in zip(indices, agreeing.tolist(), contradicting.tolist(), sampled.tolist()):
-        if sound and good + bad >= _LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
+        if sound and good + bad >= LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
             severity: Literal["error", "warning"] = "error" if good < _BAD_SHARE * (good + bad) else "warning"
             message = "camera or depth of single frames contradicts the other frames"
             report.add(severity, message, f"frame {index}: {good} points agree, {bad} contradict")
@@ -235,41 +223,17 @@ def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Ag
             )
 
 
-def _better_reading(
-    views: Sequence[View], pairs: Sequence[tuple[int, int]], stored: Agreement
-) -> tuple[str, str] | None:
+def _mix_up(stored: Agreement, views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
     """The fault that explains the scene clearly better than reading it as stored, and the numbers; none: no such."""
-    measured = [(reading, reprojection.measure(views, pairs, reading)) for reading in READINGS]
-    explaining = [(reading, found) for reading, found in measured if _is_better(found, stored)]
-    if not explaining and not stored.share >= _SURE_SHARE:
-        reading = reprojection.find_scale(views, pairs)
-        found = reprojection.measure(views, pairs, reading)
-        explaining = [(reading, found)] if _is_better(found, stored) else []
-    if not explaining:
+    better = reprojection.better_reading(views, pairs, stored)
+    if better is None:
         return None
-    reading, found = max(explaining, key=lambda pair: pair[1].share - pair[1].color_error / 100)
+    reading, found = better
     share = "nothing" if math.isnan(stored.share) else f"{stored.share:.0%}"
     detail = f"as stored {share} of the reprojected points agree, {reading.name} {found.share:.0%}"
     if found.color_error < stored.color_error:
         detail += f" (colours differ by {stored.color_error:.0f} and {found.color_error:.0f} of 255)"
     return reading.fault, detail
-
-
-def _is_better(other: Agreement, stored: Agreement) -> bool:
-    """Far more points agree, or as many agree and the contradictions vanish or the colours fit far better.
-
-    The last is what tells readings apart where the views hardly differ.
-    """
-    if other.agreeing < _LEAST_POINTS or not other.share >= _GOOD_SHARE:
-        return False
-    stored_share = 0.0 if math.isnan(stored.share) else stored.share
-    if other.agreeing >= 1.25 * stored.agreeing and other.share >= stored_share + 0.1:
-        return True
-    if other.agreeing < 0.8 * stored.agreeing:
-        return False
-    if stored.contradicting >= _LEAST_POINTS and other.contradicting <= 0.2 * stored.contradicting:
-        return True
-    return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
 def describe(root: Path, reports: Sequence[SceneReport], with_errors: int) -> Iterator[str]:

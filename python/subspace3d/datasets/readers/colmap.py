@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d.datasets.readers.colmap_model import Camera, Model, has_model, read_model
+from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import by_stem, scene_name, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
@@ -57,8 +57,8 @@ def _capture(model: Path, root: Path) -> Path:
 def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Report], Content]:
     def read(report: Report) -> Content:
         model = read_model(folder)
-        for fault in model.faults:
-            report(fault)
+        for name, fault in model.faults.items():
+            report(f"{name}: {fault}")
         report.count(images=len(model.faults))
         images = next((capture / name for name in _IMAGE_FOLDERS if (capture / name).is_dir()), capture)
         dense = capture / "stereo/depth_maps"
@@ -72,7 +72,7 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
             if depth is None and (depths or dense.is_dir()):
                 report(f"{name}: used without depth: there is none of its name")
             views.append(View(name, images / name, intrinsic, pose, depth, (camera.height, camera.width), projection))
-        names = [name for name, _, _ in model.images] + [fault.rpartition(": ")[0] for fault in model.faults]
+        names = [*(name for name, _, _ in model.images), *model.faults]
         if images != capture:
             unlisted(images, names, report, "the model has no pose of it")
         source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}
@@ -124,14 +124,3 @@ def _read_dense(path: Path) -> np.ndarray:
     if channels != 1 or len(data) != start + 4 * width * height:
         raise ValueError(f"{path} must hold {width} x {height} numbers of 4 bytes, it has {len(data) - start} bytes")
     return np.frombuffer(data, "<f4", offset=start).reshape(height, width)
-
-
-def model_views(model: Model, images: Path, depth_of: Callable[[str], Path | None]) -> list[View]:
-    """The images of a model as views, for benchmarks that come with COLMAP's lists."""
-    views = []
-    for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
-        camera = model.cameras[number]
-        intrinsic, projection = pinhole_of(camera)
-        size = (camera.height, camera.width)
-        views.append(View(name, images / name, intrinsic, pose, depth_of(name), size, projection))
-    return views

@@ -38,11 +38,11 @@ class Camera:
 
 @dataclass
 class Model:
-    """What was read; ``faults`` has the name of an image, or its line, and what is wrong with it."""
+    """What was read; ``faults`` has the names of images and what is wrong with them."""
 
     cameras: dict[int, Camera]
     images: list[tuple[str, int, np.ndarray]]  # name, camera, camera-from-world [3, 4]
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def has_model(names: list[str]) -> bool:
@@ -135,10 +135,10 @@ def _camera(model: str, width: int, height: int, params: tuple[float, ...]) -> C
 
 def _add(model: Model, name: str, camera: int, pose: np.ndarray) -> None:
     if camera not in model.cameras:
-        model.faults.append(f"{name}: there is no camera {camera}")
+        model.faults[name] = f"there is no camera {camera}"
         return
     if not np.isfinite(pose).all() or not np.any(pose[:4]):
-        model.faults.append(f"{name}: its pose is none: qvec {pose[:4].tolist()}, tvec {pose[4:].tolist()}")
+        model.faults[name] = f"its pose is none, qvec {pose[:4].tolist()} and tvec {pose[4:].tolist()}"
         return
     rotation = rotation_from_quaternion(pose[[1, 2, 3, 0]])
     model.images.append((name, camera, np.concatenate([rotation, pose[4:, None]], axis=1)))

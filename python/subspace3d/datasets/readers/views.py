@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from subspace3d.datasets import reprojection
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import (
     Content,
@@ -40,6 +41,7 @@ from subspace3d.geometry import near_origin
 FLIP = np.diag([1.0, -1.0, -1.0])  # between the axes of OpenGL (y up, z backward) and of OpenCV
 _ASPECT_ERROR = 0.01  # up to which an image is its camera's, at another resolution
 _METRES = 200.0  # median depth beyond which floating point is asked for its unit
+_COMPARED = 6  # views, to see whether depth is in the unit of the cameras
 _SKEW = 1e-6  # of the focal length, below which the entry is rounding
 
 Size = tuple[int, int]  # height and width
@@ -185,6 +187,7 @@ class _FrameMaker:
 
     def frames(self, views: Sequence[View]) -> Iterator[Frame]:
         size = self._sizes.most_common(1)[0][0]
+        self._check_scale(views)
         for view in views:
             try:
                 frame = self._frame(view)
@@ -200,6 +203,40 @@ class _FrameMaker:
                 )
                 frame = cut(frame, _box(frame.intrinsic, (height, width), size), size)
             yield limit_side(frame, self.config.max_side)
+
+    def _check_scale(self, views: Sequence[View]) -> None:
+        """Raise where depth fits the cameras far better in another unit, unless its unit is given or the data set's."""
+        if self.config.depth_scale or self.depth_format.scale:
+            return
+        whole = [view for view in views if view.depth is not None and view.extrinsic is not None]
+        chosen = np.unique(np.linspace(0, len(whole) - 1, min(len(whole), _COMPARED)).round().astype(int))
+        seen, exact = [], False
+        silent = _FrameMaker(self.config, Report(), self.depth_format, self.folders)
+        for index in chosen.tolist():
+            try:
+                frame = silent._frame(whole[index])
+            except UnitError:
+                raise
+            except (OSError, ValueError):
+                continue  # it is told when the frame's turn comes
+            if frame.depth is not None and frame.intrinsic is not None and frame.extrinsic is not None:
+                exact = exact or frame.exact
+                seen.append(reprojection.reduce_view(frame.image, frame.depth, frame.intrinsic, frame.extrinsic))
+        if len(seen) < 2:
+            return
+        pairs = reprojection.choose_pairs(len(seen))
+        stored = reprojection.measure(seen, pairs, reprojection.STORED)
+        if stored.share >= reprojection.SURE_SHARE and stored.agreeing >= reprojection.LEAST_POINTS:
+            return
+        better = reprojection.better_reading(seen, pairs, stored)
+        if better is not None and better[0].scale != 1:
+            factor = (1.0 if exact else self.depth_scale) * better[0].scale
+            share = 0.0 if np.isnan(stored.share) else stored.share
+            raise UnitError(
+                f"depth is in another unit than the cameras: with {'1' if exact else format(self.depth_scale, 'g')} "
+                f"units per stored unit {share:.0%} of the reprojected points agree, with {factor:.4g} "
+                f"{better[1].share:.0%}; give --depth-scale {factor:.4g} if that is right"
+            )
 
     def _frame(self, view: View) -> Frame:
         image, orientation = read_oriented(view.image)
