@@ -230,6 +230,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         if view is None:
             file = self._file(scene)
             view = (file.image(frame), file.valid_depth(frame), *file.camera(frame))
+            # names the frame where images cannot be cut around its principal point
+            file.square(frame, view[2])
             if not varies:
                 view = _cut(view, size, zoom)
             self._views.put((scene, frame), view, view[0].nbytes + view[1].nbytes)

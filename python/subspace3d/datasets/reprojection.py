@@ -44,6 +44,7 @@ class Reading:
     extrinsic: Callable[[np.ndarray], np.ndarray] = lambda stored: stored
     scale: float = 1.0  # of the depth
     along_ray: bool = False  # the depth is the distance along the ray
+    order: Callable[[int], np.ndarray] | None = None  # which view has the camera of view i, of so many
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ _UNITS = {
     5.0: "5 (1000 steps to the metre read as 5000, as TUM's pngs)",
     0.3048: "0.3048 (depth in feet, translations in metres)",
 }
+_SORTED = "the cameras are in another order than the images, 1, 10, 11, 2 in place of 1, 2, 10, 11"
+
+
+def _as_text(count: int) -> np.ndarray:
+    """The numbers 0 to ``count`` - 1 as a sort by their text has them."""
+    return np.array(sorted(range(count), key=str), np.int64)
+
+
 STORED = Reading("as stored", "")
 READINGS = (
     Reading(
@@ -103,6 +112,29 @@ READINGS = (
         along_ray=True,
     ),
     *map(scaled, _UNITS),
+    Reading(
+        "cameras in reverse order",
+        "the cameras are in the reverse order of the images: turn one of the lists round",
+        order=lambda count: np.arange(count)[::-1],
+    ),
+    *(
+        Reading(
+            f"every camera with the {'next' if shift < 0 else 'previous'} image",
+            "the cameras are one image off: a list has an entry too many or too few at its beginning",
+            order=lambda count, shift=shift: np.roll(np.arange(count), shift),  # type: ignore[misc]
+        )
+        for shift in (-1, 1)
+    ),
+    Reading(
+        "cameras sorted as text",
+        f"{_SORTED}: the cameras are sorted by name, the images by number",
+        order=lambda count: np.argsort(_as_text(count)),
+    ),
+    Reading(
+        "images sorted as text",
+        f"{_SORTED}: the images are sorted by name, the cameras by number",
+        order=_as_text,
+    ),
 )
 
 
@@ -158,6 +190,8 @@ def measure(
 ) -> Agreement:
     """Look for points of view i in view j, for every pair (i, j)."""
     extrinsics = [reading.extrinsic(view.extrinsic) for view in views]
+    if reading.order is not None:
+        extrinsics = [extrinsics[index] for index in reading.order(len(views))]
     bounds = [_depth_range(view, reading) for view in views]
     points = [_world_points(view, extrinsic, reading) for view, extrinsic in zip(views, extrinsics)]
     by_view = np.zeros((len(views), 3), np.int64)
@@ -180,7 +214,7 @@ def measure(
 
 
 def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Reading:
-    """Depth times the factor between 1e-4 and 1e4 with which the largest share of points agrees; to about 1 %.
+    """Depth times the factor between 1e-6 and 1e6 with which the largest share of points agrees; to about 1 %.
 
     Factors with which hardly any point says something do not count: less than a quarter of the most agreeing points.
     """
@@ -192,7 +226,7 @@ def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Readi
         # as good as the best up to a few points: the middle of these is the least biased
         return float(np.median(factors[shares >= shares.max() - 0.01]))
 
-    coarse = best(1e-4 * 1.15 ** np.arange(132), _COARSE_TOLERANCE)
+    coarse = best(1e-6 * 1.15 ** np.arange(198), _COARSE_TOLERANCE)
     return scaled(best(coarse * np.linspace(0.8, 1.25, 46), TOLERANCE))
 
 

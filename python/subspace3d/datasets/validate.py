@@ -1,4 +1,4 @@
-"""``generate --validate DIR``: check every scene at or below a folder, say what is wrong and what to do about it."""
+"""``validate DIR``: check every scene at or below a folder, say what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -84,6 +84,11 @@ def check_scene(folder: Path, name: str, pool: ThreadPoolExecutor) -> SceneRepor
         report.coverage = float(np.mean(shares))
         if max(shares) == 0:
             report.add("error", "no pixel has valid depth", "0 in every depth map, or outside every mask")
+    without = [index for index, (found, _, share) in enumerate(frames) if share is None and not found]
+    if scene.has_depth and without:
+        message = "frames without depth among others with depth: they train and measure cameras alone"
+        shown = ", ".join(map(str, without[:8])) + (", ..." if len(without) > 8 else "")
+        report.add("warning", message, f"{len(without)} of {len(scene)} frames: {shown}")
     whole = [(index, view) for index, (_, view, _) in enumerate(frames) if view is not None]
     if whole:
         _check_units(report, scene, whole)
@@ -204,10 +209,12 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
         message = "cameras and depth contradict each other, and no known mix-up explains it"
         report.add(severity, message, f"{stored.share:.0%} of {decided} reprojected points agree")
     else:
-        _check_single_frames(report, [index for index, _ in indexed], stored)
+        # of a frame without depth nothing else can be told
+        bare = {index for index, view in indexed if not (view.depth > 0).any()}
+        _check_single_frames(report, [index for index, _ in indexed], stored, bare)
 
 
-def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Agreement) -> None:
+def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Agreement, bare: set[int]) -> None:
     agreeing, contradicting, sampled = stored.by_view.T
     usual = float(np.median(agreeing / np.maximum(sampled, 1)))
     sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= SURE_SHARE
@@ -216,7 +223,7 @@ def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Ag
             severity: Literal["error", "warning"] = "error" if good < _BAD_SHARE * (good + bad) else "warning"
             message = "camera or depth of single frames contradicts the other frames"
             report.add(severity, message, f"frame {index}: {good} points agree, {bad} contradict")
-        elif good < _LONELY * usual * all_:
+        elif index not in bare and good < _LONELY * usual * all_:
             message = "single frames show hardly a point of the other frames: is their camera right?"
             report.add(
                 "warning", message, f"frame {index}: {good / all_:.1%} of the points agree, usual are {usual:.0%}"

@@ -17,7 +17,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from subspace3d import outputs
-from subspace3d.cropping import centred_box, crop_resize
+from subspace3d.cropping import Box, centred_box, crop_resize
 from subspace3d.files import atomic_folder, inside, read_json, walk, write_json
 from subspace3d.formats.images import MOST_PIXELS, open_image, read_depth, read_rgb, save_png
 from subspace3d.schema import Positive, PositiveInt, Rule, check
@@ -159,6 +159,13 @@ class SceneFile:
         if depth is None:
             return np.zeros(self.size, np.float32)
         return depth if mask is None else np.where(mask, depth, np.float32(0))
+
+    def square(self, index: int, intrinsic: np.ndarray) -> Box:
+        """The box of `centred_box` for a frame with these intrinsics; its error names the frame."""
+        try:
+            return centred_box(intrinsic, self.size)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: frames[{index}]: {error}") from error
 
     def _frame(self, index: int) -> tuple[dict[str, Any], str]:
         if not 0 <= index < len(self._frames):
@@ -336,7 +343,7 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
         intrinsic, extrinsic = scene.camera(index)
         image, depth = scene.image(index), scene.valid_depth(index)
         if image_size is not None:
-            box = centred_box(intrinsic, scene.size)
+            box = scene.square(index, intrinsic)
             image, depth, intrinsic = crop_resize(image, depth, intrinsic, box, (image_size, image_size))
         images.append(image)
         depths.append(depth)
@@ -372,7 +379,7 @@ def load_images(path: Path, image_size: int | None = None, frames: Sequence[int]
             height, width = scene.size
             middle = np.array([[1.0, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
             intrinsic = middle if intrinsic is None else intrinsic
-            box = centred_box(intrinsic, scene.size)
+            box = scene.square(index, intrinsic)
             image, _, _ = crop_resize(image, np.zeros(scene.size, np.float32), intrinsic, box, (image_size, image_size))
         images.append(image)
     if not images:
