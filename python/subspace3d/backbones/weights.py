@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from subspace3d.log import logger
 HUB_REPOSITORY = "facebook/VGGT-1B"
 HUB_FILE = "model.safetensors"
 _WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
-_PREFIXES = ("_orig_mod.", "module.")
+_PARALLEL = "module."  # DataParallel's, DDP's
+_COMPILED = re.compile(r"(^|\.)_orig_mod\.")
 IGNORED_PARTS = ("point_head", "track_head")
 """Parts of a published checkpoint that this implementation leaves out."""
 
@@ -119,13 +121,23 @@ def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _unwrap(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the prefixes that torch.compile and DataParallel put before every name, and say so."""
+    """Take the prefixes of torch.compile, at any depth, and of DataParallel off the names, and say so.
+
+    ``module.`` is a wrapper's only where every name has it, since a module may be called so.
+    """
     while tensors:
-        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
-        if prefix is None:
+        if all(name.startswith(_PARALLEL) for name in tensors):
+            prefix, plain = _PARALLEL, {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+        else:
+            prefix, plain = "_orig_mod.", {_COMPILED.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+        count = len(tensors.keys() - plain.keys())
+        if not count:
             break
-        logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off every name")
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if len(plain) < len(tensors):
+            raise ValueError(f"{path}: names differ in the wrapper's prefix {prefix!r} alone: which of them is meant?")
+        of = "every name" if count == len(tensors) else f"{count} of {len(tensors)} names"
+        logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off {of}")
+        tensors = plain
     return tensors
 
 
