@@ -133,7 +133,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                     adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k
                 )
             )
-        analyze.run(analyze.AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
+        analyze.run(analyze.AnalyzeConfig(out / "analysis", (subspaces,), adapters=(out / "adapters",)))
 
     def finetune_with(method: Method) -> Callable[[], None]:
         def work() -> None:
