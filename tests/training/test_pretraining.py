@@ -9,8 +9,8 @@ import torch
 from adapters.models import TINY
 from training.plane_scenes import plane_views
 
+from subspace3d.backbones.losses import LossCounts, multitask_loss
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.pretraining import (
     MATCH_WEIGHT,
