@@ -127,8 +127,8 @@ def count_parameters(
 ) -> dict[str, int]:
     """Parameters that ``method`` trains in each part of ``model`` that has any, and their total.
 
-    full: everything that the backbone does not keep frozen. lora, pissa: ``(in + out) r`` per adapter. adalora: ``(in + out + 1) r``
-    with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
+    full: everything that the backbone does not keep frozen. lora, pissa: ``(in + out) r`` per adapter. adalora:
+    ``(in + out + 1) r`` with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
 
     Args:
         model (nn.Module): the backbone, untouched; its weights may lie on the meta device.

@@ -58,7 +58,7 @@ class Prediction:
 
     @classmethod
     def from_vggt(cls, outputs: Mapping[str, Any]) -> Prediction:
-        """From ``pose_enc_list`` or ``pose_enc``, ``depth [B, S, H, W, 1]`` and ``depth_conf``, as VGGT returns them."""
+        """Of ``pose_enc_list`` or ``pose_enc``, ``depth [B, S, H, W, 1]`` and ``depth_conf``, as VGGT returns them."""
         stages = outputs.get("pose_enc_list")
         if stages is None and "pose_enc" in outputs:
             stages = [outputs["pose_enc"]]

@@ -21,7 +21,7 @@ class VGGTBackbone(Backbone):
     scale = "scene"
     frame = "first"
     targets = EXPRESSIONS
-    parts = {name: name for name in ("aggregator", "depth_head", "camera_head")}
+    parts: Mapping[str, str] = {name: name for name in ("aggregator", "depth_head", "camera_head")}
     frozen = ("aggregator.patch_embed",)
     encoder = "aggregator.patch_embed"
     # the depth head brings every level of features to this width before it fuses them: 256 in VGGT-1B
