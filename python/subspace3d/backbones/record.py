@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
-from subspace3d.backbones.weights import download_from_hub
+from subspace3d.backbones.protocol import find_backbone
 from subspace3d.files import sha256
 
 RANDOM = "random"
@@ -22,7 +22,7 @@ class BackboneRecord:
     """Which weights a backbone had.
 
     Attributes:
-        name: vggt-nano or vggt-1b.
+        name: a preset, or ``package.module:factory``.
         weights: path of the file, ``shipped`` (with the package) or ``random``.
         sha256: hash of the file; of random weights: empty.
         seed: from which random weights were drawn.
@@ -56,18 +56,19 @@ def record_backbone(name: str, weights: Path | None, seed: int = 0) -> BackboneR
     """
     if str(weights) == RANDOM:
         return BackboneRecord(name, RANDOM, "", seed)
+    backbone = find_backbone(name)
     if weights is None:
         # the builder knows which backbones ship with the package and says so
-        digest = sha256(NANO_WEIGHTS) if name == "vggt-nano" and NANO_WEIGHTS.is_file() else ""
-        return BackboneRecord(name, SHIPPED, digest)
+        file = backbone.shipped
+        return BackboneRecord(name, SHIPPED, sha256(file) if file is not None and file.is_file() else "")
     if str(weights) == HUB:
-        weights = download_from_hub(name)
+        weights = backbone.download()
     if not weights.exists():
         raise FileNotFoundError(f"weights: no such file: {weights}; {RANDOM} and {HUB} are taken too")
     return BackboneRecord(name, str(weights.resolve()), sha256(weights))
 
 
-def load_backbone(record: BackboneRecord) -> VGGT:
+def load_backbone(record: BackboneRecord) -> nn.Module:
     """Build the backbone a record names.
 
     Raises:
@@ -76,7 +77,7 @@ def load_backbone(record: BackboneRecord) -> VGGT:
     """
     if record.weights == RANDOM:
         torch.manual_seed(record.seed)
-        return build_vggt(record.name, weights=RANDOM)
+        return find_backbone(record.name).build(RANDOM)
     path = None if record.weights == SHIPPED else Path(record.weights)
     now = record_backbone(record.name, path)
     if now.sha256 != record.sha256:
@@ -84,4 +85,4 @@ def load_backbone(record: BackboneRecord) -> VGGT:
             f"weights of {record.name} ({record.weights}) must have sha256 {record.sha256[:12]}..., "
             f"as when this was made, got {now.sha256[:12]}..."
         )
-    return build_vggt(record.name, weights=path)
+    return find_backbone(record.name).build(path)

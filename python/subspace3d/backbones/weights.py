@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,16 @@ class LoadSummary:
     ignored: dict[str, int]
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadSummary:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], ignored_parts: Collection[str] = IGNORED_PARTS
+) -> LoadSummary:
     """Copy the weights in ``path`` into ``model``, converted to its types; a model on the meta device gets storage.
 
     Args:
-        model: a VGGT.
+        model: the network.
         path: ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` holding a state dict, alone or under ``model``,
             ``state_dict`` or ``model_state_dict``; prefixes of torch.compile and DataParallel are taken off.
+        ignored_parts: first parts of names that are left aside.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,8 +51,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadSummary:
     """
     path = Path(path)
     stored = _unwrap(path, _read(path))
-    ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in IGNORED_PARTS)
-    stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in IGNORED_PARTS}
+    ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in ignored_parts)
+    stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in ignored_parts}
     expected = model.state_dict()
     _check_fit(path, stored, expected)
     # Tensors of the file are memory maps: copied one by one, the file is never in memory as a whole.

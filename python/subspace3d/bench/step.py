@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import subspace_ext as se
 from subspace3d.adapters.methods import add_lora, apply_method
+from subspace3d.backbones.losses import multitask_loss
 from subspace3d.backbones.targets import target_modules
 from subspace3d.backbones.vggt import VGGT, build_vggt
 from subspace3d.bench import harness
 from subspace3d.bench.config import BenchConfig
-from subspace3d.training.losses import multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 
 SAME_LOSS = 2e-2

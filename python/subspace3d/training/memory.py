@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import subspace_ext as se
+from subspace3d.backbones.losses import gradient_loss
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.log import logger
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name
-from subspace3d.training.losses import gradient_loss
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,28 @@ class _Step(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.backbone = model, precision, backbone_of(model)
 
     def forward(self, images: torch.Tensor) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            predictions = self.model(images)
-        camera = sum(encoding.abs().mean() for encoding in predictions["pose_enc_list"])
-        (camera + _depth_terms(predictions["depth"], predictions["depth_conf"])).backward()
+            prediction = self.backbone(self.model, images)
+        cameras = prediction.stages or (prediction.extrinsics, prediction.intrinsics)
+        terms = [each.abs().mean() for each in cameras if each is not None]
+        if prediction.depth is not None:
+            terms.append(_depth_terms(prediction.depth, prediction.confidence))
+        # the gradients of a network are alive whatever its loss looks at
+        sum(terms[1:], start=terms[0]).backward()
 
 
-def _depth_terms(depth: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+def _depth_terms(depth: torch.Tensor, confidence: torch.Tensor | None) -> torch.Tensor:
     """The depth loss where all pixels are valid, its selections by value replaced by copies of the same size."""
-    predicted, target = depth.squeeze(-1).float(), torch.zeros_like(confidence)
-    mask = torch.ones_like(confidence, dtype=torch.bool)
+    predicted, target = depth.float(), torch.zeros_like(depth, dtype=torch.float32)
+    mask = torch.ones_like(depth, dtype=torch.bool)
     error = (predicted.clone() - target).abs()
-    weighted = error * confidence.clone() - confidence.log()
-    terms = error.clamp(max=100).clone().mean() + weighted.clamp(max=100).clone().mean()
+    terms = error.clamp(max=100).clone().mean()
+    if confidence is not None:
+        weighted = error * confidence.clone() - confidence.log()
+        terms = terms + weighted.clamp(max=100).clone().mean()
     return terms + gradient_loss(predicted.flatten(0, 1), target.flatten(0, 1), mask.flatten(0, 1), (1, 1, 1, 1))
 
 
