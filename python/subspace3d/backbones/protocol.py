@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 PRESETS: dict[str, str] = {
     "vggt-nano": "subspace3d.backbones.vggt_preset",
     "vggt-1b": "subspace3d.backbones.vggt_preset",
+    "vggt-omega": "subspace3d.backbones.omega",
+    "pi3": "subspace3d.backbones.pi3",
+    "pi3x": "subspace3d.backbones.pi3",
+    "mapanything": "subspace3d.backbones.mapanything",
+    "mapanything-apache": "subspace3d.backbones.mapanything",
 }
 """Name -> module with a function ``preset(name)`` that returns the backbone."""
 TARGETS = ("cores", "heads", "all")
