@@ -32,6 +32,7 @@ class BackboneTable(TypedDict):
     weights: _Weights
     sha256: str
     seed: NotRequired[_Seed]
+    licence: NotRequired[str]
 
 
 class TunedRecord(TypedDict):
@@ -55,6 +56,7 @@ class AdaptRecord(TypedDict):
     """adapt.json beside an adapter that ``adapt`` made."""
 
     settings: dict[str, Any]
+    backbone: NotRequired[BackboneTable]
     scenes: NotRequired[str]
     trainable: NotRequired[dict[str, Count]]
     training: NotRequired[dict[str, Any] | None]
