@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PRESETS: dict[str, str] = {
     "vggt-nano": "subspace3d.backbones.vggt_preset",
     "vggt-1b": "subspace3d.backbones.vggt_preset",
+    "da3-small": "subspace3d.backbones.depth_anything_3",
+    "da3-base": "subspace3d.backbones.depth_anything_3",
+    "da3-large": "subspace3d.backbones.depth_anything_3",
 }
 """Name -> module with a function ``preset(name)`` that returns the backbone."""
 TARGETS = ("cores", "heads", "all")

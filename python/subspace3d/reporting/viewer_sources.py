@@ -134,12 +134,10 @@ class Predicted:
 
         if method not in self._models:
             run = self._runs[method]
-            loaded = (
-                load_backbone(self._backbone).to(self._device)
-                if run is None
-                else load_tuned(run, self._device, self._backbone.name)
-            )
-            self._models[method] = loaded
+            if run is None:
+                self._models[method] = load_backbone(self._backbone).to(self._device)
+            else:
+                self._models[method] = load_tuned(run, self._device, self._backbone.name)
         return self._models[method]
 
 
