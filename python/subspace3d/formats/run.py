@@ -62,6 +62,22 @@ class AdaptRecord(TypedDict):
     training: NotRequired[dict[str, Any] | None]
 
 
+def licence_of_adapter(folder: Path) -> str | None:
+    """What an adapter folder says of the licence of the weights it was tuned on; None: nothing.
+
+    It stands in adapt.json beside the adapter, or for a run's adapter in the tuned.json above it.
+
+    Raises:
+        ValueError: the record is malformed.
+    """
+    for path, schema in ((folder / "adapt.json", AdaptRecord), (folder.parent / "tuned.json", TunedRecord)):
+        if path.is_file():
+            record = check(read_json(path), dict[str, Any], path)
+            check(record, schema, path)
+            return (record.get("backbone") or {}).get("licence") or None
+    return None
+
+
 def read_tuned(out: Path) -> TunedRecord:
     """tuned.json of a run folder (or of its ``tuned`` folder itself), its files checked against their hashes.
 
