@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class RatesOnCPU(TorchFunctionMode):
+class HostRanges(TorchFunctionMode):
     """Within it `torch.linspace` makes its numbers on the CPU where no device is asked for.
 
     DINOv2 reads its rates of stochastic depth from one with ``item()``, which the meta device does not have.

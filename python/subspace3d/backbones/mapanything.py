@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subspace3d.backbones.construction import RatesOnCPU
+from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.point_maps import PointMapBackbone, intrinsics_from_points, world_to_camera
 from subspace3d.backbones.pose import quaternion_to_matrix
 from subspace3d.backbones.protocol import Backbone, Kind, Prediction
@@ -61,7 +61,7 @@ class MapAnythingBackbone(PointMapBackbone):
         self.weights_advice = f"model.safetensors, beside its config.json, from https://huggingface.co/{repository}"
 
     def network(self) -> nn.Module:
-        with RatesOnCPU():
+        with HostRanges():
             return importlib.import_module("mapanything.models").init_model_from_config("mapanything", device="cpu")
 
     def load(self, path: Path) -> nn.Module:

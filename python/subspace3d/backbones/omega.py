@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from subspace3d.backbones.construction import RatesOnCPU
+from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.protocol import Backbone, Prediction
 from subspace3d.backbones.weights import load_weights
 
@@ -32,6 +32,7 @@ class OmegaBackbone(Backbone):
     name = "vggt-omega"
     image_size = 512
     patch_size = 16
+    special_tokens = 17
     targets: Mapping[str, str] = {
         "cores": _CORES,
         "heads": f"({_CAMERA}|{_DENSE})",
@@ -47,7 +48,7 @@ class OmegaBackbone(Backbone):
     install = "pip install git+https://github.com/facebookresearch/vggt-omega"
 
     def network(self) -> nn.Module:
-        with RatesOnCPU():
+        with HostRanges():
             model = importlib.import_module("vggt_omega.models.vggt_omega").VGGTOmega()
         _fill_masks(model)
         return model

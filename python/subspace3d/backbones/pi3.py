@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from subspace3d.backbones.construction import RatesOnCPU
+from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.point_maps import PointMapBackbone, intrinsics_from_points, world_to_camera
 from subspace3d.backbones.protocol import Backbone, Prediction
 from subspace3d.backbones.weights import load_weights
@@ -31,8 +31,8 @@ class Pi3Backbone(PointMapBackbone):
     Points and poses are trained; the confidence, and the metric scale of Pi3X, have no target here and stay frozen.
     """
 
-    scale = "free"
     frame = "free"
+    special_tokens = 5
     frozen = ("encoder", "conf_decoder", "conf_head", "metric_decoder", "metric_head", "metric_token")
     parts: Mapping[str, str] = {
         "decoder": "decoder",
@@ -52,11 +52,10 @@ class Pi3Backbone(PointMapBackbone):
         self.targets = {"cores": cores, "heads": heads, "all": f"({cores}|{heads})"}
         repository = "yyfz233/Pi3" if name == "pi3" else "yyfz233/Pi3X"
         self.weights_advice = f"model.safetensors from https://huggingface.co/{repository}"
-        if name == "pi3x":
-            self.scale = "metric"
+        self.scale = "free" if name == "pi3" else "metric"
 
     def network(self) -> nn.Module:
-        with RatesOnCPU():
+        with HostRanges():
             if self.name == "pi3":
                 return importlib.import_module("pi3.models.pi3").Pi3()
             model = importlib.import_module("pi3.models.pi3x").Pi3X(use_multimodal=False)

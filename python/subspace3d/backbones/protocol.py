@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PRESETS: dict[str, str] = {
     "vggt-nano": "subspace3d.backbones.vggt_preset",
     "vggt-1b": "subspace3d.backbones.vggt_preset",
+    "da3-small": "subspace3d.backbones.depth_anything_3",
+    "da3-base": "subspace3d.backbones.depth_anything_3",
+    "da3-large": "subspace3d.backbones.depth_anything_3",
     "vggt-omega": "subspace3d.backbones.omega",
     "pi3": "subspace3d.backbones.pi3",
     "pi3x": "subspace3d.backbones.pi3",
@@ -95,9 +98,11 @@ class Backbone:
             kept on disk; None: there is none.
         head_width: module whose outputs are as wide as a head module must be, on both sides, for ``head_cores``.
         blocks: expression over the names of the modules that are recomputed in the backward pass on request.
+        special_tokens: of every image, beside its patches.
         lacks: what the model does not predict -> where the pipeline takes it from, or ``missing``.
         licence: of the published weights, as their publisher calls it; None: unknown.
         weights_advice: where the published weights are, for the message when none are given.
+        weight_prefixes: taken off the names of a weights file where every name has them.
         shipped: file of weights that comes with the package.
         requires: modules that must be importable, beside torch.
         install: the command that brings them.
@@ -115,9 +120,11 @@ class Backbone:
     encoder: str | None = None
     head_width: str | None = None
     blocks: str | None = None
+    special_tokens: int = 0
     lacks: Mapping[Kind, str] = {}
     licence: str | None = None
     weights_advice: str = ""
+    weight_prefixes: tuple[str, ...] = ()
     shipped: Path | None = None
     requires: tuple[str, ...] = ()
     install: str = ""
@@ -163,7 +170,7 @@ class Backbone:
         from subspace3d.backbones.weights import load_weights
 
         model = self.network()
-        load_weights(model, path, ignored_parts=())
+        load_weights(model, path, ignored_parts=(), prefixes=self.weight_prefixes)
         return model
 
     def download(self) -> Path:
@@ -195,11 +202,30 @@ class Backbone:
         return attach(self.load(path), self)  # type: ignore[arg-type]
 
     def checkpointing(self, model: nn.Module, enabled: bool) -> None:
-        """Recompute the modules that ``blocks`` matches in the backward pass, or stop doing so."""
+        """Recompute the modules that ``blocks`` matches in the backward pass, or stop doing so; as for `__call__`."""
         from subspace3d.backbones.recompute import recompute
 
         if self.blocks is not None:
-            recompute(model, self.blocks, enabled)
+            recompute(network_of(model), self.blocks, enabled)
+
+    def checked_size(self, asked: int, frames: tuple[int, int]) -> int:
+        """The side of the images: the one asked for, or with 0 the backbone's own.
+
+        Args:
+            asked: pixels, or 0.
+            frames: least and most in one scene.
+
+        Raises:
+            ValueError: it is no multiple of the patch size, or the backbone takes fewer or more frames.
+        """
+        size = asked or self.image_size
+        if size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of {self.patch_size}, a patch of {self.name}, got {size}")
+        least, most = self.frames
+        if frames[0] < least or (most is not None and frames[1] > most):
+            rule = f"at least {least}" if most is None else f"{least} to {most}"
+            raise ValueError(f"frames must be {rule} for {self.name}, got {frames[0]} to {frames[1]}")
+        return size
 
     def missing(self) -> list[str]:
         """Modules of ``requires`` that cannot be found here."""
@@ -274,10 +300,14 @@ def attach(model: nn.Module, backbone: Backbone) -> nn.Module:
 
 def backbone_of(model: nn.Module) -> Backbone:
     """The backbone of a network, plain or wrapped; one without any is taken for a VGGT."""
-    for module in model.modules():
-        found = module.__dict__.get(_ATTRIBUTE)
-        if isinstance(found, Backbone):
-            return found
+    found = network_of(model).__dict__.get(_ATTRIBUTE)
+    if isinstance(found, Backbone):
+        return found
     from subspace3d.backbones.vggt_preset import describe
 
     return describe(model)
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network that a backbone is attached to, inside whatever wraps it; ``model`` itself where none is."""
+    return next((module for module in model.modules() if _ATTRIBUTE in module.__dict__), model)

@@ -32,6 +32,7 @@ class VGGTBackbone(Backbone):
         self.name = config.name if config is not None else "vggt"
         if config is not None:
             self.image_size, self.patch_size = config.image_size, config.patch_size
+            self.special_tokens = 1 + config.num_registers
 
     def network(self) -> nn.Module:
         if self.config is None:

@@ -14,7 +14,7 @@ class ParamsConfig:
     """Count trainable parameters of a method, without loading weights."""
 
     backbone: str = "vggt-1b"
-    """A preset (see doctor), or package.module:factory."""
+    """A preset (doctor lists them), or package.module:factory."""
     method: Method = "lora"
     """Tuning method; pissa counts like lora, psv like subspace."""
     rank: int = 16

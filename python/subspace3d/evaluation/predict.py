@@ -56,9 +56,9 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
         # decoded in float64: a float32 quaternion gives rotations that are off by 1e-7
         extrinsics, intrinsics = decode_pose(prediction.stages[-1].double().cpu(), images.shape[1:3])
     found = {"depth": prediction.depth, "extrinsics": extrinsics, "intrinsics": intrinsics}
-    absent = [name for name, value in found.items() if value is None]
+    arrays = {name: value[0].double().cpu().numpy() for name, value in found.items() if value is not None}
+    absent = [name for name in found if name not in arrays]
     if absent:
         raise ValueError(f"backbone must predict {', '.join(found)} to be measured, {backbone.name} has no {absent[0]}")
-    depth, extrinsics, intrinsics = (value[0].double().cpu().numpy() for value in found.values() if value is not None)
     confidence = None if prediction.confidence is None else prediction.confidence[0].double().cpu().numpy()
-    return Views(depth, intrinsics, extrinsics, confidence=confidence)
+    return Views(arrays["depth"], arrays["intrinsics"], arrays["extrinsics"], confidence=confidence)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +24,9 @@ from subspace3d.backbones.protocol import backbone_of
 from subspace3d.log import logger
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name
+from subspace3d.training.without_values import without_values
+
+_VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ def check_memory(
     if not config.check_memory:
         return None
     scenes, frames = _largest_pass(config, processes)
-    estimate = estimate_memory(model, config, image_size, scenes, frames)
+    try:
+        estimate = estimate_memory(model, config, image_size, scenes, frames)
+    except _VALUES_NEEDED as error:
+        logger.warning(f"memory cannot be estimated: {backbone_of(model).name} reads values of tensors ({error})")
+        return None
     device = choose_device(config.device)
     free = available_memory(device)
     free = free // sharing if free is not None else None
@@ -90,20 +97,24 @@ def check_memory(
 def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scenes: int, frames: int) -> MemoryEstimate:
     """Bytes a training step takes with ``scenes`` scenes of ``frames`` frames in one forward pass."""
     device = next(model.parameters()).device
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # by the first name of each module: what is put in for a module that stands twice could not be taken out again
+    tensors = {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in model.named_modules()
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     compute_bytes = 2 if config.precision == "bf16" else 4
     cores = [module for module in model.modules() if isinstance(module, se.SubspaceCore)]
     kept = sum(core.U.shape[0] * core.V.shape[0] * compute_bytes for core in cores)
-    with FakeTensorMode() as fake:
-        stand_ins: dict[str, torch.Tensor] = {
-            f"model.{name}": fake.from_tensor(tensor) for name, tensor in tensors.items()
-        }
+    with without_values(model), FakeTensorMode() as fake:
+        fakes = {id(tensor): fake.from_tensor(tensor) for tensor in tensors.values()}
+        stand_ins = {f"model.{name}": fakes[id(tensor)] for name, tensor in tensors.items()}
         counter = _LiveBytes()
         with counter:
             images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)
-            torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,))
+            torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,), tie_weights=False)
     return MemoryEstimate(sum(storages.values()) + kept, 2 * trained, counter.peak, scenes * frames)
 
 
