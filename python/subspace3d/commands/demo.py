@@ -157,7 +157,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                     model="shared",
                 )
             )
-        analyze.run(analyze.AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
+        analyze.run(analyze.AnalyzeConfig(out / "analysis", (subspaces,), adapters=(out / "adapters",)))
 
     def ask_for_fit() -> None:
         try:

@@ -17,8 +17,8 @@ from experiments.pretraining.matching import (
     points_loss,
     start_able_to_match,
 )
+from subspace3d.backbones.losses import LossCounts, multitask_loss
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 
 SIZE, PATCH = 56, 14
