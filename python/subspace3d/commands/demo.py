@@ -168,7 +168,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
 
     def tune() -> None:
         core_size = scale.k * len(scale.attributes)
-        calls = {
+        calls: dict[str, Call] = {
             method: Call(
                 finetune.run,
                 finetune.FinetuneConfig(
@@ -257,7 +257,7 @@ def run(config: DemoConfig) -> None:
     # the smoke scale is over before a step is timed
     speed = 1.0 if config.smoke else REFERENCE_STEP / time_step()
     whole = sum(stage.expected(cores, speed) for stage in stages)
-    estimate = "about a minute" if config.smoke else f"about {format_duration(whole)} minutes on this machine"
+    estimate = "about a minute" if config.smoke else f"about {max(1, round(whole / 60))} minutes on this machine"
     logger.info(
         f"demo at {'smoke' if config.smoke else 'nano'} scale in {config.out}, {estimate} ({cores} cores); "
         "interrupt at will, the same command continues it",
