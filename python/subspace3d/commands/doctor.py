@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, extras
+from subspace3d import __version__, extras, system
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def examine() -> dict[str, Any]:
         "native": subspace_ext.build_info(),
         "images": subspace_ext.kernel_images(),
         "render": render,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": system.cores(),
         "memory_gib": round(total, 1),
         "memory_available_gib": round(available, 1),
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
