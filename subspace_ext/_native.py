@@ -96,8 +96,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def takes(*tensors: torch.Tensor) -> bool:
-    """True when the kernels may work on these tensors: memory of one GPU that runs them, a dtype they know, no
-    gradient to record.
+    """True when the kernels may work on these tensors: on one GPU that runs them, of a known dtype, nothing to record.
 
     Tensors that stand for others, as while a graph is traced, are not taken: the trace then holds plain operations.
     """

@@ -241,6 +241,30 @@ def inside(folder: Path, name: object, where: str) -> Path:
     return path
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders at or below ``root`` in natural order, with the names of their folders and files, as `os.walk` has them.
+
+    Links to folders are followed; a folder that they lead to again is entered once. Taking names out of the list of
+    folders keeps them from being entered.
+    """
+    seen: set[tuple[int, int]] = set()
+    for name, children, names in os.walk(root, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            children.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        children.sort(key=natural)
+        yield Path(name), children, sorted(names, key=natural)
+
+
+def natural(name: str | Path) -> list[tuple[int, int, str]]:
+    """Key that sorts names as people count: ``frame_2`` before ``frame_10``."""
+    parts = re.split(r"(\d+)", str(name))
+    # digits of other scripts are no ints to count with
+    return [(0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part) for part in parts if part]
+
+
 def stays_inside(folder: Path, path: Path) -> bool:
     """Whether ``path`` lies at or below ``folder`` once all links are followed; False of a loop of links."""
     try:
@@ -360,15 +384,19 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def load_header(path: Path) -> dict[str, Any]:
     """The header that `save_tensors` wrote, alone; its checksum is not looked at. Raises what `load_tensors` raises."""
+    return read_header(path, load_metadata(path))
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """What whoever wrote a safetensors file says of it; raises what `load_tensors` raises."""
     from safetensors import safe_open
 
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except Exception as error:
         raise DamagedError(f"{path} is not a whole safetensors file: {error}") from error
-    return read_header(path, metadata)
 
 
 def _check_header(path: Path) -> None:

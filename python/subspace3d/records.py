@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, system
+from subspace3d import __version__
+from subspace3d.machine import usable_cores
 
 
 def differing(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -54,7 +55,7 @@ def processor() -> str:
             if line.startswith("model name"):
                 name = " ".join(line.partition(":")[2].split())
                 break
-    return f"{name}, {system.cores()} cores"
+    return f"{name}, {usable_cores()} cores"
 
 
 def commit() -> str:

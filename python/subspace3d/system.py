@@ -70,12 +70,6 @@ def open_folder(path: Path) -> int | None:
         raise
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
 def peak_resident_bytes() -> int:
     """Most memory this process has held; 0 where the system does not say."""
     if resource is None:
