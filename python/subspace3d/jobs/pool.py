@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from subspace3d import system
 from subspace3d.jobs.work import Work, describe, sigterm_exits
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run_jobs(
                     kind, message = ready.recv()
                 except EOFError:
                     process.join()
-                    hint = ", out of memory?" if process.exitcode == -signal.SIGKILL else ""
+                    hint = ", out of memory?" if process.exitcode == system.KILLED else ""
                     kind, message = "failed", f"its process died (exit code {process.exitcode}{hint})"
                 if kind == "no start":
                     raise ValueError(message)
