@@ -120,9 +120,18 @@ def evaluate(
     outputs.mark(out, outputs.EVALUATION)
     evaluation = _Evaluation(out, found, record, protocol, device)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = _assemble(measured, _in_words(evaluation))
+    results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record)}
     write_json(out / "results.json", results)
     return results
+
+
+def _about(record: BackboneRecord) -> dict[str, Any]:
+    """What the numbers are of, and what of it the model does not say itself."""
+    from subspace3d.backbones.protocol import find_backbone
+
+    backbone = find_backbone(record.name)
+    said = {"scale": backbone.scale, "frame": backbone.frame, "lacks": dict(backbone.lacks)}
+    return {**record.to_dict(), **said}
 
 
 def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
     scenes, backbone = evaluation.scenes, evaluation.backbone
     device = choose_device(evaluation.device)
     started = time.monotonic()
-    model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device)
+    model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device, backbone.name)
     record: dict[str, Any] = {
         "per_scene": {},
         "reasons": {},
@@ -249,11 +258,11 @@ def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
 
 
 def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
-    from subspace3d.backbones.config import named_config
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.formats.scene import SceneFile, load_scene
 
     frames = choose_frames(len(SceneFile(path)), evaluation.protocol.frames)
-    return load_scene(path, image_size=named_config(evaluation.backbone.name).image_size, frames=frames), frames
+    return load_scene(path, image_size=find_backbone(evaluation.backbone.name).image_size, frames=frames), frames
 
 
 def _save_pictures(
@@ -312,10 +321,10 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
 
 def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
-    from subspace3d.backbones.config import named_config
+    from subspace3d.backbones.protocol import find_backbone
 
     return {
-        "image_size": named_config(evaluation.backbone.name).image_size,
+        "image_size": find_backbone(evaluation.backbone.name).image_size,
         "frames": evaluation.protocol.frames,
         "frame_choice": "floor(i * available / frames); all when fewer",
         "mask": "true depth > 0; no confidence filter, no outlier cut",

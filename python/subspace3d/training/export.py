@@ -7,14 +7,13 @@ from pathlib import Path
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.record import BackboneRecord
-from subspace3d.backbones.targets import target_modules
 from subspace3d.formats.adapter import write_lora
-from subspace3d.formats.basis import load_basis, save_authors
+from subspace3d.formats.basis import authors_stem, load_basis, save_authors
 from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
 
 
-def export_lora(run: Path, folder: Path) -> Path:
+def export_lora(run: Path, folder: Path, backbone: str = "") -> Path:
     """Write a run's adapter as one plain PEFT LoRA for the backbone's own weights.
 
     Exact: stock PEFT loads it on a fresh backbone and gives the same outputs up to rounding. psv, subspace:
@@ -24,6 +23,7 @@ def export_lora(run: Path, folder: Path) -> Path:
     Args:
         run (Path): run folder.
         folder (Path): adapter folder to write.
+        backbone (str): see `load_tuned`.
 
     Raises:
         FileNotFoundError: there is no result in ``run``, or the backbone's weights are missing.
@@ -32,7 +32,7 @@ def export_lora(run: Path, folder: Path) -> Path:
     record = read_tuned(run)
     if record["method"] in ("none", "full"):
         raise ValueError(f"run: the method of {run} must train an adapter, {record['method']!r} does not")
-    model = load_tuned(run)
+    model = load_tuned(run, backbone=backbone)
     return write_lora(folder, adapter_factors(model), base_of(model), BackboneRecord(**record["backbone"]).identity)
 
 
@@ -43,7 +43,7 @@ def export_authors(run: Path, path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no result in ``run``.
-        ValueError: the run is of a method without a basis.
+        ValueError: the run is of a method without a basis, or of a backbone that the layout has no keys for.
     """
     method = read_tuned(run)["method"]
     if method not in CORE_METHODS:
@@ -51,5 +51,11 @@ def export_authors(run: Path, path: Path) -> Path:
             f"run: the method of {run} must be {' or '.join(CORE_METHODS)}, which have a basis, got {method!r}"
         )
     basis = load_basis(tuned_folder(run) / BASIS)
-    save_authors(path, {name: basis[name] for name in target_modules(basis, "aggregator")})
+    kept = {name: pair for name, pair in basis.items() if authors_stem(name) is not None}
+    if not kept:
+        raise ValueError(
+            "run: the authors' layout has keys for VGGT's aggregator and Pi3's decoder, "
+            f"the basis of {run} has neither, but {next(iter(basis))}"
+        )
+    save_authors(path, kept)
     return path
