@@ -38,7 +38,7 @@ experiments: setup  ## the paper's tables at nano scale (about 3 hours on two co
 	$(BIN)/python -m experiments --out runs/experiments --publish .
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about a day on one core; resumes)
-	$(BIN)/python scripts/pretrain_nano.py --out runs/pretrain --threads 1 --workers 1
+	$(BIN)/python -m experiments.pretraining --out runs/pretrain --threads 1 --workers 1
 
 wheel: setup  ## sdist and wheel into dist/, tried in fresh environments (docs/wheels.md)
 	bash scripts/build_wheel.sh

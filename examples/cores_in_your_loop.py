@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import subspace3d as s3
-from subspace3d.training.losses import multitask_loss
+from subspace3d.backbones.losses import multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 
 

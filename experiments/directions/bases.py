@@ -152,7 +152,9 @@ def permuted(basis: Basis) -> Basis:
 
 
 def load_model(context: Context) -> VGGT:
-    return load_backbone(record_backbone("vggt-nano", context.config.weights))
+    model = load_backbone(record_backbone("vggt-nano", context.config.weights))
+    assert isinstance(model, VGGT)
+    return model
 
 
 def take_gradient(context: Context, task: Task, sizes: Sizes) -> None:

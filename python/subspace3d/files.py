@@ -375,15 +375,19 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def load_header(path: Path) -> dict[str, Any]:
     """The header that `save_tensors` wrote, alone; its checksum is not looked at. Raises what `load_tensors` raises."""
+    return read_header(path, load_metadata(path))
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """What whoever wrote a safetensors file says of it; raises what `load_tensors` raises."""
     from safetensors import safe_open
 
     _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except Exception as error:
         raise DamagedError(f"{path} is not a whole safetensors file: {error}") from error
-    return read_header(path, metadata)
 
 
 def _check_header(path: Path) -> None:

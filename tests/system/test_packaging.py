@@ -47,7 +47,8 @@ def test_licence_texts_of_what_the_wheel_carries_are_installed() -> None:
 
 
 def test_the_model_card_has_the_figures_of_the_weights() -> None:
-    answer = script("scripts/model_card.py", "--check")
+    command = [sys.executable, "-m", "experiments.pretraining.model_card", "--check"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert answer.returncode == 0, answer.stderr
 
 

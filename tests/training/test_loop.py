@@ -15,13 +15,13 @@ from torch import nn
 from training.plane_scenes import plane_views, write_plane_scenes
 from training.tiny import CONFIG, read_metrics, tiny_model, without_time
 
+from experiments.pretraining.muon import Muon, muon_groups
 from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.backbones.losses import LossCounts
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.formats.scene import write_scene
 from subspace3d.training import checkpoints
 from subspace3d.training.loop import set_modes, train
-from subspace3d.training.losses import LossCounts
-from subspace3d.training.muon import Muon, muon_groups
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from subspace3d.backbones.pose import encode_pose
-from subspace3d.training.losses import (
+from subspace3d.backbones.losses import (
     LossCounts,
     camera_loss,
     depth_loss,
@@ -16,6 +15,7 @@ from subspace3d.training.losses import (
     gradient_loss,
     multitask_loss,
 )
+from subspace3d.backbones.pose import encode_pose
 
 
 def _batch(scenes: int = 1, frames: int = 2, size: int = 14) -> dict:

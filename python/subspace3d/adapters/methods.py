@@ -8,8 +8,8 @@ from torch import nn
 
 from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
-from subspace3d.adapters.placement import is_trained_in_full, place, select_modules
-from subspace3d.backbones.targets import PRESETS, target_regex
+from subspace3d.adapters.placement import place, select_modules
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.choices import HEADS, METHODS, Heads, Method
 from subspace3d.formats.adapter import target_expression
 from subspace3d.formats.basis import Basis
@@ -27,14 +27,15 @@ def apply_method(
 ) -> nn.Module:
     """Freeze ``model`` and make trainable what ``method`` trains, in place.
 
-    none: nothing. full: all but the image encoder. lora: ``y += 2 B A x`` on ``targets``. pissa: the same, started at
-    the leading singular directions of each weight, which leave it. adalora: ``y += 2 r / r_0 B diag(E) A x`` on the
-    Linears among them, the rank given to each module by importance (train with `hooks.method_hook`). psv, subspace:
+    none: nothing. full: all that the backbone does not keep frozen. lora: ``y += 2 B A x`` on ``targets``. pissa: the
+    same, started at the leading singular directions of each weight, which leave it. adalora: ``y += 2 r / r_0 B diag(E)
+    A x`` on the Linears among them, the rank given to each module by importance (train with `hooks.method_hook`). psv,
+    subspace:
     ``y += 2 U c V^T x`` with ``c`` starting at zero on the modules in ``basis``, plain LoRA on both heads.
 
     Args:
-        model (nn.Module): a VGGT, ours or any with the published module names; for lora, pissa and adalora with an
-            expression as ``targets``, and for none and full, any module.
+        model (nn.Module): what a backbone built, or any VGGT with the published module names; for lora, pissa and
+            adalora with an expression as ``targets``, and for none and full, any module.
         method (str): one of the above.
         rank (int): LoRA rank r; alpha is 2 r.
         targets (str): target preset of the LoRA family, or a regular expression that full module names match.
@@ -57,8 +58,9 @@ def apply_method(
         raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}")
     if method in ("psv", "subspace") and not basis:
         raise ValueError(f"subspaces must be given for the method {method}, got none")
+    backbone = backbone_of(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(method == "full" and is_trained_in_full(name))
+        parameter.requires_grad_(method == "full" and not backbone.is_frozen(name))
     if method in ("none", "full"):
         return model
     if method in ("psv", "subspace"):
@@ -85,7 +87,7 @@ def add_lora(model: nn.Module, rank: int, targets: str, base_model: str | None =
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=target_regex(targets) if targets in PRESETS else targets,
+        target_modules=backbone_of(model).targets.get(targets, targets),
         lora_dropout=0.0,
         bias="none",
         base_model_name_or_path=base_model,
@@ -96,7 +98,7 @@ def add_lora(model: nn.Module, rank: int, targets: str, base_model: str | None =
 def _add_cores(model: nn.Module, rank: int, basis: Basis, base_model: str | None, heads: Heads) -> nn.Module:
     from subspace3d.adapters.peft_tuner import SubspaceConfig
 
-    on_heads = target_regex("heads") if heads == "lora" else None
+    on_heads = backbone_of(model).targets["heads"] if heads == "lora" else None
     settings: dict[str, Any] = {"lora_modules": on_heads, "r": rank, "lora_alpha": 2 * rank}
     return _wrap(model, SubspaceConfig.from_basis(basis, **settings), base_model)
 

@@ -1,10 +1,10 @@
-"""What of a model is trained, and to which part of it that belongs."""
+"""What of a model is trained, and how much of that is in which part."""
 
 from __future__ import annotations
 
 from torch import nn
 
-PARTS = ("aggregator", "depth_head", "camera_head")
+from subspace3d.backbones.protocol import backbone_of
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -12,23 +12,15 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def part_of(name: str) -> str:
-    """``aggregator``, ``depth_head``, ``camera_head`` or ``other``: the part of a VGGT a parameter belongs to.
-
-    Prefixes that wrappers put before the part are skipped.
-    """
-    return next((piece for piece in name.split(".") if piece in PARTS), "other")
-
-
 def count_trainable(model: nn.Module) -> dict[str, int]:
     """Number of trainable values in each part that has any, and their ``total``.
 
     Of AdaLoRA the directions that are kept count, not those that were cut.
     """
-    kept = _kept_by_adalora(model)
+    kept, backbone = _kept_by_adalora(model), backbone_of(model)
     counts: dict[str, int] = {}
     for name, parameter in trainable_parameters(model).items():
-        part = part_of(name)
+        part = backbone.part_of(name)
         counts[part] = counts.get(part, 0) + kept.get(name, parameter.numel())
     return {**counts, "total": sum(counts.values())}
 

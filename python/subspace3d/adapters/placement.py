@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from subspace3d.adapters.parameters import part_of
-from subspace3d.backbones.targets import PRESETS, target_modules
+from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.targets import target_modules
 from subspace3d.patterns import compile_pattern
 
 SUBSPACE_SCALE = 2.0
 """s in ``delta W = s U c V^T``: lora_alpha / r of the authors' adapters, whatever K."""
 HEAD_RANK = 16
 """Rank of the LoRA that psv and subspace put on the heads."""
-ENCODER = "aggregator.patch_embed."
-"""The image encoder, which no method trains."""
 LORA_METHODS = ("lora", "pissa", "adalora")
 CORE_METHODS = ("psv", "subspace")
 
@@ -35,9 +33,10 @@ class Placement:
 def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool = False) -> Placement:
     """Which modules ``method`` changes.
 
-    lora, pissa: adapters on ``targets``. adalora: on the Linears among them. psv, subspace: cores on the four Linears
-    of every aggregator block, adapters on both heads, and with ``head_cores`` a core beside the adapter of every head
-    module with both sides at least as wide as the depth head's features (45 modules of VGGT-1B).
+    lora, pissa: adapters on ``targets``. adalora: on the Linears among them. psv, subspace: cores on the modules of the
+    backbone's preset ``cores`` (of a VGGT the four Linears of every aggregator block), adapters on those of ``heads``,
+    and with ``head_cores`` a core beside the adapter of every head module with both sides at least as wide as the depth
+    head's features (45 modules of VGGT-1B).
 
     Args:
         model (nn.Module): the backbone, untouched; its weights may lie on the meta device.
@@ -46,7 +45,8 @@ def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool 
         head_cores (bool): see above; subspace and psv only.
 
     Raises:
-        ValueError: another method, nothing in ``model`` matches, or something that can hold no adapter does.
+        ValueError: another method, nothing in ``model`` matches, something that can hold no adapter does, or the
+            backbone has no width for ``head_cores``.
     """
     if method in LORA_METHODS:
         names = select_modules(model, targets)
@@ -55,10 +55,12 @@ def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool 
         return Placement(adapters=tuple(names))
     if method not in CORE_METHODS:
         raise ValueError(f"method must be one of {', '.join((*LORA_METHODS, *CORE_METHODS))}, got {method!r}")
-    cores, heads = target_modules(model, "aggregator"), target_modules(model, "heads")
+    cores, heads = target_modules(model, "cores"), target_modules(model, "heads")
     if head_cores:
-        # the depth head brings every level of features to this width before it fuses them: 256 in VGGT-1B
-        width = matrix_shape(model.get_submodule("depth_head.scratch.layer1_rn"))[0]
+        backbone = backbone_of(model)
+        if backbone.head_width is None:
+            raise ValueError(f"head_cores must be off for {backbone.name}: it does not say which head modules are wide")
+        width = matrix_shape(model.get_submodule(backbone.head_width))[0]
         cores += [name for name in heads if min(matrix_shape(model.get_submodule(name))) >= width]
     return Placement(tuple(cores), tuple(heads))
 
@@ -69,16 +71,17 @@ def select_modules(model: nn.Module, targets: str) -> list[str]:
     Raises:
         ValueError: nothing matches; or a match is no Linear and no Conv2d, or a Conv2d with groups.
     """
-    if targets in PRESETS:
+    presets = backbone_of(model).targets
+    if targets in presets:
         names = target_modules(model, targets)
     else:
-        names = match_names("targets", targets, (name for name, _ in model.named_modules()))
+        names = match_names("targets", targets, (name for name, _ in model.named_modules()), presets)
     for name in names:
         check_adaptable("targets", name, model.get_submodule(name))
     return names
 
 
-def match_names(argument: str, expression: str, names: Iterable[str]) -> list[str]:
+def match_names(argument: str, expression: str, names: Iterable[str], presets: Iterable[str] = ()) -> list[str]:
     """The ``names`` that ``expression`` matches from end to end.
 
     Raises:
@@ -90,9 +93,9 @@ def match_names(argument: str, expression: str, names: Iterable[str]) -> list[st
         raise ValueError(f"{argument} must be a regular expression, got {expression[:80]!r}: {error}") from None
     found = [name for name in names if pattern.matches(name)]
     if not found:
-        presets = f", or be one of {', '.join(PRESETS)}" if argument == "targets" else ""
+        others = ", or be one of " + ", ".join(presets) if presets else ""
         raise ValueError(
-            f"{argument} must match at least one full module name{presets}; {expression[:80]!r} matches none"
+            f"{argument} must match at least one full module name{others}; {expression[:80]!r} matches none"
         )
     return found
 
@@ -119,18 +122,13 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight[0].numel()
 
 
-def is_trained_in_full(name: str) -> bool:
-    """Whether full tuning trains the parameter ``name``: everything outside the image encoder."""
-    return not name.startswith(ENCODER)
-
-
 def count_parameters(
     model: nn.Module, method: str, rank: int, K: int = 0, targets: str = "all", head_cores: bool = False
 ) -> dict[str, int]:
     """Parameters that ``method`` trains in each part of ``model`` that has any, and their total.
 
-    full: everything outside the image encoder. lora, pissa: ``(in + out) r`` per adapter. adalora: ``(in + out + 1) r``
-    with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
+    full: everything that the backbone does not keep frozen. lora, pissa: ``(in + out) r`` per adapter. adalora:
+    ``(in + out + 1) r`` with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
 
     Args:
         model (nn.Module): the backbone, untouched; its weights may lie on the meta device.
@@ -144,13 +142,15 @@ def count_parameters(
         ValueError: see `place`; or K above the smaller side of a module with a core.
     """
     counts: dict[str, int] = {}
+    backbone = backbone_of(model)
 
     def add(name: str, number: int) -> None:
-        counts[part_of(name)] = counts.get(part_of(name), 0) + number
+        part = backbone.part_of(name)
+        counts[part] = counts.get(part, 0) + number
 
     if method == "full":
         for name, parameter in model.named_parameters():
-            if is_trained_in_full(name):
+            if not backbone.is_frozen(name):
                 add(name, parameter.numel())
     elif method != "none":
         placement = place(model, method, targets, head_cores)

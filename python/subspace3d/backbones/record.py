@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
-from subspace3d.backbones.weights import download_from_hub
-from subspace3d.files import sha256
+from subspace3d.backbones.protocol import find_backbone
+from subspace3d.files import load_metadata, sha256
+from subspace3d.log import logger
+
+_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+_ENTRY = re.compile(r"^(license|license_name):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
+_LARGEST_CARD, _LONGEST = 1 << 20, 200
 
 RANDOM = "random"
 HUB = "hub"
 """The published weights, downloaded when asked for by this name and never otherwise."""
 SHIPPED = "shipped"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -22,16 +29,18 @@ class BackboneRecord:
     """Which weights a backbone had.
 
     Attributes:
-        name: vggt-nano or vggt-1b.
+        name: a preset, or ``package.module:factory``.
         weights: path of the file, ``shipped`` (with the package) or ``random``.
         sha256: hash of the file; of random weights: empty.
         seed: from which random weights were drawn.
+        licence: of the weights, as they or the caller call it; `UNKNOWN` where nobody says it.
     """
 
     name: str
     weights: str
     sha256: str
     seed: int = 0
+    licence: str = ""
 
     @property
     def identity(self) -> str:
@@ -44,30 +53,55 @@ class BackboneRecord:
         return asdict(self)
 
 
-def record_backbone(name: str, weights: Path | None, seed: int = 0) -> BackboneRecord:
+def record_backbone(name: str, weights: Path | None, seed: int = 0, licence: str = "") -> BackboneRecord:
     """The record of a file of weights, of those shipped (None), of `RANDOM` ones or those on the `HUB`.
 
     A run's record names the file by its absolute path, which may lie anywhere: it is opened only to be hashed, and
-    used only with the hash recorded.
+    used only with the hash recorded. Its licence is the one given, or the one that the header of the file or a model
+    card beside it names, or that of the weights published for the backbone; a warning asks for one that nobody knows.
 
     Raises:
         FileNotFoundError: the weights are not there.
         ValueError: they are no regular file, or there are none of this name on the hub.
     """
     if str(weights) == RANDOM:
-        return BackboneRecord(name, RANDOM, "", seed)
+        return BackboneRecord(name, RANDOM, "", seed, licence or "none: random weights")
+    backbone = find_backbone(name)
     if weights is None:
         # the builder knows which backbones ship with the package and says so
-        digest = sha256(NANO_WEIGHTS) if name == "vggt-nano" and NANO_WEIGHTS.is_file() else ""
-        return BackboneRecord(name, SHIPPED, digest)
+        file = backbone.shipped
+        digest = sha256(file) if file is not None and file.is_file() else ""
+        return BackboneRecord(name, SHIPPED, digest, licence=licence or backbone.licence or UNKNOWN)
     if str(weights) == HUB:
-        weights = download_from_hub(name)
+        weights = backbone.download()
     if not weights.exists():
         raise FileNotFoundError(f"weights: no such file: {weights}; {RANDOM} and {HUB} are taken too")
-    return BackboneRecord(name, str(weights.resolve()), sha256(weights))
+    licence = licence or read_licence(weights) or backbone.licence or UNKNOWN
+    if licence == UNKNOWN:
+        logger.warning(f"the licence of {weights} is not known; --licence names it, and it is written beside results")
+    return BackboneRecord(name, str(weights.resolve()), sha256(weights), licence=licence)
 
 
-def load_backbone(record: BackboneRecord) -> VGGT:
+def read_licence(weights: Path) -> str | None:
+    """The licence that the header of a safetensors file names, or the model card (README.md) beside it; None: neither.
+
+    A card names it as the Hub does, ``license: NAME`` or ``license_name: NAME`` between two lines of three dashes.
+    """
+    if weights.suffix == ".safetensors":
+        metadata = load_metadata(weights)
+        named = metadata.get("license") or metadata.get("licence")
+        if named:
+            return named[:_LONGEST]
+    card = weights.resolve().with_name("README.md")
+    if not card.is_file():
+        return None
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")[:_LARGEST_CARD])
+    entries = dict(_ENTRY.findall(front[1])) if front else {}
+    named = entries.get("license_name") or entries.get("license")
+    return named[:_LONGEST] if named else None
+
+
+def load_backbone(record: BackboneRecord) -> nn.Module:
     """Build the backbone a record names.
 
     Raises:
@@ -76,12 +110,12 @@ def load_backbone(record: BackboneRecord) -> VGGT:
     """
     if record.weights == RANDOM:
         torch.manual_seed(record.seed)
-        return build_vggt(record.name, weights=RANDOM)
+        return find_backbone(record.name).build(RANDOM)
     path = None if record.weights == SHIPPED else Path(record.weights)
-    now = record_backbone(record.name, path)
+    now = record_backbone(record.name, path, licence=record.licence or UNKNOWN)
     if now.sha256 != record.sha256:
         raise ValueError(
             f"weights of {record.name} ({record.weights}) must have sha256 {record.sha256[:12]}..., "
             f"as when this was made, got {now.sha256[:12]}..."
         )
-    return build_vggt(record.name, weights=path)
+    return find_backbone(record.name).build(path)

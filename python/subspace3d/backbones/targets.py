@@ -1,10 +1,12 @@
-"""Which modules of a VGGT get adapters: named presets, each one full-match regular expression over module names."""
+"""Which modules get adapters: named presets, each one full-match regular expression over module names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from subspace3d.backbones.protocol import backbone_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,50 +19,49 @@ _DEPTH = (
     r"depth_head\.(projects\.\d+|resize_layers\.3|scratch\.(layer\d_rn|output_conv1|output_conv2\.[02]"
     r"|refinenet\d\.(out_conv|resConfUnit[12]\.conv[12])))"
 )
-_PRESETS = {
+EXPRESSIONS = {
+    "cores": _AGGREGATOR,
     "aggregator": _AGGREGATOR,
     "heads": rf"({_CAMERA}|{_DEPTH})",
     "all": rf"({_AGGREGATOR}|{_CAMERA}|{_DEPTH})",
 }
-PRESETS = tuple(_PRESETS)
+"""Of a VGGT; every backbone has its own, see `subspace3d.backbones.protocol`."""
 
 
-def target_regex(preset: str) -> str:
+def target_regex(preset: str, expressions: Mapping[str, str] = EXPRESSIONS) -> str:
     """The expression that the full names of a preset's modules match; PEFT takes it as ``target_modules``.
 
     Args:
-        preset: ``aggregator`` (the four Linears of every frame and global block), ``heads`` (every Linear and Conv2d
-            of camera head and depth head) or ``all`` (both). The image encoder is in none of them.
+        preset: of a VGGT ``cores`` or ``aggregator`` (the four Linears of every frame and global block), ``heads``
+            (every Linear and Conv2d of camera head and depth head) or ``all`` (both). The image encoder is in none.
+        expressions: the presets of the backbone, ``Backbone.targets``.
 
     Raises:
         ValueError: no such preset.
     """
-    if preset not in _PRESETS:
-        raise ValueError(f"targets must be one of {', '.join(_PRESETS)}, got {preset!r}")
-    return _PRESETS[preset]
+    if preset not in expressions:
+        raise ValueError(f"targets must be one of {', '.join(expressions)}, got {preset!r}")
+    return expressions[preset]
 
 
 def target_modules(model: nn.Module | Iterable[str], preset: str) -> list[str]:
     """Names of the modules that ``preset`` targets, in the model's order.
 
     Args:
-        model: ours or any other VGGT with the published module names, or just module names.
+        model: a backbone's network, or just the names of the modules of a VGGT.
         preset: see `target_regex`.
 
     Raises:
         ValueError: no such preset, or nothing in ``model`` matches it.
     """
-    expression = re.compile(target_regex(preset))
     named_modules = getattr(model, "named_modules", None)
-    names: Iterable[str] = (name for name, _ in named_modules()) if named_modules else model  # type: ignore[assignment]
-    found = [name for name in names if expression.fullmatch(name)]
+    if named_modules is None:
+        expressions, names = EXPRESSIONS, list(model)  # type: ignore[arg-type]
+    else:
+        expressions = backbone_of(model).targets  # type: ignore[assignment, arg-type]
+        names = [name for name, _ in named_modules()]
+    expression = target_regex(preset, expressions)
+    found = [name for name in names if re.fullmatch(expression, name)]
     if not found:
-        raise ValueError(f"targets {preset!r} match no module of the model; expected names like {_EXAMPLES[preset]}")
+        raise ValueError(f"targets {preset!r} match no module of the model; expected names that match {expression}")
     return found
-
-
-_EXAMPLES = {
-    "aggregator": "aggregator.frame_blocks.0.attn.qkv",
-    "heads": "camera_head.embed_pose",
-    "all": "aggregator.frame_blocks.0.attn.qkv",
-}

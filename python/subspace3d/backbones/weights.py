@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,22 +32,29 @@ class LoadSummary:
     ignored: dict[str, int]
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadSummary:
+def load_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    ignored_parts: Collection[str] = IGNORED_PARTS,
+    prefixes: Sequence[str] = (),
+) -> LoadSummary:
     """Copy the weights in ``path`` into ``model``, converted to its types; a model on the meta device gets storage.
 
     Args:
-        model: a VGGT.
+        model: the network.
         path: ``.safetensors``, or ``.pt`` / ``.pth`` / ``.bin`` holding a state dict, alone or under ``model``,
             ``state_dict`` or ``model_state_dict``; prefixes of torch.compile and DataParallel are taken off.
+        ignored_parts: first parts of names that are left aside.
+        prefixes: taken off, too, where every name has them.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a whole file of that kind, or its names and shapes are not those of ``model``.
     """
     path = Path(path)
-    stored = _unwrap(path, _read(path))
-    ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in IGNORED_PARTS)
-    stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in IGNORED_PARTS}
+    stored = _unwrap(path, _read(path), (*_PREFIXES, *prefixes))
+    ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in ignored_parts)
+    stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in ignored_parts}
     expected = model.state_dict()
     _check_fit(path, stored, expected)
     # Tensors of the file are memory maps: copied one by one, the file is never in memory as a whole.
@@ -118,10 +125,10 @@ def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
     return tensors
 
 
-def _unwrap(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unwrap(path: Path, tensors: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
     """Take off the prefixes that torch.compile and DataParallel put before every name, and say so."""
     while tensors:
-        prefix = next((each for each in _PREFIXES if all(name.startswith(each) for name in tensors)), None)
+        prefix = next((each for each in prefixes if all(name.startswith(each) for name in tensors)), None)
         if prefix is None:
             break
         logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off every name")

@@ -37,8 +37,8 @@ class BenchConfig:
     """Interleaved rounds; 0: 30 on a GPU, 7 on a CPU."""
     clock: Literal["wall", "process"] = "wall"
     """On a CPU. process: processor time, for a machine that others use too; only with OMP_NUM_THREADS=1."""
-    backbone: Literal["auto", "vggt-nano", "vggt-1b"] = "auto"
-    """step: which model, random weights; auto: vggt-1b on a GPU, vggt-nano on a CPU."""
+    backbone: str = "auto"
+    """step: a preset or package.module:factory, random weights; auto: vggt-1b on a GPU, vggt-nano on a CPU."""
     layers: int = 48
     """mining: matrices of each shape."""
     adapters: int = 10

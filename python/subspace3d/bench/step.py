@@ -1,7 +1,7 @@
-"""``subspace3d bench step``: a whole VGGT training step with adapters off, with PEFT LoRA, and with subspaces.
+"""``subspace3d bench step``: a whole training step with adapters off, with PEFT LoRA, and with subspaces.
 
-All three train the same LoRA on the heads and the camera token, so that every backward pass runs through the whole
-aggregator; they differ in what its linears carry: nothing, LoRA, or cores.
+All three train the same LoRA on the heads and the first parameter that is not frozen (VGGT's camera token), so that
+every backward pass runs through all blocks; they differ in what the linears of those carry: nothing, LoRA, or cores.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import subspace_ext as se
 from subspace3d.adapters.methods import add_lora, apply_method
+from subspace3d.backbones.losses import CAMERA_WEIGHT, LossCounts
+from subspace3d.backbones.protocol import backbone_of, find_backbone
 from subspace3d.backbones.targets import target_modules
-from subspace3d.backbones.vggt import VGGT, build_vggt
 from subspace3d.bench import harness
 from subspace3d.bench.config import BenchConfig
-from subspace3d.training.losses import multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 
 SAME_LOSS = 2e-2
@@ -39,24 +39,27 @@ def run(config: BenchConfig, device: torch.device, precision: str) -> list[dict[
 
 def make_models(name: str, core: int, rank: int) -> dict[str, nn.Module]:
     """The model three times, with one set of random weights."""
-    base = build_vggt(name, weights="random")
+    backbone = find_backbone(name)
+    base = backbone.build("random")
+    first = next(name for name, _ in base.named_parameters() if not backbone.is_frozen(name))
     models: dict[str, nn.Module] = {}
     for method in ("off", "lora", "subspace"):
         model = copy.deepcopy(base)
+        token = model.get_parameter(first)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if method == "subspace":
             tuned = apply_method(model, "subspace", rank=rank, basis=_random_basis(model, core))
         else:
             tuned = add_lora(model, rank, "all" if method == "lora" else "heads")
-        model.aggregator.camera_token.requires_grad_(True)
+        token.requires_grad_(True)
         models[method] = tuned.train()
     return models
 
 
-def _random_basis(model: VGGT, core: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _random_basis(model: nn.Module, core: int) -> dict[str, tuple[Tensor, Tensor]]:
     basis = {}
-    for name in target_modules(model, "aggregator"):
+    for name in target_modules(model, "cores"):
         linear: Any = model.get_submodule(name)
         out_features, in_features = linear.weight.shape
         size = min(core, out_features, in_features)
@@ -80,12 +83,13 @@ def make_batch(views: int, size: int, device: torch.device) -> dict[str, Tensor]
         "extrinsics": extrinsics,
         "intrinsics": intrinsics.repeat(1, views, 1, 1),
     }
-    return normalize_scenes({key: value.to(device) for key, value in batch.items()})[0]
+    normalised, scale = normalize_scenes({key: value.to(device) for key, value in batch.items()})
+    return {**normalised, "scene_scale": scale}
 
 
 class _Trainer:
     def __init__(self, model: nn.Module, batch: dict[str, Tensor], precision: str) -> None:
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.backbone = model, batch, backbone_of(model)
         self.autocast = (batch["images"].device.type, torch.bfloat16, precision == "autocast")
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6)
@@ -93,8 +97,8 @@ class _Trainer:
     def loss(self) -> Tensor:
         kind, dtype, enabled = self.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
-            predictions = self.model(self.batch["images"])
-        return multitask_loss(predictions, self.batch)["loss"]
+            prediction = self.backbone(self.model, self.batch["images"])
+        return self.backbone.loss(prediction, self.batch, CAMERA_WEIGHT, LossCounts.of(self.batch))["loss"]
 
     def step(self) -> None:
         self.loss().backward()
@@ -110,19 +114,18 @@ def _case(
     torch.manual_seed(0)
     models = make_models(name, core, config.rank)
     rows: list[dict[str, Any]] = []
+    backbone = find_backbone(name)
+    size = backbone.image_size
     for checkpointing in (False, True):
         trainers = {}
-        size = 0
         for method, model in models.items():
             model.to(device)
             if hasattr(se, "group_folds"):
                 se.group_folds(model)
-            backbone: Any = next(module for module in model.modules() if isinstance(module, VGGT))
-            backbone.enable_checkpointing(checkpointing)
-            size = backbone.config.image_size
+            backbone.checkpointing(model, checkpointing)
             trainers[method] = _Trainer(model, make_batch(views, size, device), precision)
         losses = {method: float(trainer.loss().detach()) for method, trainer in trainers.items()}
-        tokens = views * ((size // backbone.config.patch_size) ** 2 + backbone.aggregator.patch_start)
+        tokens = views * ((size // backbone.patch_size) ** 2 + backbone.special_tokens)
         for method, trainer in trainers.items():
             model = models[method]
             row: dict[str, Any] = {

@@ -28,13 +28,15 @@ class AdaptConfig(ClusterOptions):
     out: Path
     """Adapters are written below it at the same relative paths."""
     backbone: str = "vggt-nano"
-    """vggt-nano or vggt-1b."""
+    """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
+    licence: str = ""
+    """Of the weights, written beside what is made of them; none: as the file, its model card or the backbone says."""
     rank: int = 16
     """LoRA rank r; lora_alpha is 2 r."""
     targets: str = "all"
-    """Target preset: aggregator, heads, all."""
+    """Target preset of the backbone (cores, heads, all), or an expression that full module names match."""
     gradient_steps: int = 0
     """lora_A starts at the leading directions of the loss's gradient over this many steps; 0: at random, as LoRA."""
     gradient_only: bool = False
@@ -77,8 +79,8 @@ def run(config: AdaptConfig) -> list[Path]:
         FileNotFoundError: scenes or weights are missing.
         SystemExit: with 1 if some adapters could not be tuned.
     """
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import record_backbone
-    from subspace3d.backbones.targets import target_regex
     from subspace3d.jobs.cluster import absolute, joined_cluster
     from subspace3d.jobs.work import exit_on_failures
     from subspace3d.training.adapters import (
@@ -95,14 +97,14 @@ def run(config: AdaptConfig) -> list[Path]:
         config = absolute(config, "scenes", "out", "cache_tokens")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("workers: adapt starts its own processes (--workers), so it must not run under torchrun")
-    target_regex(config.targets)
+    find_backbone(config.backbone).checked_size(config.train.image_size, config.train.frames)
     config = outputs.check(config)
     if not (config.train.lr or config.gradient_only):
         rate = usual_rate(config.backbone, "lora")
         logger.info(f"train.lr {rate:g}, the usual one for LoRA on {config.backbone}")
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
     datasets = find_datasets(config.scenes)
-    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed, config.licence)
     steps = config.gradient_steps or (BATCHES if config.gradient_only else 0)
     wanted = _wanted(config, backbone.identity, steps)
     todo = [name for name in datasets if not is_done(config.out / name, wanted, config.overwrite)]

@@ -57,6 +57,9 @@ def examine() -> dict[str, Any]:
     import subspace_ext
 
     total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
+    from subspace3d.backbones.protocol import PRESETS, find_backbone
+
+    backbones = {name: find_backbone(name) for name in PRESETS}
     missing = {extra: extras.missing(extra) for extra in extras.read().in_all}
     render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
     if extras.version("mitsuba") is not None:
@@ -76,6 +79,16 @@ def examine() -> dict[str, Any]:
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         "missing": {extra: names for extra, names in missing.items() if names},
         "open3d_problem": _open3d_problem(),
+        "backbones": {
+            name: {
+                "usable": not backbone.missing(),
+                "missing": backbone.missing(),
+                "install": backbone.install,
+                "shipped": backbone.shipped is not None,
+                "licence": backbone.licence,
+            }
+            for name, backbone in backbones.items()
+        },
     }
 
 
@@ -98,6 +111,10 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"{'':<15} apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6")
     if not facts["missing"] and not facts["open3d_problem"]:
         lines.append(f"{'extras':<15} all installed")
+    for name, backbone in facts["backbones"].items():
+        weights = "weights ship with the package" if backbone["shipped"] else "weights: yours, or --weights hub"
+        state = weights if backbone["usable"] else f"missing {', '.join(backbone['missing'])}: {backbone['install']}"
+        lines.append(f"{'backbone':<15} {name} ({backbone['licence'] or 'licence unknown'}): {state}")
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ class EvaluateConfig:
     tuned: tuple[Path, ...] = ()
     """Run folders of finetune; the base model is always measured beside them."""
     backbone: str = "vggt-nano"
-    """vggt-nano or vggt-1b."""
+    """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int | None = None

@@ -18,6 +18,8 @@ class ExportConfig:
     """Run folder of finetune."""
     to: Literal["lora", "authors"] = "lora"
     """lora: one plain PEFT LoRA with the same outputs. authors: the basis as the authors' .A/.B file, without cores."""
+    backbone: str = ""
+    """Of a run on package.module:factory its name once more: a run folder alone starts no code from elsewhere."""
     out: Path | None = None
     """What to write; none: RUN/export/lora or RUN/export/basis.safetensors."""
 
@@ -43,7 +45,7 @@ def run(config: ExportConfig) -> Path:
 
     config = outputs.check(config)
     if config.to == "lora":
-        path = export_lora(config.run, config.target)
+        path = export_lora(config.run, config.target, config.backbone)
         logger.info(f"{path}: plain LoRA, PeftModel.from_pretrained(model, {str(path)!r})")
     else:
         path = export_authors(config.run, config.target)

@@ -18,7 +18,8 @@ from subspace3d.training.config import TrainConfig, check_cache
 from subspace3d.training.rates import usual_rate
 
 if TYPE_CHECKING:
-    from subspace3d.backbones.vggt import VGGT
+    from torch import nn
+
     from subspace3d.formats.basis import Basis
     from subspace3d.training.device import Processes
 
@@ -41,9 +42,11 @@ class FinetuneConfig:
     method: Method = "subspace"
     """none: only writes the run folder, so that it can be evaluated as the base."""
     backbone: str = "vggt-nano"
-    """vggt-nano or vggt-1b."""
+    """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
+    licence: str = ""
+    """Of the weights, written beside what is made of them; none: as the file, its model card or the backbone says."""
     subspaces: tuple[Path, ...] = ()
     """subspace: mined subspace files (or folders of them), whose concatenation is the frozen basis; or one file that
     holds a combined basis, of this project or in the layout of the authors' release."""
@@ -63,7 +66,7 @@ class FinetuneConfig:
     rank: int = 16
     """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
     targets: str = "all"
-    """lora, pissa, adalora: target preset (aggregator, heads, all), or an expression that full module names match."""
+    """lora, pissa, adalora: target preset (cores, heads, all), or an expression that full module names match."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest checkpoint in OUT, if there is one. never: start over, deleting the run that is
     in OUT and nothing else."""
@@ -126,6 +129,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.adapters.hooks import method_hook
     from subspace3d.adapters.methods import apply_method
     from subspace3d.adapters.parameters import count_trainable
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.formats.run import read_tuned
@@ -141,7 +145,9 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         if not config.subspaces:
             raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
         subspaces = list(select_files(config.subspaces, config.attributes).values())
-    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    described = find_backbone(config.backbone)
+    image_size = described.checked_size(config.train.image_size, config.train.frames)
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed, config.licence)
     identity = {
         "method": config.method,
         "backbone": backbone.identity,
@@ -164,15 +170,14 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
-    vggt = load_backbone(backbone)
-    image_size = config.train.image_size or vggt.config.image_size
-    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
-    basis = _basis(config, subspaces, vggt)
-    vggt.enable_checkpointing(config.train.checkpointing)
+    base = load_backbone(backbone)
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
+    basis = _basis(config, subspaces, base)
+    described.checkpointing(base, config.train.checkpointing)
     torch.manual_seed(config.train.seed)
-    vggt.to(choose_device(config.train.device))
+    base.to(choose_device(config.train.device))
     model = apply_method(
-        vggt,
+        base,
         config.method,
         config.rank,
         config.targets,
@@ -192,7 +197,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 # only now, when nothing more keeps the new run from beginning
                 outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
         processes.wait()
-        with _token_cache(config, vggt):
+        with _token_cache(config, base):
             if config.start == "fit":
                 start = start_cores(model, dataset, config.train, BATCHES, "start of the cores")
             result = train(
@@ -240,21 +245,21 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     return dict(read_tuned(config.out))
 
 
-def _token_cache(config: FinetuneConfig, vggt: VGGT) -> contextlib.AbstractContextManager:
+def _token_cache(config: FinetuneConfig, base: nn.Module) -> contextlib.AbstractContextManager:
     from subspace3d.training.token_cache import TokenCache
 
     if config.cache_tokens is None:
         return contextlib.nullcontext()
-    return TokenCache(config.cache_tokens, vggt.aggregator.patch_embed, config.cache_gigabytes).attached()
+    return TokenCache.of_backbone(config.cache_tokens, base, config.cache_gigabytes).attached()
 
 
-def _basis(config: FinetuneConfig, subspaces: list[Path], vggt: VGGT) -> Basis | None:
+def _basis(config: FinetuneConfig, subspaces: list[Path], base: nn.Module) -> Basis | None:
     from subspace3d.adapters.basis import basis_for_model
     from subspace3d.adapters.placement import place
     from subspace3d.adapters.spectral import singular_basis
 
     if config.method == "subspace":
-        return basis_for_model(subspaces, vggt, config.core_size, config.k, config.head_cores)
+        return basis_for_model(subspaces, base, config.core_size, config.k, config.head_cores)
     if config.method == "psv":
-        return singular_basis(vggt, place(vggt, "psv", head_cores=config.head_cores).cores, config.core_size)
+        return singular_basis(base, place(base, "psv", head_cores=config.head_cores).cores, config.core_size)
     return None

@@ -41,7 +41,7 @@ class FitConfig:
     head_cores: bool = False
     """Also the head modules that finetune --head-cores puts a core on."""
     backbone: str = "vggt-nano"
-    """vggt-nano or vggt-1b."""
+    """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """Weights of the backbone; none: those shipped with the package (nano only)."""
     batches: int = 8
@@ -133,6 +133,7 @@ def _percent(share: float | None) -> str:
 
 def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dict[str, Any]:
     from subspace3d.adapters.basis import basis_for_model, read_pairs
+    from subspace3d.backbones.protocol import backbone_of
     from subspace3d.backbones.record import load_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
@@ -140,13 +141,14 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     from subspace3d.training.gradients import count_passes, summed_gradients
 
     model = load_backbone(backbone).to(choose_device(config.train.device))
-    model.enable_checkpointing(config.train.checkpointing)
+    described = backbone_of(model)
+    described.checkpointing(model, config.train.checkpointing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     basis = basis_for_model(files.values(), model, config.core_size, config.k, config.head_cores)
     loaded = {name: read_pairs(path) for name, path in files.items()}
-    image_size = config.train.image_size or model.config.image_size
-    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train)
+    image_size = described.checked_size(config.train.image_size, config.train.frames)
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
     weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
     halves = [range(half, config.batches, 2) for half in range(2)]
     modules: dict[str, Measured] = {}

@@ -76,6 +76,7 @@ def run(config: MineConfig) -> Path:
     """
     from subspace3d.formats.adapter import read_adapter
     from subspace3d.formats.adapter_folders import search_adapters
+    from subspace3d.formats.run import licence_of_adapter
     from subspace3d.formats.subspace import SubspaceFile, save_subspace
     from subspace3d.mining.join import join
     from subspace3d.mining.mine import IrlsSettings, check_same_modules, mine_adapters, summary
@@ -104,7 +105,8 @@ def run(config: MineConfig) -> Path:
             gradients, config.k, settings, f"mine {config.out.stem}, gradients", mined.model, config.base_model
         )
         modules, details = join(modules, own.modules), own.details
-    header = {"base_model": adapters[0].base_model, **inputs, **chosen, "modules": details}
+    licences = sorted({text for folder in (*found.folders, *joined) if (text := licence_of_adapter(folder))})
+    header = {"base_model": adapters[0].base_model, "licence": licences, **inputs, **chosen, "modules": details}
     save_subspace(config.out, modules, header)
     for note in mined.notes:
         logger.info(f"{config.out.stem}: {note}")

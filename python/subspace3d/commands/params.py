@@ -14,7 +14,7 @@ class ParamsConfig:
     """Count trainable parameters of a method, without loading weights."""
 
     backbone: str = "vggt-1b"
-    """vggt-nano or vggt-1b."""
+    """A preset (doctor lists them), or package.module:factory."""
     method: Method = "lora"
     """Tuning method; pissa counts like lora, psv like subspace."""
     rank: int = 16
@@ -33,14 +33,16 @@ class ParamsConfig:
 
 def run(config: ParamsConfig) -> dict[str, int]:
     """Print the count, and below it the counts of the parts."""
-    from subspace3d.adapters.counts import PARTS, count_trainable
+    from subspace3d.adapters.counts import count_trainable
 
     counts = count_trainable(config.backbone, config.method, config.rank, config.core_size, config.head_cores)
     if config.json:
         print(json.dumps(counts))
         return counts
     print(f"{counts['total']:,}")
-    width = max(len(f"{counts[part]:,}") for part in PARTS)
-    for part in PARTS:
-        print(f"  {part:<11} {counts[part]:>{width},}")
+    parts = [part for part in counts if part != "total"]
+    name_width = max(11, *map(len, parts))
+    width = max(len(f"{counts[part]:,}") for part in parts)
+    for part in parts:
+        print(f"  {part:<{name_width}} {counts[part]:>{width},}")
     return counts

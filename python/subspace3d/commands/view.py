@@ -17,7 +17,7 @@ class ViewConfig:
     tuned: tuple[Path, ...] = ()
     """Run folders of finetune, shown beside the base model; for a folder of scenes only."""
     backbone: str = "vggt-nano"
-    """vggt-nano or vggt-1b; for a folder of scenes only."""
+    """A preset (doctor lists them), or package.module:factory; for a folder of scenes only."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
     frames: int = 8

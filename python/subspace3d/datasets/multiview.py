@@ -105,7 +105,9 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         self._views = _LeastRecent(cache_bytes)
 
     @classmethod
-    def for_training(cls, roots: Path | Sequence[Path], image_size: int, config: Sampling) -> MultiViewDataset:
+    def for_training(
+        cls, roots: Path | Sequence[Path], image_size: int, config: Sampling, patch_size: int = 14
+    ) -> MultiViewDataset:
         """The data set with the augmentation and frame sampling of ``config``.
 
         A root that is a YAML file is a mixture: it maps folders (relative to it) to their shares of the batches.
@@ -121,6 +123,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             aspect=config.aspect,
             zoom=config.zoom,
             nearby=config.nearby,
+            patch_size=patch_size,
         )
 
     def __len__(self) -> int:

@@ -157,7 +157,7 @@ def evaluate(
     if options.workers > 1:
         _measure_side_by_side(methods, evaluation)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = _assemble(measured, _in_words(evaluation))
+    results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record)}
     write_json(out / "results.json", results)
     return results
 
@@ -180,6 +180,15 @@ def _set_up(argument: tuple[dict[str, Path | None], _Evaluation, int], worker: i
     if evaluation.device in ("auto", "cuda") and torch.cuda.is_available():
         evaluation = dataclasses.replace(evaluation, device=f"cuda:{worker % torch.cuda.device_count()}")
     return lambda name: _measured(name, methods[name], evaluation)
+
+
+def _about(record: BackboneRecord) -> dict[str, Any]:
+    """What the numbers are of, and what of it the model does not say itself."""
+    from subspace3d.backbones.protocol import find_backbone
+
+    backbone = find_backbone(record.name)
+    said = {"scale": backbone.scale, "frame": backbone.frame, "lacks": dict(backbone.lacks)}
+    return {**record.to_dict(), **said}
 
 
 def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
@@ -236,7 +245,7 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
     scenes, backbone = evaluation.scenes, evaluation.backbone
     device = choose_device(evaluation.device)
     started = time.monotonic()
-    model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device)
+    model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device, backbone.name)
     record: dict[str, Any] = {
         "per_scene": {},
         "reasons": {},
@@ -317,11 +326,11 @@ def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
 
 
 def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
-    from subspace3d.backbones.config import named_config
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.formats.scene import SceneFile, load_scene
 
     frames = evaluation.options.choose(len(SceneFile(path)))
-    sizes = named_config(evaluation.backbone.name)
+    sizes = find_backbone(evaluation.backbone.name)
     if evaluation.options.alone:
         crop = PROTOCOLS[evaluation.options.alone].crop
         return load_views(path, frames, crop, sizes.image_size, sizes.patch_size), frames
@@ -398,14 +407,14 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
 
 def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
-    from subspace3d.backbones.config import named_config
+    from subspace3d.backbones.protocol import find_backbone
 
     options = evaluation.options
     frames = f"floor(i * available / {options.frames or FRAMES}); all when fewer"
     if options.frames is None and options.alone:
         frames = PROTOCOLS[options.alone].frames_in_words
     return {
-        "image_size": named_config(evaluation.backbone.name).image_size,
+        "image_size": find_backbone(evaluation.backbone.name).image_size,
         "protocols": {name: PROTOCOLS[name].in_words() for name in options.protocols},
         "frames": options.frames,
         "frame_choice": frames,

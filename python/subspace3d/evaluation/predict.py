@@ -31,24 +31,34 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
     """Depth maps and cameras of all views in one forward pass, in float32 and evaluation mode.
 
     Args:
-        model (torch.nn.Module): maps images [1, S, 3, H, W] in 0..1 to ``pose_enc`` [1, S, 9], ``depth``
-            [1, S, H, W, 1] and, where it has one, ``depth_conf`` [1, S, H, W]; on ``device``.
+        model (torch.nn.Module): what a backbone built, plain or adapted, or any VGGT; on ``device``.
         images (NDArray[np.uint8]): [S, H, W, 3] sRGB.
         device (torch.device): where to run.
 
     Returns:
         Views: float64, in the model's own world frame and unit.
+
+    Raises:
+        ValueError: the backbone predicts no depth or no cameras.
     """
     import torch
 
     from subspace3d.backbones.pose import decode_pose
+    from subspace3d.backbones.protocol import backbone_of
 
+    backbone = backbone_of(model)
     batch = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)[None].float() / 255.0
     model.eval()
     with torch.inference_mode():
-        output = model(batch)
-    depths = output["depth"][0, ..., 0].double().cpu().numpy()
-    # decoded in float64: a float32 quaternion gives rotations that are off by 1e-7
-    extrinsics, intrinsics = decode_pose(output["pose_enc"][0].double().cpu(), images.shape[1:3])
-    confidence = output["depth_conf"][0].double().cpu().numpy() if "depth_conf" in output else None
-    return Views(depths, intrinsics.numpy(), extrinsics.numpy(), confidence=confidence)
+        prediction = backbone(model, batch)
+    extrinsics, intrinsics = prediction.extrinsics, prediction.intrinsics
+    if prediction.stages:
+        # decoded in float64: a float32 quaternion gives rotations that are off by 1e-7
+        extrinsics, intrinsics = decode_pose(prediction.stages[-1].double().cpu(), images.shape[1:3])
+    found = {"depth": prediction.depth, "extrinsics": extrinsics, "intrinsics": intrinsics}
+    arrays = {name: value[0].double().cpu().numpy() for name, value in found.items() if value is not None}
+    absent = [name for name in found if name not in arrays]
+    if absent:
+        raise ValueError(f"backbone must predict {', '.join(found)} to be measured, {backbone.name} has no {absent[0]}")
+    confidence = None if prediction.confidence is None else prediction.confidence[0].double().cpu().numpy()
+    return Views(arrays["depth"], arrays["intrinsics"], arrays["extrinsics"], confidence=confidence)

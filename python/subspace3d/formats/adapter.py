@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from subspace3d import files, outputs
-from subspace3d.backbones.targets import PRESETS, target_regex
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.patterns import compile_pattern
 from subspace3d.schema import Positive, PositiveInt, check
 
@@ -326,8 +326,7 @@ def _check_convolution(name: str, module: nn.Conv2d) -> None:
 def target_expression(names: Iterable[str], model: nn.Module) -> str:
     """A full-match expression for exactly these modules: a preset's if one fits, else their names."""
     wanted = set(names)
-    for preset in PRESETS:
-        expression = target_regex(preset)
+    for expression in backbone_of(model).targets.values():
         if {name for name, _ in model.named_modules() if re.fullmatch(expression, name)} == wanted:
             return expression
     return "|".join(re.escape(name) for name in names)

@@ -86,6 +86,7 @@ class ResultsRecord(TypedDict):
     skipped: NotRequired[list[_Skipped]]
     protocol: NotRequired[dict[str, Any]]
     protocols: NotRequired[dict[str, Any]]
+    backbone: NotRequired[dict[str, Any]]
     metrics: dict[str, _Metric]
     methods: Annotated[dict[str, MethodRecord], Rule("an object of at least one method", lambda value: len(value) > 0)]
     pictures: NotRequired[list[_Shown]]

@@ -32,6 +32,7 @@ class BackboneTable(TypedDict):
     weights: _Weights
     sha256: str
     seed: NotRequired[_Seed]
+    licence: NotRequired[str]
 
 
 class TunedRecord(TypedDict):
@@ -55,9 +56,26 @@ class AdaptRecord(TypedDict):
     """adapt.json beside an adapter that ``adapt`` made."""
 
     settings: dict[str, Any]
+    backbone: NotRequired[BackboneTable]
     scenes: NotRequired[str]
     trainable: NotRequired[dict[str, Count]]
     training: NotRequired[dict[str, Any] | None]
+
+
+def licence_of_adapter(folder: Path) -> str | None:
+    """What an adapter folder says of the licence of the weights it was tuned on; None: nothing.
+
+    It stands in adapt.json beside the adapter, or for a run's adapter in the tuned.json above it.
+
+    Raises:
+        ValueError: the record is malformed.
+    """
+    for path, schema in ((folder / "adapt.json", AdaptRecord), (folder.parent / "tuned.json", TunedRecord)):
+        if path.is_file():
+            record = check(read_json(path), dict[str, Any], path)
+            check(record, schema, path)
+            return (record.get("backbone") or {}).get("licence") or None
+    return None
 
 
 def read_tuned(out: Path) -> TunedRecord:

@@ -37,6 +37,7 @@ class _ModuleEntry(TypedDict):
 
 class _Header(TypedDict):
     base_model: NotRequired[str | None]
+    licence: NotRequired[list[str]]
     adapters: NotRequired[list[_AdapterEntry]]
     modules: NotRequired[dict[str, _ModuleEntry]]
     join: NotRequired[list[_AdapterEntry]]

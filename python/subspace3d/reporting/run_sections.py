@@ -25,6 +25,7 @@ def summary(content: RunContent) -> Html:
     items: list[tuple[str, str]] = []
     if content.tuned or content.results is not None:
         items.append(("Backbone", ", ".join(backbones(content)) or "not recorded"))
+        items += _about_backbone(content)
     if content.results is not None:
         measured = content.results.value
         protocol, scenes = measured.get("protocol", {}), len(measured["scenes"])
@@ -68,6 +69,17 @@ def backbones(content: RunContent) -> list[str]:
     if content.results is not None:
         records += content.results.value["methods"].values()
     return _unique(_backbone(record).get("name") for record in records)
+
+
+def _about_backbone(content: RunContent) -> list[tuple[str, str]]:
+    """Licence of the weights, and what the model does not predict itself."""
+    records = [_backbone(record) for record in content.tuned.values()]
+    if content.results is not None:
+        records.append(_backbone(content.results.value))
+    items = [("Licence of the weights", ", ".join(_unique(record.get("licence") for record in records)))]
+    lacks = [f"{what}: {how}" for record in records for what, how in (record.get("lacks") or {}).items()]
+    items.append(("Not predicted by the model", "; ".join(_unique(lacks))))
+    return [(name, text) for name, text in items if text]
 
 
 def _backbone(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -119,13 +119,13 @@ class Predicted:
         return self._shown[scene, method]
 
     def _load(self, scene: str) -> tuple[Any, Views]:
-        from subspace3d.backbones.config import named_config
+        from subspace3d.backbones.protocol import find_backbone
         from subspace3d.evaluation.predict import choose_frames
         from subspace3d.formats.scene import SceneFile, load_scene
 
         path = self._paths[scene]
         frames = choose_frames(len(SceneFile(path)), self._frames)
-        loaded = load_scene(path, image_size=named_config(self._backbone.name).image_size, frames=frames)
+        loaded = load_scene(path, image_size=find_backbone(self._backbone.name).image_size, frames=frames)
         return loaded.images, Views(loaded.depths, loaded.intrinsics, loaded.extrinsics, loaded.translation_known)
 
     def _model(self, method: str) -> torch.nn.Module:
@@ -134,8 +134,10 @@ class Predicted:
 
         if method not in self._models:
             run = self._runs[method]
-            loaded = load_backbone(self._backbone).to(self._device) if run is None else load_tuned(run, self._device)
-            self._models[method] = loaded
+            if run is None:
+                self._models[method] = load_backbone(self._backbone).to(self._device)
+            else:
+                self._models[method] = load_tuned(run, self._device, self._backbone.name)
         return self._models[method]
 
 

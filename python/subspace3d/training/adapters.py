@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from subspace3d import outputs, records
 from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.adapters.placement import select_modules
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.backbones.record import BackboneRecord, load_backbone
-from subspace3d.backbones.vggt import VGGT
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, discard, read_record, write_json
 from subspace3d.formats.adapter import fill_lora
@@ -169,15 +170,16 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
         train_config = dataclasses.replace(train_config, threads=jobs.threads)
     jobs = dataclasses.replace(jobs, train=train_config)
     model = load_backbone(jobs.backbone).to(choose_device(train_config.device))
-    model.enable_checkpointing(train_config.checkpointing)
+    described = backbone_of(model)
+    described.checkpointing(model, train_config.checkpointing)
     tuned = add_lora(model, jobs.rank, jobs.targets)
     if worker == 0:
-        image_size = train_config.image_size or model.config.image_size
+        image_size = described.checked_size(train_config.image_size, train_config.frames)
         check_memory(tuned, train_config, image_size, sharing=jobs.sharing)
     model = tuned.unload()  # type: ignore[operator]
     cache = None
     if jobs.cache_tokens is not None:
-        cache = TokenCache(jobs.cache_tokens, model.aggregator.patch_embed, jobs.cache_gigabytes)
+        cache = TokenCache.of_backbone(jobs.cache_tokens, model, jobs.cache_gigabytes)
 
     def work(name: str) -> None:
         nonlocal model
@@ -193,16 +195,22 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
     return work
 
 
+def _dataset(jobs: AdapterJobs, model: nn.Module, folder: Path) -> MultiViewDataset:
+    backbone = backbone_of(model)
+    size = backbone.checked_size(jobs.train.image_size, jobs.train.frames)
+    return MultiViewDataset.for_training(folder, size, jobs.train, backbone.patch_size)
+
+
 def _fits(work: Path, wanted: dict) -> bool:
     """Whether training that was cut off here was going on with these settings."""
     newest = checkpoints.latest(work / "checkpoints")
     return newest is None or checkpoints.read_state(newest, ("settings",))["settings"] == wanted
 
 
-def _take_gradient(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> None:
+def _take_gradient(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -> None:
     """Write the gradient adapter of one data set."""
     folder = jobs.datasets[name]
-    dataset = MultiViewDataset.for_training(folder, jobs.train.image_size or model.config.image_size, jobs.train)
+    dataset = _dataset(jobs, model, folder)
     made = gradient_adapter(
         model,
         select_modules(model, jobs.targets),
@@ -221,16 +229,16 @@ def _take_gradient(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> Non
         "norm": made.norm,
         "energy_kept": round(made.energy_kept, 6),
     }
+    origin = {"backbone": jobs.backbone.to_dict()}
     with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
         fill_lora(temporary, made.factors, model, jobs.backbone.identity, about)
-        write_json(temporary / RECORD, {"scenes": str(folder), **about, "settings": jobs.wanted})
+        write_json(temporary / RECORD, {"scenes": str(folder), **origin, **about, "settings": jobs.wanted})
 
 
-def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
+def _tune_one(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -> nn.Module:
     """Tune and write one adapter; returns the backbone as it was before."""
     folder = jobs.datasets[name]
-    image_size = jobs.train.image_size or model.config.image_size
-    dataset = MultiViewDataset.for_training(folder, image_size, jobs.train)
+    dataset = _dataset(jobs, model, folder)
     # lora_A stays close to its start: with one start for all, the adapters would share a subspace by construction
     start = np.random.SeedSequence([jobs.train.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
     torch.manual_seed(int(start))
@@ -256,6 +264,7 @@ def _tune_one(jobs: AdapterJobs, model: VGGT, name: str, label: str) -> VGGT:
             temporary / RECORD,
             {
                 "scenes": str(folder),
+                "backbone": jobs.backbone.to_dict(),
                 "trainable": count_trainable(tuned),
                 "training": dataclasses.asdict(result),
                 "settings": jobs.wanted,

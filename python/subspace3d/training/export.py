@@ -14,7 +14,7 @@ from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
 
 
-def export_lora(run: Path, folder: Path) -> Path:
+def export_lora(run: Path, folder: Path, backbone: str = "") -> Path:
     """Write a run's adapter as one plain PEFT LoRA for the backbone's own weights.
 
     Exact: stock PEFT loads it on a fresh backbone and gives the same outputs up to rounding. psv, subspace:
@@ -24,6 +24,7 @@ def export_lora(run: Path, folder: Path) -> Path:
     Args:
         run (Path): run folder.
         folder (Path): adapter folder to write.
+        backbone (str): see `load_tuned`.
 
     Raises:
         FileNotFoundError: there is no result in ``run``, or the backbone's weights are missing.
@@ -32,7 +33,7 @@ def export_lora(run: Path, folder: Path) -> Path:
     record = read_tuned(run)
     if record["method"] in ("none", "full"):
         raise ValueError(f"run: the method of {run} must train an adapter, {record['method']!r} does not")
-    model = load_tuned(run)
+    model = load_tuned(run, backbone=backbone)
     return write_lora(folder, adapter_factors(model), base_of(model), BackboneRecord(**record["backbone"]).identity)
 
 

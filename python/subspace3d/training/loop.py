@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from subspace3d import outputs
 from subspace3d.adapters.hooks import MethodHook
-from subspace3d.adapters.parameters import PARTS, part_of, trainable_parameters
+from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.backbones.losses import LossCounts
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.files import DamagedError
 from subspace3d.locks import exclusive
 from subspace3d.log import logger
@@ -30,13 +32,12 @@ from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes, peak_memory
 from subspace3d.training.gradient_watch import GradientWatch, watched_parameters
 from subspace3d.training.interfaces import BatchSource
-from subspace3d.training.losses import LossCounts, multitask_loss
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
 from subspace3d.training.stop import stop_requests
 from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
-Objective = Callable[[dict, dict, float, LossCounts], dict[str, torch.Tensor]]
+Objective = Callable[[Any, dict, float, LossCounts], dict[str, torch.Tensor]]
 _MOST_SKIPPED = 10
 # what `_Run.save` keeps, and `_Run.start` finds again
 _STATE = ("step", "settings", "skipped", "skipped_in_a_row", "images", "losses", "seconds", "peak_memory_bytes")
@@ -92,11 +93,11 @@ def train(
     hook: MethodHook | None = None,
     snapshot: Callable[[Path], object] | None = None,
     quiet: bool = False,
-    objective: Objective = multitask_loss,
+    objective: Objective | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     rate: Callable[[int], float] | None = None,
 ) -> TrainResult:
-    """Minimise ``objective`` over the trainable parameters of ``model``, in place.
+    """Minimise the backbone's loss, or ``objective``, over the trainable parameters of ``model``, in place.
 
     Writes ``out/metrics.jsonl`` and ``out/checkpoints/step_N``. A run that was cut off continues from its newest
     checkpoint; on the CPU it then ends in the same bits as one that was not. It may continue on another number of
@@ -107,8 +108,7 @@ def train(
     of at most ``config.max_images`` images; neither changes the gradients by more than rounding.
 
     Args:
-        model (nn.Module): maps ``images [B, S, 3, H, W]`` to ``pose_enc_list``, ``depth``, ``depth_conf``; what has
-            ``requires_grad`` is trained.
+        model (nn.Module): what a backbone built, plain or adapted, or any VGGT; what has ``requires_grad`` is trained.
         dataset (BatchSource): source of the batches.
         config (TrainConfig): length, rates, batch, precision, device.
         out (Path): run folder.
@@ -119,7 +119,8 @@ def train(
         hook (MethodHook | None): what the tuning method adds to a step, see `method_hook`.
         snapshot (Callable | None): see `checkpoints.save`.
         quiet (bool): no progress display.
-        objective (Callable): ``(predictions, batch, camera_weight, counts) -> terms``, a scalar ``loss`` among them.
+        objective (Callable | None): ``(outputs, batch, camera_weight, counts) -> terms`` of what the network returned,
+            a scalar ``loss`` among the terms; none: the backbone's own.
         optimizer (Optimizer | None): over the trainable parameters, with the state of AdamW by name; none: AdamW over
             ``groups``.
         rate (Callable | None): learning rate of a step, in place of warm-up and cosine. It does not know the length of
@@ -216,7 +217,8 @@ def draw_step(dataset: BatchSource, config: TrainConfig, step: int, processes: P
     parts = []
     for start in range(share.start, share.stop, size):
         chosen = slice(start, min(start + size, share.stop))
-        part, _ = normalize_scenes({key: value[chosen] for key, value in batch.items()})
+        part, scale = normalize_scenes({key: value[chosen] for key, value in batch.items()})
+        part["scene_scale"] = scale
         del part["world_points"]  # no loss looks at them
         parts.append(part)
     return StepData(parts, LossCounts.of(batch), scenes * frames)
@@ -228,13 +230,16 @@ def loss_terms(
     counts: LossCounts,
     config: TrainConfig,
     device: torch.device,
-    objective: Objective = multitask_loss,
+    objective: Objective | None = None,
 ) -> dict[str, torch.Tensor]:
     """The terms of the loss of a part of a step, a scalar ``loss`` among them; forward in ``config.precision``."""
+    backbone = backbone_of(model)
     batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in part.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        predictions = model(batch["images"])
-    return objective(predictions, batch, config.camera_weight, counts)
+        prediction = backbone(model, batch["images"])
+    if objective is not None:
+        return objective(prediction.outputs, batch, config.camera_weight, counts)
+    return backbone.loss(prediction, batch, config.camera_weight, counts)
 
 
 class _Run:
@@ -252,7 +257,7 @@ class _Run:
         settings: Mapping[str, Any] | None,
         hook: MethodHook | None,
         snapshot: Callable[[Path], object] | None,
-        objective: Objective,
+        objective: Objective | None,
     ) -> None:
         self.settings = run_settings(config, settings)
         self.parameters, self.optimizer = parameters, optimizer
@@ -269,8 +274,12 @@ class _Run:
                 **{buffers: False},  # type: ignore[arg-type]
             )
         self.rate: Callable[[int], float] = lambda step: learning_rate(step, config.steps, config.lr, config.warmup)
-        self.clipped = {part: [p for n, p in parameters.items() if part_of(n) == part] for part in (*PARTS, "other")}
-        self.clipped = {part: members for part, members in self.clipped.items() if members}
+        backbone = backbone_of(model)
+        clipped = {
+            part: [p for name, p in parameters.items() if backbone.part_of(name) == part]
+            for part in (*dict.fromkeys(backbone.parts.values()), "other")
+        }
+        self.clipped = {part: members for part, members in clipped.items() if members}
         self.watch = GradientWatch(watched_parameters(model) if processes.is_first else {})
         self.trackers: list[Tracker] = []
         self.step = self.skipped = self.skipped_in_a_row = self.images = 0

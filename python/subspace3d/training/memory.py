@@ -14,15 +14,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import subspace_ext as se
+from subspace3d.backbones.losses import gradient_loss
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.log import logger
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name
-from subspace3d.training.losses import gradient_loss
+from subspace3d.training.without_values import without_values
+
+_VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ def check_memory(
     if not config.check_memory:
         return None
     scenes, frames = _largest_pass(config, processes)
-    estimate = estimate_memory(model, config, image_size, scenes, frames)
+    try:
+        estimate = estimate_memory(model, config, image_size, scenes, frames)
+    except _VALUES_NEEDED as error:
+        logger.warning(f"memory cannot be estimated: {backbone_of(model).name} reads values of tensors ({error})")
+        return None
     device = choose_device(config.device)
     free = available_memory(device)
     free = free // sharing if free is not None else None
@@ -89,20 +97,24 @@ def check_memory(
 def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scenes: int, frames: int) -> MemoryEstimate:
     """Bytes a training step takes with ``scenes`` scenes of ``frames`` frames in one forward pass."""
     device = next(model.parameters()).device
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # by the first name of each module: what is put in for a module that stands twice could not be taken out again
+    tensors = {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in model.named_modules()
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     compute_bytes = 2 if config.precision == "bf16" else 4
     cores = [module for module in model.modules() if isinstance(module, se.SubspaceCore)]
     kept = sum(core.U.shape[0] * core.V.shape[0] * compute_bytes for core in cores)
-    with FakeTensorMode() as fake:
-        stand_ins: dict[str, torch.Tensor] = {
-            f"model.{name}": fake.from_tensor(tensor) for name, tensor in tensors.items()
-        }
+    with without_values(model), FakeTensorMode() as fake:
+        fakes = {id(tensor): fake.from_tensor(tensor) for tensor in tensors.values()}
+        stand_ins = {f"model.{name}": fakes[id(tensor)] for name, tensor in tensors.items()}
         counter = _LiveBytes()
         with counter:
             images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)
-            torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,))
+            torch.func.functional_call(_Step(model, config.precision), stand_ins, (images,), tie_weights=False)
     return MemoryEstimate(sum(storages.values()) + kept, 2 * trained, counter.peak, scenes * frames)
 
 
@@ -111,22 +123,28 @@ class _Step(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.backbone = model, precision, backbone_of(model)
 
     def forward(self, images: torch.Tensor) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            predictions = self.model(images)
-        camera = sum(encoding.abs().mean() for encoding in predictions["pose_enc_list"])
-        (camera + _depth_terms(predictions["depth"], predictions["depth_conf"])).backward()
+            prediction = self.backbone(self.model, images)
+        cameras = prediction.stages or (prediction.extrinsics, prediction.intrinsics)
+        terms = [each.abs().mean() for each in cameras if each is not None]
+        if prediction.depth is not None:
+            terms.append(_depth_terms(prediction.depth, prediction.confidence))
+        # the gradients of a network are alive whatever its loss looks at
+        sum(terms[1:], start=terms[0]).backward()
 
 
-def _depth_terms(depth: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+def _depth_terms(depth: torch.Tensor, confidence: torch.Tensor | None) -> torch.Tensor:
     """The depth loss where all pixels are valid, its selections by value replaced by copies of the same size."""
-    predicted, target = depth.squeeze(-1).float(), torch.zeros_like(confidence)
-    mask = torch.ones_like(confidence, dtype=torch.bool)
+    predicted, target = depth.float(), torch.zeros_like(depth, dtype=torch.float32)
+    mask = torch.ones_like(depth, dtype=torch.bool)
     error = (predicted.clone() - target).abs()
-    weighted = error * confidence.clone() - confidence.log()
-    terms = error.clamp(max=100).clone().mean() + weighted.clamp(max=100).clone().mean()
+    terms = error.clamp(max=100).clone().mean()
+    if confidence is not None:
+        weighted = error * confidence.clone() - confidence.log()
+        terms = terms + weighted.clamp(max=100).clone().mean()
     return terms + gradient_loss(predicted.flatten(0, 1), target.flatten(0, 1), mask.flatten(0, 1), (1, 1, 1, 1))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from subspace3d.backbones.protocol import backbone_of
 from subspace3d.files import load_tensors, save_tensors
 from subspace3d.log import logger
 
@@ -44,6 +45,18 @@ class TokenCache:
         self._weights = _hash(encoder.state_dict())[:16]
         self._plain_forward = encoder.forward
         self._bytes, self._stored, self._closed = self._count(), 0, False
+
+    @classmethod
+    def of_backbone(cls, folder: Path, model: nn.Module, gigabytes: float = 20.0) -> TokenCache:
+        """Of the image encoder of a backbone's network.
+
+        Raises:
+            ValueError: it has none whose tokens can be kept, or the encoder has trainable parameters.
+        """
+        backbone = backbone_of(model)
+        if backbone.encoder is None:
+            raise ValueError(f"cache_tokens must be off for {backbone.name}: it has no frozen image encoder of its own")
+        return cls(folder, model.get_submodule(backbone.encoder), gigabytes)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.adapters.saved import attach_adapter
+from subspace3d.backbones.protocol import PRESETS
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.files import atomic_folder, check_values, load_tensors, save_tensors, sha256, write_json
 from subspace3d.formats.adapter import CONFIG_NAME, write_lora
@@ -100,15 +101,24 @@ def base_of(model: nn.Module) -> nn.Module:
     return model.get_base_model()  # type: ignore[operator]
 
 
-def load_tuned(out: Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_tuned(out: Path, device: torch.device | str = "cpu", backbone: str = "") -> nn.Module:
     """Rebuild backbone and method of a run folder, in evaluation mode.
+
+    Args:
+        out (Path): run folder.
+        device (torch.device | str): where the model goes.
+        backbone (str): of a run on ``package.module:factory`` the same name: a record alone starts no code from outside
+            the package.
 
     Raises:
         FileNotFoundError: the result, one of its files or the backbone's weights are missing.
-        ValueError: hashes do not fit (of the backbone's weights, of a file of the result, or of the basis), or a file
-            is not what the method writes.
+        ValueError: hashes do not fit (of the backbone's weights, of a file of the result, or of the basis), a file is
+            not what the method writes, or the backbone is another one, or a factory that is not named.
     """
     record, folder = read_tuned(out), tuned_folder(out)
+    name = record["backbone"]["name"]
+    if (backbone and backbone != name) or (not backbone and name not in PRESETS):
+        raise ValueError(f"backbone must be {name}, on which {out} was tuned, got {backbone or 'none'}")
     model: nn.Module = load_backbone(BackboneRecord(**record["backbone"]))
     method = record["method"]
     if method == "full":

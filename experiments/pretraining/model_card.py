@@ -1,6 +1,6 @@
 """Write the figures of docs/model_card.md from the header of the weights that ship.
 
-python scripts/model_card.py [--check]
+python -m experiments.pretraining.model_card [--check]
 
 --check changes nothing and fails where the page is not what the header gives. Run it after the weights were replaced.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from subspace3d.backbones.vggt import NANO_WEIGHTS
 from subspace3d.files import load_tensors, sha256
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/model_card.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/model_card.md"
 NAMES = {
     "scenes": "number",
     "frames": "views",
@@ -102,7 +102,7 @@ def main() -> None:
         flags=re.DOTALL,
     )
     if check:
-        sys.exit(f"{PAGE} is out of date: python scripts/model_card.py" if after != before else 0)
+        sys.exit(f"{PAGE} is out of date: python -m experiments.pretraining.model_card" if after != before else 0)
     PAGE.write_text(after, encoding="utf-8")
 
 

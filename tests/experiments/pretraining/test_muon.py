@@ -6,8 +6,8 @@ import pytest
 import torch
 from adapters.models import TINY
 
+from experiments.pretraining.muon import Muon, muon_groups, orthogonalize
 from subspace3d.backbones.vggt import VGGT
-from subspace3d.training.muon import Muon, muon_groups, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (1, 7), (3, 6, 6)])

@@ -9,10 +9,7 @@ import torch
 from adapters.models import TINY
 from training.plane_scenes import plane_views
 
-from subspace3d.backbones.vggt import VGGT
-from subspace3d.training.losses import LossCounts, multitask_loss
-from subspace3d.training.normalization import normalize_scenes
-from subspace3d.training.pretraining import (
+from experiments.pretraining.matching import (
     MATCH_WEIGHT,
     Pretraining,
     match_targets,
@@ -20,6 +17,9 @@ from subspace3d.training.pretraining import (
     points_loss,
     start_able_to_match,
 )
+from subspace3d.backbones.losses import LossCounts, multitask_loss
+from subspace3d.backbones.vggt import VGGT
+from subspace3d.training.normalization import normalize_scenes
 
 SIZE, PATCH = 56, 14
 CONFIG = dataclasses.replace(TINY, image_size=SIZE)

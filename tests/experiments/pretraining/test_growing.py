@@ -6,7 +6,7 @@ import pytest
 import torch
 from training.plane_scenes import write_plane_scenes
 
-from subspace3d.datasets.growing import GrowingScenes
+from experiments.pretraining.growing import GrowingScenes
 from subspace3d.datasets.multiview import MultiViewDataset
 
 

@@ -1,11 +1,9 @@
-"""The measurements and the export of scripts/pretrain_nano.py."""
+"""The measurements, the cooldown and the export of the pre-training of vggt-nano."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,25 +13,18 @@ from torch import nn
 from training.plane_scenes import write_plane_scenes
 from training.tiny import read_metrics
 
+from experiments.pretraining import model_card, run
+from experiments.pretraining.growing import GrowingScenes
+from experiments.pretraining.matching import Pretraining
+from experiments.pretraining.measure import measure
+from experiments.pretraining.pictures import plot_losses
 from subspace3d.backbones.pose import encode_pose
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import load_tensors
 from subspace3d.training.device import Processes
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"scripts/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("pretrain_nano")
+from subspace3d.training.schedule import constant_rate, cooldown_rate
 
 
 class Oracle(nn.Module):
@@ -55,9 +46,9 @@ class Oracle(nn.Module):
         }
 
 
-def test_measure_of_a_perfect_model(script: ModuleType, tmp_path: Path) -> None:
+def test_measure_of_a_perfect_model(tmp_path: Path) -> None:
     dataset = MultiViewDataset(write_plane_scenes(tmp_path, scenes=2, views=3, size=112), 112)
-    figures = script.measure(Oracle(dataset), dataset, frames=3)
+    figures = measure(Oracle(dataset), dataset, frames=3)
     assert figures["abs_rel"] == pytest.approx(0, abs=1e-6)
     assert figures["abs_rel_constant"] > 0.02
     for kind in ("rotation", "translation"):
@@ -67,64 +58,62 @@ def test_measure_of_a_perfect_model(script: ModuleType, tmp_path: Path) -> None:
     assert (figures["edge_recall"], figures["edge_precision"]) == (0, 0)
 
 
-def test_exported_weights_load_as_the_backbone(script: ModuleType, tmp_path: Path) -> None:
+def test_exported_weights_load_as_the_backbone(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, path = VGGT(script.SHAPE), tmp_path / "nano.safetensors"
-    script.export(model, path, {"held_out": {"abs_rel": 0.1}})
-    assert path.stat().st_size < script.LARGEST_FILE
+    model, path = VGGT(run.SHAPE), tmp_path / "nano.safetensors"
+    run.export(model, path, {"held_out": {"abs_rel": 0.1}})
+    assert path.stat().st_size < run.LARGEST_FILE
     header = load_tensors(path)[1]
     assert (header["held_out"], header["backbone"]) == ({"abs_rel": 0.1}, "vggt-nano")
-    loaded = VGGT(script.SHAPE)
+    loaded = VGGT(run.SHAPE)
     load_weights(loaded, path)
     for (name, expected), (_, found) in zip(model.named_parameters(), loaded.named_parameters()):
         assert found.dtype == torch.float32
         assert torch.equal(found, expected.half().float()), name
     with pytest.raises(ValueError, match="at most 20000000 bytes"):
-        script.export(nn.Linear(4000, 4000), tmp_path / "large.safetensors", {})
+        run.export(nn.Linear(4000, 4000), tmp_path / "large.safetensors", {})
 
 
-def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path), "--images", "6", "--cooldown", "2"])
-    arguments = script.parse_arguments()
+    arguments = run.parse_arguments()
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
-        script.branch(tmp_path / "long", arguments, Processes())
+        run.branch(tmp_path / "long", arguments, Processes())
     folder = write_plane_scenes(tmp_path / "scenes", scenes=3, views=6, size=56)
-    monkeypatch.setattr(script, "SHAPE", dataclasses.replace(TINY, image_size=56))
-    scenes = script.GrowingScenes(lambda number: folder, lambda folders: MultiViewDataset(folders, 56), 1, 1, 1)
+    monkeypatch.setattr(run, "SHAPE", dataclasses.replace(TINY, image_size=56))
+    scenes = GrowingScenes(lambda number: folder, lambda folders: MultiViewDataset(folders, 56), 1, 1, 1)
 
     def trainer() -> nn.Module:
         torch.manual_seed(0)
-        return script.Pretraining(VGGT(script.SHAPE), blocks=(1,))
+        return Pretraining(VGGT(run.SHAPE), blocks=(1,))
 
     def constant(step: int) -> float:
-        return script.constant_rate(step, arguments.lr, 1)
+        return constant_rate(step, arguments.lr, 1)
 
-    script.run(trainer(), scenes, script.run_config(arguments, 2), tmp_path / "long", constant, "long")
-    before, branched = script.branch(tmp_path / "long", arguments, Processes())
+    run.run(trainer(), scenes, run.run_config(arguments, 2), tmp_path / "long", constant, "long")
+    before, branched = run.branch(tmp_path / "long", arguments, Processes())
     assert before["step"] == 2 and branched == tmp_path / "cooldown_2_2"
 
     def falling(step: int) -> float:
-        return script.cooldown_rate(step, 2, 2, arguments.lr)
+        return cooldown_rate(step, 2, 2, arguments.lr)
 
     cooled = trainer()
-    result = script.run(cooled, scenes, script.run_config(arguments, 4), branched, falling, "cooldown")
+    result = run.run(cooled, scenes, run.run_config(arguments, 4), branched, falling, "cooldown")
     assert result.steps == 4
     assert [line["step"] for line in read_metrics(branched)] == [3, 4]
     assert [line["lr"] for line in read_metrics(branched)] == [falling(2), falling(3)]
     # the long run goes on from where it was, with the same bits as if nothing had been branched off
-    script.run(trainer(), scenes, script.run_config(arguments, 3), tmp_path / "long", constant, "long")
-    script.run(trainer(), scenes, script.run_config(arguments, 3), tmp_path / "straight", constant, "long")
+    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "long", constant, "long")
+    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "straight", constant, "long")
     ends = [load_tensors(tmp_path / name / "checkpoints/step_3/model.safetensors")[0] for name in ("long", "straight")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
-    script.plot_losses([folder / "metrics.jsonl" for folder in (tmp_path / "long", branched)], 2, tmp_path / "loss.png")
+    plot_losses([folder / "metrics.jsonl" for folder in (tmp_path / "long", branched)], 2, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-def test_the_model_card_shows_what_the_script_measures(script: ModuleType, tmp_path: Path) -> None:
+def test_the_model_card_shows_what_the_script_measures(tmp_path: Path) -> None:
     dataset = MultiViewDataset(write_plane_scenes(tmp_path, scenes=1, views=3, size=112), 112)
-    figures = {**script.measure(Oracle(dataset), dataset, frames=2), "edge_recall": 0.512}
+    figures = {**measure(Oracle(dataset), dataset, frames=2), "edge_recall": 0.512}
     record = {"steps": 40, "seconds": 120.0}
     recipe = {"images_per_step": 12, "frames": [2, 6], "lr": 1e-3, "camera_weight": 1.0}
     report = {
@@ -132,8 +121,8 @@ def test_the_model_card_shows_what_the_script_measures(script: ModuleType, tmp_p
         "data": {"scenes": 10_000, "views": 8},
         "held_out": {"circles": figures},
     }
-    script.export(nn.Linear(2, 2), tmp_path / "nano.safetensors", report)
-    page = load_script("model_card").content(tmp_path / "nano.safetensors")
+    run.export(nn.Linear(2, 2), tmp_path / "nano.safetensors", report)
+    page = model_card.content(tmp_path / "nano.safetensors")
     assert "| cooldown | 40 | 12 | 2 to 6 | 0.001 | 1 | 2 min |" in page
     names, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()[-3:])
     assert dict(zip(names, row))["edges found"] == "51 %" and dict(zip(names, row))["scenes"] == "circles"

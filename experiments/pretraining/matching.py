@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subspace3d.backbones.layers import Attention, Rotation, rotate
+from subspace3d.backbones.losses import LossCounts, camera_loss, multitask_loss
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.geometry import unproject
-from subspace3d.training.losses import LossCounts, camera_loss, multitask_loss
 
 POINTS_PER_SIDE = 2  # of a patch
 MATCH_WEIGHT = 0.3

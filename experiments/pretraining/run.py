@@ -2,11 +2,11 @@
 
 One long run at a constant rate, which a second, short run brings down to zero from any checkpoint of it
 (`subspace3d.training.schedule`). The scenes are rendered while it trains: one more shard every so many steps. Losses:
-`subspace3d.training.pretraining`.
+`experiments.pretraining.matching`.
 
 Everything is resumable: run the same command again after a stop and it continues where it was, also with more
 ``--steps``. ``--branch`` leaves the long run alone: it cools down from its newest checkpoint, measures and exports.
-`python scripts/pretrain_nano.py --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
+`python -m experiments.pretraining --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
 compute: `--device cuda --precision bf16 --images 96`, and on N GPUs the same after `torchrun --nproc-per-node N` in
 place of `python`.
 """
@@ -21,28 +21,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
+from experiments.pretraining.growing import GrowingScenes
+from experiments.pretraining.matching import Pretraining, start_able_to_match
+from experiments.pretraining.measure import measure
+from experiments.pretraining.muon import Muon, muon_groups
+from experiments.pretraining.pictures import draw_examples, plot_losses
 from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.backbones.config import VGGTConfig
-from subspace3d.backbones.pose import decode_pose
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.commands.generate import GenerateConfig
-from subspace3d.datasets.growing import GrowingScenes
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.evaluation.alignment import scale_alignment
-from subspace3d.evaluation.depth import absolute_relative, edge_recall
-from subspace3d.evaluation.pose import relative_pose_errors
-from subspace3d.files import atomic_path, save_tensors, write_json
+from subspace3d.files import save_tensors, write_json
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
 from subspace3d.training.loop import TrainResult, train
-from subspace3d.training.muon import Muon, muon_groups
-from subspace3d.training.pretraining import Pretraining, start_able_to_match
 from subspace3d.training.schedule import constant_rate, cooldown_rate
 
 LARGEST_FILE = 20_000_000
@@ -268,116 +265,6 @@ def run_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
     )
 
 
-def measure(model: nn.Module, dataset: MultiViewDataset, frames: int) -> dict[str, float]:
-    """Errors of depth, depth edges and cameras on the first ``frames`` views of every scene.
-
-    Both the model's and the constant's depth are scaled once per scene by the factor that minimises Abs Rel itself
-    (see `scale_alignment`), so the constant compared with is the best one there is for each scene. Camera errors are
-    those of all pairs of views of all scenes; edges are found and true as in `edge_recall`, mean over scenes.
-    """
-    device = next(model.parameters()).device
-    model.eval()
-    model_errors, constant_errors, rotations, translations, recalls, precisions = ([] for _ in range(6))
-    for index in range(len(dataset)):
-        scene = dataset.scene(index)
-        images = torch.from_numpy(scene.images[:frames]).permute(0, 3, 1, 2)[None].float() / 255
-        with torch.no_grad():
-            predictions = model(images.to(device))
-        depth = predictions["depth"][0, ..., 0].cpu().numpy().astype(np.float64)
-        truth = scene.depths[:frames].astype(np.float64)
-        valid = truth > 0
-        for predicted, errors in ((depth, model_errors), (np.ones_like(truth), constant_errors)):
-            scale = scale_alignment(predicted, truth, valid)
-            errors.append(absolute_relative(scale * predicted, truth, valid))
-        recalls.append(edge_recall(depth, truth, valid))
-        precisions.append(edge_recall(truth, depth, valid))
-        extrinsics, _ = decode_pose(predictions["pose_enc"].cpu(), (IMAGE_SIZE, IMAGE_SIZE))
-        pairs = relative_pose_errors(extrinsics[0].double().numpy(), scene.extrinsics[:frames])
-        rotations += pairs.rotation_deg.tolist()
-        translations += pairs.translation_deg.tolist()
-    return {
-        "scenes": len(dataset),
-        "frames": frames,
-        "abs_rel": float(np.mean(model_errors)),
-        "abs_rel_constant": float(np.mean(constant_errors)),
-        "times_better": float(np.mean(constant_errors) / np.mean(model_errors)),
-        "rotation_error_median_deg": float(np.median(rotations)),
-        "rotation_error_mean_deg": float(np.mean(rotations)),
-        "translation_error_median_deg": float(np.median(translations)),
-        "translation_error_mean_deg": float(np.mean(translations)),
-        "edge_recall": _mean(recalls),
-        "edge_precision": _mean(precisions),
-    }
-
-
-def _mean(values: list[float]) -> float:
-    """Of the values that are not NaN; 0 if there is none."""
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else 0.0
-
-
-def plot_losses(metrics: list[Path], start: int, picture: Path) -> None:
-    """Every logged term of the long run up to step ``start`` and of the cooldown after it, smoothed over 1 %."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    long_run, cooldown = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in metrics
-    )
-    lines = [line for line in (*long_run[:start], *cooldown) if line["loss"] is not None]
-    images = np.array([line["images"] for line in lines]) / 1000
-    width = max(1, len(lines) // 100)
-    figure, axes = plt.subplots(2, 4, figsize=(14, 6), sharex=True, layout="constrained")
-    names = ("rotation", "translation", "fov", "match", "points", "depth_error", "depth_gradient", "lr")
-    for axis, name in zip(axes.flat, names):
-        values = [line.get(name, np.nan) for line in lines]
-        axis.plot(images[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid"), linewidth=1)
-        axis.set_title(name)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    for axis in axes[1]:
-        axis.set_xlabel("thousand images")
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-
-
-def draw_examples(model: nn.Module, measured: dict[str, MultiViewDataset], picture: Path, scenes: int = 2) -> None:
-    """First view of a few scenes of every kind: image, true depth, predicted depth in the colours of the true one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(len(measured), 3 * scenes, figsize=(2 * 3 * scenes, 2.1 * len(measured)))
-    figure.subplots_adjust(left=0.03, right=0.998, bottom=0.005, top=0.95, wspace=0.03, hspace=0.03)
-    for row, (name, dataset) in zip(axes, measured.items()):
-        row[0].set_ylabel(name)
-        for index, (image, true, predicted) in enumerate(zip(row[::3], row[1::3], row[2::3])):
-            scene = dataset.scene(index)
-            images = torch.from_numpy(scene.images[:4]).permute(0, 3, 1, 2)[None].float() / 255
-            with torch.no_grad():
-                depth = model(images.to(next(model.parameters()).device))["depth"][0, 0, ..., 0].cpu().numpy()
-            truth = np.where(scene.depths[0] > 0, scene.depths[0], np.nan)
-            scale = scale_alignment(
-                depth[None].astype(np.float64), scene.depths[:1].astype(np.float64), truth[None] > 0
-            )
-            low, high = np.nanpercentile(truth, (2, 98))
-            image.imshow(scene.images[0])
-            true.imshow(truth, cmap="turbo_r", vmin=low, vmax=high)
-            predicted.imshow(np.where(np.isnan(truth), np.nan, scale * depth), cmap="turbo_r", vmin=low, vmax=high)
-    for axis, title in zip(axes[0], ("image", "true depth", "predicted depth") * scenes):
-        axis.set_title(title, fontsize=10)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=80)
-    plt.close(figure)
-
-
 def export(model: nn.Module, path: Path, report: dict) -> None:
     """Write the weights as fp16 with the recipe and the held-out figures in the header.
 
@@ -389,7 +276,3 @@ def export(model: nn.Module, path: Path, report: dict) -> None:
     if size > LARGEST_FILE:
         raise ValueError(f"weights must take at most {LARGEST_FILE} bytes as fp16, got {size}")
     save_tensors(path, tensors, {"format": "subspace3d-backbone", "version": 1, "backbone": SHAPE.name, **report})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Losses of the camera and the depth head.
+"""Losses of cameras and depth maps.
 
 Every mean is written as a sum over scenes divided by a count that is known before the forward pass (`LossCounts`). So
 the loss of a step is the sum of the losses of its parts, however its scenes are divided over forward passes and
@@ -9,11 +9,13 @@ Values that are not finite are passed on, not replaced: the loop skips such a st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from subspace3d.backbones.pose import encode_pose
+from subspace3d.backbones.protocol import Prediction
 
 CAMERA_WEIGHT = 5.0
 DEPTH_WEIGHT = 1.0
@@ -94,7 +96,7 @@ def camera_loss(
 
 def depth_loss(
     depth: torch.Tensor,
-    confidence: torch.Tensor,
+    confidence: torch.Tensor | None,
     batch: dict,
     gamma: float = 1.0,
     alpha: float = 0.2,
@@ -109,7 +111,7 @@ def depth_loss(
 
     Args:
         depth (Tensor): predicted z-depth in normalised units, ``[B, S, H, W, 1]``.
-        confidence (Tensor): ``c``, at least 1, ``[B, S, H, W]``.
+        confidence (Tensor | None): ``c``, positive, ``[B, S, H, W]``; none: the terms with it are left out.
         batch (dict): normalised; ``depths [B, S, H, W]``, ``point_masks [B, S, H, W]`` bool.
         gamma (float): weight of the confidence-weighted error.
         alpha (float): reward for confidence.
@@ -120,9 +122,12 @@ def depth_loss(
     """
     target, mask = batch["depths"], batch["point_masks"]
     counts = LossCounts.of(batch) if counts is None else counts
-    predicted, confidence = depth.squeeze(-1).float(), confidence.float().clamp(min=1e-6)
+    predicted = depth.squeeze(-1).float()
     # the sums keep both outputs in the graph, so that every process has the same gradients to exchange
-    regression = weighted = (predicted[:0].sum() + confidence[:0].sum()) * 0.0
+    regression = weighted = predicted[:0].sum() * 0.0
+    if confidence is not None:
+        confidence = confidence.float().clamp(min=1e-6)
+        regression = weighted = (predicted[:0].sum() + confidence[:0].sum()) * 0.0
     if counts.pixels < _LEAST_POINTS:
         zero = regression.detach()
         return {"depth": regression, "depth_error": zero, "depth_confidence": zero, "depth_gradient": zero}
@@ -132,10 +137,11 @@ def depth_loss(
         if not share:
             continue
         # masked_select keeps the mask for the backward pass; indexing would keep three int64 per pixel
-        c = torch.masked_select(confidence[scene], valid)
         error = (torch.masked_select(predicted[scene], valid) - target[scene][valid]).abs()
         regression = regression + share * drop_outliers(error).mean()
-        weighted = weighted + share * drop_outliers(gamma * error * c - alpha * c.log()).mean()
+        if confidence is not None:
+            c = torch.masked_select(confidence[scene], valid)
+            weighted = weighted + share * drop_outliers(gamma * error * c - alpha * c.log()).mean()
     gradient = gradient_loss(predicted.flatten(0, 1), target.flatten(0, 1), mask.flatten(0, 1), counts.pixels_at_scale)
     return {
         "depth": regression + weighted + gradient,
@@ -192,12 +198,16 @@ def drop_outliers(values: torch.Tensor, valid_range: float = 0.98) -> torch.Tens
 
 
 def multitask_loss(
-    predictions: dict, batch: dict, camera_weight: float = CAMERA_WEIGHT, counts: LossCounts | None = None
+    predictions: Prediction | Mapping,
+    batch: dict,
+    camera_weight: float = CAMERA_WEIGHT,
+    counts: LossCounts | None = None,
 ) -> dict[str, torch.Tensor]:
-    """camera_weight camera + depth.
+    """camera_weight camera + depth, each where it is predicted.
 
     Args:
-        predictions (dict): of the model: ``pose_enc_list``, ``depth [B, S, H, W, 1]``, ``depth_conf [B, S, H, W]``.
+        predictions (Prediction | Mapping): of the backbone; or what a VGGT returned: ``pose_enc_list``,
+            ``depth [B, S, H, W, 1]``, ``depth_conf [B, S, H, W]``.
         batch (dict): normalised by `subspace3d.training.normalization.normalize_scenes`.
         camera_weight (float): weight of the camera loss.
         counts (LossCounts | None): of the whole step when ``batch`` is a part of it; none: of ``batch``. With the
@@ -205,11 +215,27 @@ def multitask_loss(
 
     Returns:
         dict: scalar ``loss`` with its graph, and every term for the log.
+
+    Raises:
+        ValueError: neither cameras nor depth are predicted.
     """
-    camera = camera_loss(predictions["pose_enc_list"], batch, counts=counts)
-    depth = depth_loss(predictions["depth"], predictions["depth_conf"], batch, counts=counts)
-    loss = camera_weight * camera["camera"] + DEPTH_WEIGHT * depth["depth"]
-    return {"loss": loss, **camera, **depth}
+    if not isinstance(predictions, Prediction):
+        predictions = Prediction.from_vggt(predictions)
+    stages = predictions.stages
+    if not stages and predictions.extrinsics is not None and predictions.intrinsics is not None:
+        size = batch["point_masks"].shape[-2:]
+        stages = (encode_pose(predictions.extrinsics.float(), predictions.intrinsics.float(), (size[0], size[1])),)
+    terms: dict[str, torch.Tensor] = {}
+    weighted = []
+    if stages:
+        terms |= camera_loss(list(stages), batch, counts=counts)
+        weighted.append(camera_weight * terms["camera"])
+    if predictions.depth is not None:
+        terms |= depth_loss(predictions.depth.unsqueeze(-1), predictions.confidence, batch, counts=counts)
+        weighted.append(DEPTH_WEIGHT * terms["depth"])
+    if not weighted:
+        raise ValueError("predictions must have depth, or extrinsics and intrinsics, or camera encodings, got none")
+    return {"loss": weighted[0] if len(weighted) == 1 else weighted[0] + weighted[1], **terms}
 
 
 def _counted(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Pre-training of vggt-nano from random weights, and the page that describes the weights."""

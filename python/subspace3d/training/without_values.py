@@ -1,0 +1,63 @@
+"""Running a network on tensors that have shapes and no values: what of it would read a value, or keep such a tensor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+_ROTARY = ("_compute_frequency_components", "_apply_1d_rope", "frequency_cache")
+
+
+@contextlib.contextmanager
+def without_values(model: nn.Module) -> Iterator[None]:
+    """Within it ``model`` computes on fake tensors what it computes on real ones, and is afterwards as it was before.
+
+    The rotary embedding that VGGT's code and its descendants share takes the size of its table from the largest
+    position; here it takes the number of tokens. Tables that modules keep between calls are put back.
+    """
+    tables = list(_tables(model))
+    before = [dict(table) for table in tables]
+    rotary = [module for module in model.modules() if all(hasattr(module, name) for name in _ROTARY)]
+    try:
+        for table in tables:
+            table.clear()
+        for module in rotary:
+            module.forward = _Rotary(module)
+        yield
+    finally:
+        for module in rotary:
+            del module.forward
+        for table, content in zip(tables, before):
+            table.clear()
+            table.update(content)
+
+
+def _tables(model: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Dictionaries of tensors that modules, or plain objects of theirs, hold: those that are called a cache."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for holder in (module, *vars(module).values()):
+            if isinstance(holder, (torch.Tensor, type)) or not hasattr(holder, "__dict__"):
+                continue
+            for name, value in vars(holder).items():
+                if name.endswith("cache") and isinstance(value, dict) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
+
+
+class _Rotary:
+    """The rotary embedding of one module, with a table of as many rows as there are tokens."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        rows = positions.shape[-2] + 1
+        tables = self.module._compute_frequency_components(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
+        halves = tokens.chunk(2, dim=-1)
+        turned = [self.module._apply_1d_rope(half, positions[..., axis], *tables) for axis, half in enumerate(halves)]
+        return torch.cat(turned, dim=-1)
