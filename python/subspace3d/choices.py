@@ -13,3 +13,4 @@ HEADS: tuple[Heads, ...] = ("lora", "frozen")
 Task = Literal["faces", "bodies", "glass"]
 TASKS: tuple[Task, ...] = ("faces", "bodies", "glass")
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
+ProtocolName = Literal["subspace3d", "authors", "vggt", "pi3", "cut3r", "da3", "all"]
