@@ -254,7 +254,7 @@ def _tuned_adapter(method: str) -> Callable[[Path], None]:
         torch.manual_seed(0)
         model = _Tiny()
         if method == "subspace":
-            from subspace3d.adapters.peft_tuner import SubspaceConfig
+            from subspace3d.adapters.peft.tuner import SubspaceConfig
 
             basis = {"fc": (torch.eye(2), torch.eye(3)[:, :2])}
             save_basis(folder / "basis.safetensors", basis)

@@ -55,7 +55,7 @@ def start_cores(
         ValueError: ``model`` has no cores, or they are not zero.
         FloatingPointError: a gradient is not finite.
     """
-    from subspace3d.adapters.peft_layers import SubspaceLayer
+    from subspace3d.adapters.peft.layers import SubspaceLayer
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SubspaceLayer)}
     cores = {
