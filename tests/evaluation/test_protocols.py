@@ -336,7 +336,7 @@ def test_a_fused_wall_lies_where_it_is():
     assert np.abs(corners[:, :2]).max() == pytest.approx(56 / 60, abs=0.1)
     # 128 x 128 pixels 0.03 apart, each in a block of its own
     finer = Views(np.full((1, 128, 128), 2.0), views.intrinsics[:1], views.extrinsics[:1])
-    with pytest.raises(ValueError, match="must fit into 10000 blocks .* got 16384: it is too large for voxels"):
+    with pytest.raises(ValueError, match=r"must fit into 10000 blocks .* got 16384: it is too large for voxels"):
         fuse(finer, voxel=1e-4, truncation=4e-4)
 
 
