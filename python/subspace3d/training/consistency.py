@@ -13,6 +13,7 @@ PARALLAX_DEG = 0.5
 REACH = 0.05
 STRUCTURE = 0.85  # weight of the structural term beside absolute differences
 GEOMETRIC_WEIGHT = 0.5
+_EDGE = 0.01  # pixels; a shift along the rows must not lose the outermost of them to round-off
 _SSIM_OF_MEANS, _SSIM_OF_SPREADS = 0.01**2, 0.03**2
 
 
@@ -137,9 +138,10 @@ def consistency_loss(
 
 
 def _inside(pixels: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Whether four pixels lie around (x, y); false where it is not finite."""
+    """Whether four pixels lie around (x, y), up to a hundredth of a pixel; false where it is not finite."""
     x, y = pixels.unbind(-1)
-    return (x >= 0.5) & (x <= size[1] - 0.5) & (y >= 0.5) & (y <= size[0] - 0.5)
+    least, right, below = 0.5 - _EDGE, size[1] - 0.5 + _EDGE, size[0] - 0.5 + _EDGE
+    return (x >= least) & (x <= right) & (y >= least) & (y <= below)
 
 
 def _parallax(

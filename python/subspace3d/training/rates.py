@@ -13,7 +13,7 @@ _USUAL: dict[str, dict[str, float]] = {
         "adalora": 3e-3,
         "psv": 3e-3,
         "subspace": 3e-3,
-    },  # fmt: skip
+    },
 }
 
 
