@@ -46,7 +46,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("peft", "triton", "unsloth", "lorafusion") if _version(name)},
+        "versions": {name: _version(name) for name in ("peft", "triton", "unsloth", "axolotl", "lorafusion") if _version(name)},
         "commit": records.commit(),
     }
     if device.type == "cuda":
