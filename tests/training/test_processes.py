@@ -50,17 +50,20 @@ def _command(folder: Path, verb: str, out: Path, scenes: str, *flags: str) -> li
     ]
 
 
-def _torchrun(*arguments: str) -> None:
+def _torchrun(*arguments: str, device: str = "cpu") -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SUBSPACE_TEST_DEVICE": device}
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_gradients_of_two_processes_are_those_of_the_joint_batch(folder: Path) -> None:
-    scenes, script = folder / "scenes/a", str(Path(distributed_step.__file__))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gradients_of_two_processes_are_those_of_the_joint_batch(folder: Path, tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU for each of two processes is needed")
+    scenes, script, folder = folder / "scenes/a", str(Path(distributed_step.__file__)), tmp_path
     distributed_step.main(scenes, folder / "alone")
-    _torchrun(script, str(scenes), str(folder / "pair"))
+    _torchrun(script, str(scenes), str(folder / "pair"), device=device)
     expected, _ = load_tensors(folder / "gradients-1-0.safetensors")
     for rank in (0, 1):
         found, _ = load_tensors(folder / f"gradients-2-{rank}.safetensors")
