@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-setup:  ## create .venv with pinned requirements and build the package into it
+setup:  ## create .venv with pinned requirements (4 GB, about 5 minutes) and build the package into it; as root installs apt packages too
 	@bash scripts/bootstrap.sh
 
 lint: setup  ## ruff and mypy

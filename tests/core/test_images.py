@@ -115,6 +115,15 @@ def test_images_are_listed_for_each_card(card):
     assert text.startswith("none: CUDA driver version is insufficient")
 
 
+@pytest.mark.gpu
+def test_every_card_here_runs_an_image():
+    for index in range(torch.cuda.device_count()):
+        image = _native.kernel_image(torch.device("cuda", index))
+        major, minor = torch.cuda.get_device_capability(index)
+        assert image.refusal is None and 75 <= image.binary <= 10 * major + minor
+        assert image.max_rank >= 64
+
+
 @pytest.fixture(scope="module")
 def plain_module():
     module = emulated.load(plain=True)
