@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,16 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     for file in files:
         match = _FILE.fullmatch(file.name)
         assert match is not None
-        for sequence, frames in _annotations(file).items():
+        try:
+            annotations = _annotations(file)
+        except ValueError as error:
+            report(f"{file.name}: {error}")
+            continue
+        for sequence, frames in annotations.items():
             name = f"{match['category']}_{sequence}"
             scenes.append(SourceScene(name, match["split"], _reader(config, root, file, sequence, frames)))
+    if not scenes and report.reasons:
+        raise ValueError(f"root: no annotations in {root} can be read; first: {report.reasons[0]}")
     if not scenes:
         raise ValueError(
             "root must hold the folders of Co3D's categories and the annotations of VGGT's trainer, "
@@ -54,7 +62,7 @@ def _annotations(path: Path) -> dict[str, Any]:
             if len(data) > _LARGEST or sum(data.count(mark) for mark in b",[{") > _MOST_VALUES:
                 raise ValueError(f"it has more than {_LARGEST} bytes or {_MOST_VALUES} values")
             record = json.loads(data)
-        except (OSError, EOFError, ValueError, RecursionError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
             raise ValueError(f"{path} is no zipped JSON that can be read: {error}") from error
     if not isinstance(record, dict) or not all(isinstance(frames, list) for frames in record.values()):
         raise ValueError(f"{path} must map sequences to lists of frames")
