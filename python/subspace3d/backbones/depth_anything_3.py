@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
 from subspace3d.backbones.protocol import Backbone, Prediction
 
-INSTALL = "pip install addict omegaconf einops && pip install --no-deps depth-anything-3"
+INSTALL = "pip install 'subspace3d[da3]' && pip install --no-deps depth-anything-3"
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 # The rays of the second head, whose modules end in _aux, are dropped where cameras are decoded. Entries 0 and 1 of
 # resize_layers are transposed convolutions, entry 2 is the identity.
