@@ -15,6 +15,7 @@
 #include "rank_update.h"
 #ifdef SUBSPACE_HAS_CUDA
 #include "core_grad.h"
+#include "kernel_image.h"
 #endif
 
 namespace py = pybind11;
@@ -86,6 +87,17 @@ void irls_on_gpu(const py::bytes& words, Address stream) {
   const IrlsJob job = checked_workers(words);
   py::gil_scoped_release unlocked;
   irls_cuda(job, at<void>(stream));
+}
+
+py::dict image() {
+  const KernelImage found = kernel_image();
+  py::dict fields;
+  fields["status"] = found.status;
+  fields["message"] = found.message;
+  fields["binary"] = found.binary;
+  fields["ptx"] = found.ptx;
+  fields["max_rank"] = rank_update_max_rank(found.shared_bytes);
+  return fields;
 }
 
 // jobs: address of the host array, whose first_block words are set here.
@@ -162,7 +174,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("same_bytes", &same_bytes, py::arg("left"), py::arg("right"), py::arg("count"));
 #ifdef SUBSPACE_HAS_CUDA
   m.attr("cuda_built") = true;
-  m.attr("rank_update_max_rank") = kRankUpdateMaxRank;
+  m.def("kernel_image", &image);
   m.def("plan_rank_updates", &plan_rank_updates, py::arg("jobs"), py::arg("count"));
   m.def("rank_update", &rank_update, py::arg("jobs"), py::arg("device_jobs"), py::arg("count"), py::arg("blocks"),
         py::arg("tiles_per_block"), py::arg("base_dtype"), py::arg("left_dtype"), py::arg("out_dtype"),

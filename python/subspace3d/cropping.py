@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+_LEAST_MARGIN = 0.05  # of a side, between the principal point and the border
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -25,11 +26,16 @@ def centred_box(
         zoom (tuple[float, float]): shares of the height and of the width that are kept.
 
     Raises:
-        ValueError: the principal point is not inside the image.
+        ValueError: the principal point is not inside the image, or so near its border that hardly a pixel is left.
     """
     (height, width), cx, cy = size, float(intrinsic[0, 2]), float(intrinsic[1, 2])
     if not (0 < cx < width and 0 < cy < height):
         raise ValueError(f"principal point must lie inside the {width} x {height} image, got ({cx:g}, {cy:g})")
+    if min(cx, width - cx) < _LEAST_MARGIN * width or min(cy, height - cy) < _LEAST_MARGIN * height:
+        raise ValueError(
+            f"principal point must be at least {_LEAST_MARGIN:.0%} of the sides away from the border of the {width} x "
+            f"{height} image, because images are cut around it, got ({cx:g}, {cy:g})"
+        )
     across, down = min(cx, width - cx) * zoom[1], min(cy, height - cy) * zoom[0]
     across, down = min(across, down / aspect), min(down, across * aspect)
     return cx - across, cy - down, cx + across, cy + down

@@ -232,6 +232,30 @@ def inside(folder: Path, name: object, where: str) -> Path:
     return path
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders at or below ``root`` in natural order, with the names of their folders and files, as `os.walk` has them.
+
+    Links to folders are followed; a folder that they lead to again is entered once. Taking names out of the list of
+    folders keeps them from being entered.
+    """
+    seen: set[tuple[int, int]] = set()
+    for name, children, names in os.walk(root, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            children.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        children.sort(key=natural)
+        yield Path(name), children, sorted(names, key=natural)
+
+
+def natural(name: str | Path) -> list[tuple[int, int, str]]:
+    """Key that sorts names as people count: ``frame_2`` before ``frame_10``."""
+    parts = re.split(r"(\d+)", str(name))
+    # digits of other scripts are no ints to count with
+    return [(0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part) for part in parts if part]
+
+
 def stays_inside(folder: Path, path: Path) -> bool:
     """Whether ``path`` lies at or below ``folder`` once all links are followed; False of a loop of links."""
     try:

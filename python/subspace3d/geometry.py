@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+_FAR = 1e3  # units
 ArrayOrTensor = TypeVar("ArrayOrTensor", bound=Any)
 
 
@@ -49,6 +50,19 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
     """``[R^T | -R^T t]`` of a rigid ``[R | t]``, [..., 3, 4]: camera-from-world to world-from-camera, or back."""
     transposed = np.swapaxes(pose[..., :3], -1, -2)
     return np.concatenate([transposed, -transposed @ pose[..., 3:]], axis=-1)
+
+
+def near_origin(extrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Extrinsics [S, 3, 4] in a world whose origin is the first camera's centre ``c = -R_0^T t_0``: ``t_i + R_i c``.
+
+    Only where a camera is more than 1000 units from the origin: there coordinates lose more than 6e-5 units as float32,
+    and half a unit where they are those of a map. The second value is c, or None where all is near and left as it is.
+    """
+    rotations, translations = extrinsics[:, :, :3], extrinsics[:, :, 3]
+    if np.abs(translations).max(initial=0.0) <= _FAR:
+        return extrinsics, None
+    centre = -rotations[0].T @ translations[0]
+    return np.concatenate([rotations, (translations + rotations @ centre)[..., None]], axis=2), centre
 
 
 def pixel_centres(height: int, width: int) -> np.ndarray:

@@ -82,7 +82,7 @@ def parse_json(data: bytes | str, what: str) -> Any:
         DamagedError: not JSON, or more values.
     """
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
         # every value but the first has one of these before it; inside strings they only make the bound tighter
         if sum(text.count(mark) for mark in ",[{") > MOST_VALUES:
             raise ValueError(f"it has more than {MOST_VALUES} values")

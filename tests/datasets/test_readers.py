@@ -223,7 +223,7 @@ def _edit(name: str, text: str):
         (lambda root: (root / "intrinsics.txt").unlink(), "found no intrinsics.txt"),
         (lambda root: (root / "poses.txt").unlink(), "groundtruth.txt .TUM. or a poses.txt"),
         (lambda root: (root / "rgb").rename(root / "photos"), "folder of images called rgb or images or color"),
-        (_edit("intrinsics.txt", "1 2 3"), "fx fy cx cy or a 3x3 matrix, got 3"),
+        (_edit("intrinsics.txt", "1 2 3"), "fx fy cx cy or a matrix 3x3 or 4x4, got 3"),
         (_edit("intrinsics.txt", "a b c d"), "must hold numbers"),
         (_edit("poses.txt", "1 0 0 0 0 1 0 0 0 0 1 0\n"), "got 1 poses and 2 images"),
         (_edit("poses.txt", "1 0 0 0 0\n"), r"got \[5\]"),

@@ -182,7 +182,11 @@ BROKEN = {
     "missing": (lambda folder: (folder / "depth/0001.png").unlink(), "depth: missing", "no such file"),
     "size": (_resize, "image: missing", "got 9 x 9"),
     "record": (lambda folder: (folder / "scene.json").write_text("{"), "scene.json breaks", "not valid JSON"),
-    "camera": (lambda folder: edit(folder, change_poses(lambda pose: 2 * pose)), "camera: missing", "R a rotation"),
+    "camera": (
+        lambda folder: edit(folder, change_poses(lambda pose: 2 * pose)),
+        "extrinsics_w2c: missing",
+        "R a rotation",
+    ),
     "mask": (_empty_mask, "a mask is empty", "frame 1"),
     "negative": (_negative, "depth is negative", "frame 1"),
     "empty": (_no_depth, "no pixel has valid depth", "0 in every"),
@@ -269,3 +273,54 @@ def test_the_command_line_ends_with_exit_code_2_and_names_the_fault(shaken: Path
     assert answer.returncode == 2
     shutil.rmtree(tmp_path / "set/b")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _reorder(order):
+    def apply(record: dict) -> None:
+        poses = [frame["extrinsics_w2c"] for frame in record["frames"]]
+        for index, frame in zip(order(len(poses)), record["frames"]):
+            frame["extrinsics_w2c"] = poses[index]
+
+    return apply
+
+
+ORDERS = {
+    "reverse order": (lambda count: list(range(count))[::-1], "reverse order of the images"),
+    "one image off": (lambda count: [(index + 1) % count for index in range(count)], "one image off"),
+    "one back": (lambda count: [(index - 1) % count for index in range(count)], "one image off"),
+    "sorted as text": (lambda count: sorted(range(count), key=str), "the cameras are sorted by name"),
+    "images as text": (lambda count: np.argsort(sorted(range(count), key=str)).tolist(), "the images are sorted by"),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+@pytest.mark.parametrize("reach", [0.05, 0.4])
+def test_poses_in_another_order_are_named(tmp_path: Path, case: str, reach: float) -> None:
+    """A plane with a step of depth, seen from 13 places along a path that bends."""
+    order, message = ORDERS[case]
+    intrinsic = camera_matrix(96, 72)
+    poses = camera_path(13, reach)
+    images, depths = zip(*(view(intrinsic, pose, 72, 96) for pose in poses))
+    folder = tmp_path / "scene"
+    write_scene(folder, np.stack(images), np.stack(depths), np.stack([intrinsic] * 13), np.stack(poses), {})
+    assert messages(check(folder)) == []
+    edit(folder, _reorder(order))
+    assert any(message in found for found in messages(check(folder))), check(folder).findings
+
+
+def test_frames_without_depth_are_counted(shaken: Path, tmp_path: Path) -> None:
+    scene = Path(shutil.copytree(shaken / "scene", tmp_path / "scene"))
+    edit(scene, lambda record: [record["frames"][index].update(depth=None) for index in (1, 3)])
+    (finding,) = check(scene).findings
+    assert finding.severity == "warning" and "frames without depth" in finding.message
+    assert finding.detail == "2 of 6 frames: 1, 3"
+
+
+@pytest.mark.parametrize("factor", [3e-4, 0.037, 271.0, 2e5])
+def test_units_far_off_are_named_with_their_factor(rendered: Path, tmp_path: Path, factor: float) -> None:
+    scene = Path(shutil.copytree(next(path for path in find_scenes(rendered)), tmp_path / "scene"))
+    edit(scene, lambda record: record.update(depth_scale=record["depth_scale"] * factor))
+    (found,) = [finding for finding in check(scene).findings if finding.severity == "error"]
+    assert "depth is in another unit than the translations" in found.message
+    told = float(found.detail.split("depth times ")[1].split()[0])
+    assert told == pytest.approx(1 / factor, rel=0.03)

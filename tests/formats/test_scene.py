@@ -14,6 +14,7 @@ from subspace3d.formats.scene import (
     Frame,
     SceneFile,
     find_scenes,
+    load_images,
     load_scene,
     write_frames,
     write_scene,
@@ -172,12 +173,12 @@ REFUSED = {
     "outside": (lambda r: r["frames"][0].update(image="../../etc/passwd"), "must stay inside"),
     "absolute": (lambda r: r["frames"][0].update(image="/etc/passwd"), "must stay inside"),
     "no image": (lambda r: r["frames"][0].pop("image"), "must be a path"),
-    "4x4": (lambda r: r["frames"][0].update(extrinsics_w2c=np.eye(4).tolist()), "extrinsics_w2c 3x4"),
+    "4x4": (lambda r: r["frames"][0].update(extrinsics_w2c=np.eye(4).tolist()), "extrinsics_w2c must be 3x4"),
     "scaled": (lambda r: r["frames"][0].update(extrinsics_w2c=(2 * np.eye(3, 4)).tolist()), "R a rotation"),
     "mirrored": (lambda r: r["frames"][0].update(extrinsics_w2c=(-np.eye(3, 4)).tolist()), "det R = -1"),
     "skew": (lambda r: r["frames"][0]["intrinsics"][0].__setitem__(1, 0.5), "fx, fy > 0"),
     "translation": (lambda r: r.update(translation_known="no"), "translation_known must be true or false"),
-    "ragged": (lambda r: r["frames"][0].update(intrinsics=[[1, 2], [3]]), "matrices of numbers"),
+    "ragged": (lambda r: r["frames"][0].update(intrinsics=[[1, 2], [3]]), "must be a matrix of numbers"),
 }
 
 
@@ -226,3 +227,22 @@ def test_write_refuses_what_cannot_be_stored(tmp_path, rng):
     with pytest.raises(ValueError, match="finite"):
         write_scene(tmp_path / "new", **{**arrays, "depths": negative}, provenance={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_images_without_cameras_are_read_as_images_and_refused_by_name_elsewhere(tmp_path, rng):
+    images = rng.integers(0, 256, (3, 6, 9, 3), dtype=np.uint8)
+    intrinsic = np.array([[9.0, 0, 5.5], [0, 9, 3], [0, 0, 1]])
+    write_frames(tmp_path / "s", [Frame(images[0], intrinsic), Frame(images[1]), Frame(images[2])], {})
+    scene = SceneFile(tmp_path / "s")
+    assert not scene.has_cameras and not scene.has_depth
+    assert np.array_equal(scene.intrinsic(0), intrinsic)
+    assert scene.intrinsic(1) is None and scene.extrinsic(0) is None
+    assert np.array_equal(load_images(tmp_path / "s"), images)
+    # of 6 x 8 pixels without a principal point the middle 6 x 6 are cut out
+    write_frames(tmp_path / "t", [Frame(images[2][:, :8])], {})
+    assert np.array_equal(load_images(tmp_path / "t", 6)[0], images[2][:, 1:7])
+    assert load_images(tmp_path / "s", 6).shape == (3, 6, 6, 3)
+    with pytest.raises(ValueError, match=r"frames\[0\] must have a camera here, it has no extrinsics_w2c"):
+        load_scene(tmp_path / "s")
+    with pytest.raises(ValueError, match=r"it has no intrinsics and extrinsics_w2c"):
+        scene.camera(1)

@@ -19,7 +19,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     assert list(known.of_extra) == list(PROJECT["optional-dependencies"])
     assert "torch" in known.base and "tyro" in known.base
     assert "mitsuba" in known.of_extra["render"] and "mitsuba" not in known.base
-    assert set(known.in_all) == {"tune", "eval", "render", "view"}
+    assert set(known.in_all) == {"tune", "eval", "render", "colmap", "view"}
 
 
 @pytest.mark.parametrize(

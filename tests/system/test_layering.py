@@ -12,8 +12,8 @@ import subspace3d
 
 LAYERS = (
     # each module or package of subspace3d imports from its own row and from those above it only
-    "choices cropping extras files geometry locks log mitsuba_variant outputs patterns plain_pickle progress reading"
-    " records schema settings",
+    "choices cropping extras files geometry locks log machine mitsuba_variant outputs patterns plain_pickle progress"
+    " reading records schema settings",
     "backbones jobs",
     "formats",
     "adapters mining scenes",

@@ -10,13 +10,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
+from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.protocol import Backbone, Prediction
 
 INSTALL = "pip install 'subspace3d[da3]' && pip install --no-deps depth-anything-3"
@@ -83,7 +81,7 @@ class DepthAnything3(Backbone):
 
     def network(self) -> nn.Module:
         package = import_package()
-        with _HostRanges():
+        with HostRanges():
             return package.create_object(package.load_config(package.MODEL_REGISTRY[self.name]))
 
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
@@ -137,13 +135,3 @@ def import_package() -> _Package:
         raise ModuleNotFoundError(
             f"Depth Anything 3 cannot be imported ({error}); {INSTALL}", name=error.name
         ) from error
-
-
-class _HostRanges(TorchFunctionMode):
-    """The network reads numbers from a range while it is built, which the meta device does not have."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)

@@ -7,19 +7,25 @@ kept in OUT/skipped-<name>.json.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from subspace3d import outputs, settings
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.source import Report, SourceScene
+from subspace3d.datasets.readers.source import PARTS, Report, SourceScene
 from subspace3d.files import read_record, sweep, write_json
-from subspace3d.formats.scene import Frame, write_frames
+from subspace3d.formats.scene import Frame, SceneFile, write_frames
 from subspace3d.log import logger
 from subspace3d.progress import Progress
 
 _READERS = {
+    "colmap": ("colmap", "find"),
+    "nerfstudio": ("nerfstudio", "find"),
+    "images": ("images", "find"),
     "thuman": ("scans", "find_thuman"),
     "2k2k": ("scans", "find_2k2k"),
     "clearpose": ("clearpose", "find"),
@@ -29,13 +35,17 @@ _READERS = {
 }
 # settings that decide what a scene looks like, by kind
 _IMAGE_SETTINGS = ("from_", "frame_step", "max_side")
+_VIEW_SETTINGS = (*_IMAGE_SETTINGS, "depth_scale", "exif")
 _IDENTITY = {
+    "colmap": _VIEW_SETTINGS,
+    "nerfstudio": _VIEW_SETTINGS,
+    "images": _VIEW_SETTINGS,
     "thuman": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
     "2k2k": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
     "clearpose": _IMAGE_SETTINGS,
     "soap": _IMAGE_SETTINGS,
     "hndr": _IMAGE_SETTINGS,
-    "rgbd": (*_IMAGE_SETTINGS, "poses", "depth_scale"),
+    "rgbd": (*_VIEW_SETTINGS, "poses"),
 }
 _SPLIT_SOURCES = ("thuman", "2k2k", "clearpose")
 _SHOWN = 10  # reasons printed
@@ -93,28 +103,69 @@ def run(config: ConvertConfig) -> list[Path]:
     record = config.out / f"config-{name}.yaml"
     config.replace_others()
     settings.check_same(record, config, _IDENTITY[kind], "scenes")
-    skipped: dict[str, list[str]] = {}
+    reports = {"root": Report()}
     module, function = _READERS[kind]
     find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
-    scenes = _choose(find(config, config.root, skipped.setdefault("root", []).append), config.only)
+    scenes = _choose(find(config, config.root, reports["root"]), config.only)
     settings.save(record, config)
     folders = {_place(config.out, name, scene): scene for scene in scenes}
+    if len(folders) < len(scenes):
+        raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
     datasets = sorted({folder.parent for folder in folders})
     before = _read_skipped(config.out / f"skipped-{name}.json")
     try:
-        done = _convert_all(folders, f"convert {name}", skipped, before)
+        done = _convert_all(folders, f"convert {name}", reports, before)
     finally:
         _remove_leftovers(datasets)
         # of scenes outside this run (--only) the earlier reasons still hold
-        skipped = {key: reasons for key, reasons in (before | skipped).items() if reasons}
+        now = {scene: report.reasons for scene, report in reports.items()}
+        skipped = {key: reasons for key, reasons in (before | now).items() if reasons}
         write_json(config.out / f"skipped-{name}.json", skipped)
-    _print_skipped(skipped, config.out / f"skipped-{name}.json")
+    _print_skipped(now, config.out / f"skipped-{name}.json")
     if not done:
-        first = next((reasons[0] for reasons in skipped.values()), "")
+        first = next((reasons[0] for reasons in now.values() if reasons), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
+    for line in summary(folders, reports):
+        logger.info(line)
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
-    logger.info(f"next: subspace3d validate {config.out}")
+    logger.info(f"next: subspace3d validate {shlex.quote(str(config.out))}")
     return [folder for folder in datasets if folder.is_dir()]
+
+
+def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) -> Iterator[str]:
+    """How many images, depth maps and cameras were found, used and left out, and why; a line."""
+    found, used, reasons = Counter[str](), Counter[str](), Counter[str]()
+    for folder, scene in folders.items():
+        report = reports[scene.name]
+        here, kept = Counter(report.found), Counter[str]()
+        if (folder / "scene.json").is_file():
+            file = SceneFile(folder)
+            # of a scene that stood before this run
+            here = here if here.total() else Counter(file.provenance.get("found") or {})
+            kept = file.counts()
+            here |= kept
+        found += here
+        used += kept
+        reasons.update(kind_of(sentence) for sentence in report.reasons)
+    words = []
+    for part in PARTS:
+        lost = found[part] - used[part]
+        words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {lost} left out" if lost else ""))
+    yield "; ".join(words) + (
+        "" if not reasons else ": " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
+    )
+    if not used["cameras"]:
+        yield "no cameras: the images serve tuning that needs none; they cannot be trained on or evaluated otherwise"
+    elif not used["depths"]:
+        yield "no depth: cameras can be trained and evaluated, depth and points cannot"
+
+
+def kind_of(sentence: str) -> str:
+    """A sentence about one file in words that are the same for others: without its name, paths and numbers."""
+    name, _, why = sentence.rpartition(": ") if sentence.count(": ") == 1 else sentence.partition(": ")
+    words = [word for word in (why or name).split() if not re.search(r"[/\\]", word)]
+    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words))
+    return text if len(text) <= 90 else text[:89] + "…"
 
 
 def _choose(scenes: list[SourceScene], only: tuple[str, ...]) -> list[SourceScene]:
@@ -130,21 +181,22 @@ def _place(out: Path, name: str, scene: SourceScene) -> Path:
 
 
 def _convert_all(
-    folders: dict[Path, SourceScene], label: str, skipped: dict[str, list[str]], before: dict[str, list[str]]
+    folders: dict[Path, SourceScene], label: str, reports: dict[str, Report], before: dict[str, list[str]]
 ) -> int:
     standing = {folder for folder in folders if (folder / "scene.json").is_file()}
     done = len(standing)
     with Progress(label, len(folders), "scene", initial=done) as progress:
         for folder, scene in folders.items():
             if folder in standing:
-                skipped[scene.name] = before.get(scene.name, [])
+                reports[scene.name] = Report(before.get(scene.name, []))
                 continue
-            reasons = skipped.setdefault(scene.name, [])
+            # the root itself may be the scene
+            report = reports.setdefault(scene.name, Report())
             try:
-                _convert(folder, scene, reasons.append)
+                _convert(folder, scene, report)
                 done += 1
             except (ValueError, OSError) as error:
-                reasons.append(f"left out: {error}")
+                report(f"left out: {error}")
             progress.advance(note=scene.name)
     return done
 
@@ -160,7 +212,8 @@ def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
         if count == 0:
             raise ValueError("none of its frames can be used")
 
-    provenance = {**content.provenance, "split": scene.split or None}
+    found = {"found": report.found} if any(report.found.values()) else {}
+    provenance = {**content.provenance, **found, "split": scene.split or None}
     write_frames(
         folder,
         at_least_one(),
@@ -184,6 +237,6 @@ def _remove_leftovers(datasets: list[Path]) -> None:
 def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
     lines = [f"{name}: {reason}" for name, reasons in skipped.items() for reason in reasons]
     for line in lines[:_SHOWN]:
-        logger.info(f"skipped {line}")
+        logger.info(f"{'noted' if ': used' in line else 'skipped'} {line}")
     if len(lines) > _SHOWN:
-        logger.info(f"skipped {len(lines) - _SHOWN} more, see {path}")
+        logger.info(f"skipped or noted {len(lines) - _SHOWN} more, see {path}")

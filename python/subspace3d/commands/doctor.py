@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__, extras
+from subspace3d.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ def _gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}" for p in properties]
+    return [f"{p.name}, {p.total_memory / 2**30:.0f} GiB, {_architecture(p)}" for p in properties]
+
+
+def _architecture(properties: Any) -> str:
+    """NVIDIA's name of the architecture, or AMD's where torch is built for ROCm."""
+    return getattr(properties, "gcnArchName", None) or f"sm_{properties.major}{properties.minor}"
 
 
 def _open3d_problem() -> str | None:
@@ -72,8 +77,9 @@ def examine() -> dict[str, Any]:
         "torch": torch.__version__,
         "gpus": _gpus(),
         "native": subspace_ext.build_info(),
+        "images": subspace_ext.kernel_images(),
         "render": render,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(total, 1),
         "memory_available_gib": round(available, 1),
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
@@ -95,10 +101,11 @@ def examine() -> dict[str, Any]:
 def _text(facts: dict[str, Any]) -> str:
     native, render = facts["native"], facts["render"]
     kernels = f"CUDA for {', '.join(native['cuda_archs'])}" if native["cuda_built"] else "built without CUDA"
+    images = [f"GPU {index} runs {image}" for index, image in enumerate(facts["images"])]
     rows = [
         ("subspace3d", f"{facts['version']}, Python {facts['python']}, torch {facts['torch']}"),
         ("GPU", "; ".join(facts["gpus"]) or "none visible to torch; everything runs on the CPU"),
-        ("native kernels", f"CPU; {kernels}"),
+        ("native kernels", "; ".join(["CPU", kernels, *images])),
         ("rendering", render["chosen"] or f"not available: {render.get('reason', 'no variant works')}"),
         ("machine", f"{facts['cores']} cores, {facts['memory_gib']} GiB memory ({facts['memory_available_gib']} free), "
                     f"{facts['disk_free_gib']} GiB disk free here"),

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.formats.scene import Scene, SceneFile, find_scenes
+from subspace3d.geometry import near_origin
 from subspace3d.settings import read_table
 
 _OPEN_SCENES = 64 << 20  # bytes of scene.json kept parsed
@@ -182,7 +183,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {
             "images": torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
             "depths": torch.from_numpy(depths),
-            "extrinsics": torch.from_numpy(extrinsics).float(),
+            "extrinsics": torch.from_numpy(near_origin(extrinsics)[0]).float(),
             "intrinsics": torch.from_numpy(intrinsics).float(),
             "has_depth": torch.tensor(file.has_depth),
             "translation_known": torch.tensor(file.translation_known),
@@ -216,6 +217,11 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         file = self._files.get(index)
         if file is None:
             file = SceneFile(self.folders[index])
+            if not file.has_cameras:
+                raise ValueError(
+                    f"{file.file} has frames without cameras, and batches for training compare with cameras: train on "
+                    "scenes that have them, or tune on these images alone with finetune --few"
+                )
             self._files.put(index, file, file.file.stat().st_size)
         return file
 
@@ -227,6 +233,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         if view is None:
             file = self._file(scene)
             view = (file.image(frame), file.valid_depth(frame), *file.camera(frame))
+            # names the frame where images cannot be cut around its principal point
+            file.square(frame, view[2])
             if not varies:
                 view = _cut(view, size, zoom)
             self._views.put((scene, frame), view, view[0].nbytes + view[1].nbytes)
@@ -271,6 +279,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         dict: ``images [B, S, 3, H, W]`` float32 in 0..1, ``depths [B, S, H, W]`` float32 (unit of the scene,
         0 = invalid), ``point_masks [B, S, H, W]`` bool, ``extrinsics [B, S, 3, 4]`` float32 OpenCV camera-from-world,
+        of cameras far from the origin in the world of `geometry.near_origin`,
         ``intrinsics [B, S, 3, 3]`` float32 in pixels, ``has_depth [B]`` and ``translation_known [B]`` bool,
         ``names`` list of B scene names.
     """

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from subspace3d.cropping import crop_resize
 from subspace3d.geometry import camera_rays, invert_pose, pixel_centres, project
 
 TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
+SURE_SHARE, GOOD_SHARE = 0.8, 0.6  # of agreeing points: nothing is wrong, and something else need not be looked for
+LEAST_POINTS = 100  # that agree or contradict; with fewer nothing is concluded
+_SIDE = 160  # longer side of the views that are reprojected, pixels
 _COARSE_TOLERANCE = 0.08
 _POINTS = 1000  # per pair of views
 _SPREAD = 12  # views that are compared with each other, in scenes with more than that
@@ -40,6 +44,7 @@ class Reading:
     extrinsic: Callable[[np.ndarray], np.ndarray] = lambda stored: stored
     scale: float = 1.0  # of the depth
     along_ray: bool = False  # the depth is the distance along the ray
+    order: Callable[[int], np.ndarray] | None = None  # which view has the camera of view i, of so many
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,14 @@ _UNITS = {
     5.0: "5 (1000 steps to the metre read as 5000, as TUM's pngs)",
     0.3048: "0.3048 (depth in feet, translations in metres)",
 }
+_SORTED = "the cameras are in another order than the images, 1, 10, 11, 2 in place of 1, 2, 10, 11"
+
+
+def _as_text(count: int) -> np.ndarray:
+    """The numbers 0 to ``count`` - 1 as a sort by their text has them."""
+    return np.array(sorted(range(count), key=str), np.int64)
+
+
 STORED = Reading("as stored", "")
 READINGS = (
     Reading(
@@ -99,7 +112,70 @@ READINGS = (
         along_ray=True,
     ),
     *map(scaled, _UNITS),
+    Reading(
+        "cameras in reverse order",
+        "the cameras are in the reverse order of the images: turn one of the lists round",
+        order=lambda count: np.arange(count)[::-1],
+    ),
+    *(
+        Reading(
+            f"every camera with the {'next' if shift < 0 else 'previous'} image",
+            "the cameras are one image off: a list has an entry too many or too few at its beginning",
+            order=lambda count, shift=shift: np.roll(np.arange(count), shift),  # type: ignore[misc]
+        )
+        for shift in (-1, 1)
+    ),
+    Reading(
+        "cameras sorted as text",
+        f"{_SORTED}: the cameras are sorted by name, the images by number",
+        order=lambda count: np.argsort(_as_text(count)),
+    ),
+    Reading(
+        "images sorted as text",
+        f"{_SORTED}: the images are sorted by name, the cameras by number",
+        order=_as_text,
+    ),
 )
+
+
+def reduce_view(image: np.ndarray, depth: np.ndarray, intrinsic: np.ndarray, extrinsic: np.ndarray) -> View:
+    """A view of at most 160 pixels across, its colours as luma."""
+    height, width = depth.shape
+    factor = min(1.0, _SIDE / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    image, depth, intrinsic = crop_resize(image, depth, intrinsic, (0, 0, width, height), size)
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return View(intrinsic, extrinsic, depth, luma)
+
+
+def better_reading(
+    views: Sequence[View], pairs: Sequence[tuple[int, int]], stored: Agreement
+) -> tuple[Reading, Agreement] | None:
+    """The reading that explains the views clearly better than the stored one; none: there is no such."""
+    measured = [(reading, measure(views, pairs, reading)) for reading in READINGS]
+    explaining = [(reading, found) for reading, found in measured if _is_better(found, stored)]
+    if not explaining and not stored.share >= SURE_SHARE:
+        reading = find_scale(views, pairs)
+        found = measure(views, pairs, reading)
+        explaining = [(reading, found)] if _is_better(found, stored) else []
+    return max(explaining, key=lambda pair: pair[1].share - pair[1].color_error / 100, default=None)
+
+
+def _is_better(other: Agreement, stored: Agreement) -> bool:
+    """Far more points agree, or as many agree and the contradictions vanish or the colours fit far better.
+
+    The last is what tells readings apart where the views hardly differ.
+    """
+    if other.agreeing < LEAST_POINTS or not other.share >= GOOD_SHARE:
+        return False
+    stored_share = 0.0 if np.isnan(stored.share) else stored.share
+    if other.agreeing >= 1.25 * stored.agreeing and other.share >= stored_share + 0.1:
+        return True
+    if other.agreeing < 0.8 * stored.agreeing:
+        return False
+    if stored.contradicting >= LEAST_POINTS and other.contradicting <= 0.2 * stored.contradicting:
+        return True
+    return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
 def choose_pairs(count: int) -> list[tuple[int, int]]:
@@ -114,6 +190,8 @@ def measure(
 ) -> Agreement:
     """Look for points of view i in view j, for every pair (i, j)."""
     extrinsics = [reading.extrinsic(view.extrinsic) for view in views]
+    if reading.order is not None:
+        extrinsics = [extrinsics[index] for index in reading.order(len(views))]
     bounds = [_depth_range(view, reading) for view in views]
     points = [_world_points(view, extrinsic, reading) for view, extrinsic in zip(views, extrinsics)]
     by_view = np.zeros((len(views), 3), np.int64)
@@ -136,7 +214,7 @@ def measure(
 
 
 def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Reading:
-    """Depth times the factor between 1e-4 and 1e4 with which the largest share of points agrees; to about 1 %.
+    """Depth times the factor between 1e-6 and 1e6 with which the largest share of points agrees; to about 1 %.
 
     Factors with which hardly any point says something do not count: less than a quarter of the most agreeing points.
     """
@@ -148,7 +226,7 @@ def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Readi
         # as good as the best up to a few points: the middle of these is the least biased
         return float(np.median(factors[shares >= shares.max() - 0.01]))
 
-    coarse = best(1e-4 * 1.15 ** np.arange(132), _COARSE_TOLERANCE)
+    coarse = best(1e-6 * 1.15 ** np.arange(198), _COARSE_TOLERANCE)
     return scaled(best(coarse * np.linspace(0.8, 1.25, 46), TOLERANCE))
 
 

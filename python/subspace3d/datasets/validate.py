@@ -1,4 +1,4 @@
-"""``generate --validate DIR``: check every scene at or below a folder, say what is wrong and what to do about it."""
+"""``validate DIR``: check every scene at or below a folder, say what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from subspace3d.cropping import crop_resize
 from subspace3d.datasets import reprojection
-from subspace3d.datasets.reprojection import READINGS, STORED, Agreement, View
+from subspace3d.datasets.reprojection import LEAST_POINTS, STORED, SURE_SHARE, Agreement, View
 from subspace3d.formats.images import EXR_INVALID, read_raw_depth
 from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
 from subspace3d.progress import track
 
-_SIDE = 160  # longer side of the views that are reprojected, pixels
 _LEAST_COVERAGE = 0.01  # of a frame's pixels with valid depth
-_LEAST_POINTS = 100  # that agree or contradict; with fewer nothing is concluded
-_SURE_SHARE, _GOOD_SHARE, _BAD_SHARE = 0.8, 0.6, 0.3  # of agreeing points
+_GOOD_SHARE, _BAD_SHARE = reprojection.GOOD_SHARE, 0.3  # of agreeing points
 _LONELY = 0.05  # of the usual rate of agreeing points
 _METRES = (0.02, 200.0)  # median depth that is plausible where the unit says metres
 _SHOWN = 3  # scenes named per finding
@@ -87,9 +84,15 @@ def check_scene(folder: Path, name: str, pool: ThreadPoolExecutor) -> SceneRepor
         report.coverage = float(np.mean(shares))
         if max(shares) == 0:
             report.add("error", "no pixel has valid depth", "0 in every depth map, or outside every mask")
+    without = [index for index, (found, _, share) in enumerate(frames) if share is None and not found]
+    if scene.has_depth and without:
+        message = "frames without depth among others with depth: they train and measure cameras alone"
+        shown = ", ".join(map(str, without[:8])) + (", ..." if len(without) > 8 else "")
+        report.add("warning", message, f"{len(without)} of {len(scene)} frames: {shown}")
     whole = [(index, view) for index, (_, view, _) in enumerate(frames) if view is not None]
     if whole:
         _check_units(report, scene, whole)
+    if whole or not scene.has_cameras:
         _check_cameras(report, scene, whole)
     return report
 
@@ -99,7 +102,8 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
     findings: list[Finding] = []
     parts: dict[str, Any] = {}
     readers: dict[str, Callable[[int], Any]] = {
-        "camera": scene.camera,
+        "intrinsics": scene.intrinsic,
+        "extrinsics_w2c": scene.extrinsic,
         "image": scene.image,
         "mask": scene.mask,
         "depth": functools.partial(_raw_depth, scene),
@@ -112,8 +116,9 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
     if findings:
         return findings, None, None
     where = f"frame {index}"
-    intrinsic, extrinsic = parts["camera"]
-    findings += _intrinsic_findings(intrinsic, scene.size, where)
+    intrinsic, extrinsic = parts["intrinsics"], parts["extrinsics_w2c"]
+    if intrinsic is not None:
+        findings += _intrinsic_findings(intrinsic, scene.size, where)
     share = None
     depth = np.zeros(scene.size, np.float32)
     if parts["depth"] is not None:
@@ -127,7 +132,9 @@ def _read_frame(scene: SceneFile, index: int) -> tuple[list[Finding], View | Non
         if share < _LEAST_COVERAGE:
             message = f"less than {_LEAST_COVERAGE:.0%} of a frame has valid depth"
             findings.append(Finding("warning", message, f"{where}: {share:.2%}"))
-    return findings, _reduce(parts["image"], depth, intrinsic, extrinsic), share
+    if intrinsic is None or extrinsic is None:
+        return findings, None, share
+    return findings, reprojection.reduce_view(parts["image"], depth, intrinsic, extrinsic), share
 
 
 def _raw_depth(scene: SceneFile, index: int) -> np.ndarray | None:
@@ -161,15 +168,6 @@ def _intrinsic_findings(intrinsic: np.ndarray, size: tuple[int, int], where: str
     return []
 
 
-def _reduce(image: np.ndarray, depth: np.ndarray, intrinsic: np.ndarray, extrinsic: np.ndarray) -> View:
-    height, width = depth.shape
-    factor = min(1.0, _SIDE / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    image, depth, intrinsic = crop_resize(image, depth, intrinsic, (0, 0, width, height), size)
-    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return View(intrinsic, extrinsic, depth, luma)
-
-
 def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[int, View]]) -> None:
     medians = {index: float(np.median(view.depth[view.depth > 0])) for index, view in views if (view.depth > 0).any()}
     if not medians:
@@ -186,7 +184,9 @@ def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[in
 
 def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tuple[int, View]]) -> None:
     views = [view for _, view in indexed]
-    if not scene.has_depth:
+    if not scene.has_cameras:
+        report.unchecked = "frames without cameras"
+    elif not scene.has_depth:
         report.unchecked = "no depth"
     elif not scene.translation_known:
         report.unchecked = "only rotations are known"
@@ -197,72 +197,50 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
     pairs = reprojection.choose_pairs(len(views))
     stored = reprojection.measure(views, pairs, STORED)
     report.agreement = None if math.isnan(stored.share) else stored.share
-    fault = _better_reading(views, pairs, stored)
+    fault = _mix_up(stored, views, pairs)
     if fault is not None:
         report.add("error", *fault)
         return
     decided = stored.agreeing + stored.contradicting
-    if decided < _LEAST_POINTS:
+    if decided < LEAST_POINTS:
         report.unchecked = "the views have too little in common"
     elif stored.share < _GOOD_SHARE:
         severity: Literal["error", "warning"] = "error" if stored.share < _BAD_SHARE else "warning"
         message = "cameras and depth contradict each other, and no known mix-up explains it"
         report.add(severity, message, f"{stored.share:.0%} of {decided} reprojected points agree")
     else:
-        _check_single_frames(report, [index for index, _ in indexed], stored)
+        # of a frame without depth nothing else can be told
+        bare = {index for index, view in indexed if not (view.depth > 0).any()}
+        _check_single_frames(report, [index for index, _ in indexed], stored, bare)
 
 
-def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Agreement) -> None:
+def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Agreement, bare: set[int]) -> None:
     agreeing, contradicting, sampled = stored.by_view.T
     usual = float(np.median(agreeing / np.maximum(sampled, 1)))
-    sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= _SURE_SHARE
+    sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= SURE_SHARE
     for index, good, bad, all_ in zip(indices, agreeing.tolist(), contradicting.tolist(), sampled.tolist()):
-        if sound and good + bad >= _LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
+        if sound and good + bad >= LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
             severity: Literal["error", "warning"] = "error" if good < _BAD_SHARE * (good + bad) else "warning"
             message = "camera or depth of single frames contradicts the other frames"
             report.add(severity, message, f"frame {index}: {good} points agree, {bad} contradict")
-        elif good < _LONELY * usual * all_:
+        elif index not in bare and good < _LONELY * usual * all_:
             message = "single frames show hardly a point of the other frames: is their camera right?"
             report.add(
                 "warning", message, f"frame {index}: {good / all_:.1%} of the points agree, usual are {usual:.0%}"
             )
 
 
-def _better_reading(
-    views: Sequence[View], pairs: Sequence[tuple[int, int]], stored: Agreement
-) -> tuple[str, str] | None:
+def _mix_up(stored: Agreement, views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
     """The fault that explains the scene clearly better than reading it as stored, and the numbers; none: no such."""
-    measured = [(reading, reprojection.measure(views, pairs, reading)) for reading in READINGS]
-    explaining = [(reading, found) for reading, found in measured if _is_better(found, stored)]
-    if not explaining and not stored.share >= _SURE_SHARE:
-        reading = reprojection.find_scale(views, pairs)
-        found = reprojection.measure(views, pairs, reading)
-        explaining = [(reading, found)] if _is_better(found, stored) else []
-    if not explaining:
+    better = reprojection.better_reading(views, pairs, stored)
+    if better is None:
         return None
-    reading, found = max(explaining, key=lambda pair: pair[1].share - pair[1].color_error / 100)
+    reading, found = better
     share = "nothing" if math.isnan(stored.share) else f"{stored.share:.0%}"
     detail = f"as stored {share} of the reprojected points agree, {reading.name} {found.share:.0%}"
     if found.color_error < stored.color_error:
         detail += f" (colours differ by {stored.color_error:.0f} and {found.color_error:.0f} of 255)"
     return reading.fault, detail
-
-
-def _is_better(other: Agreement, stored: Agreement) -> bool:
-    """Far more points agree, or as many agree and the contradictions vanish or the colours fit far better.
-
-    The last is what tells readings apart where the views hardly differ.
-    """
-    if other.agreeing < _LEAST_POINTS or not other.share >= _GOOD_SHARE:
-        return False
-    stored_share = 0.0 if math.isnan(stored.share) else stored.share
-    if other.agreeing >= 1.25 * stored.agreeing and other.share >= stored_share + 0.1:
-        return True
-    if other.agreeing < 0.8 * stored.agreeing:
-        return False
-    if stored.contradicting >= _LEAST_POINTS and other.contradicting <= 0.2 * stored.contradicting:
-        return True
-    return other.share >= stored_share - 0.02 and other.color_error < 0.6 * stored.color_error - 1
 
 
 def describe(root: Path, reports: Sequence[SceneReport], with_errors: int) -> Iterator[str]:

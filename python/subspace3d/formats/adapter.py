@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -47,6 +47,9 @@ _KNOWN_SETTINGS = frozenset({
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_rslora",
 })  # fmt: skip
+# Of the authors' PEFT: where the frozen bases came from. The first two ask for cores; the last has a default.
+_ASK_FOR_CORES = ("apply_svd_lora", "use_predefined_space")
+_AUTHORS_SETTINGS = frozenset({*_ASK_FOR_CORES, "pattern_svd_lora"})
 
 
 class _Config(TypedDict):
@@ -58,6 +61,23 @@ class _Config(TypedDict):
     use_rslora: NotRequired[bool | None]
     init_lora_weights: NotRequired[bool | str | None]
     base_model_name_or_path: NotRequired[str | None]
+    apply_svd_lora: NotRequired[bool | None]
+    use_predefined_space: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class Core:
+    """Frozen bases and the trained core of one module: ``delta = scale * u c v^T``.
+
+    Attributes:
+        u: ``[out, K]``, c: ``[K, K]``, v: ``[in, K]``, as stored.
+        scale: ``lora_alpha / r`` of the configuration, ``/ sqrt(r)`` with rslora, whatever K.
+    """
+
+    u: torch.Tensor
+    c: torch.Tensor
+    v: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,7 @@ class Adapter:
         ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
         unwrapped: prefixes of wrappers that were taken off the names: ``_orig_mod.``, ``module.``.
         source: gradient where the header of the weights says so (`write_lora`), else tuned.
+        cores: of the modules that the method's authors' code trained in a basis; their products are in ``modules`` too.
     """
 
     path: Path
@@ -80,6 +101,12 @@ class Adapter:
     ignored: tuple[str, ...]
     unwrapped: tuple[str, ...] = ()
     source: Source = "tuned"
+    cores: Mapping[str, Core] = field(default_factory=dict)
+
+
+def is_core_key(key: str) -> bool:
+    """Whether a tensor of this name in an adapter's file is the core of a module."""
+    return key.endswith(".lora_B.0.weight")
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -123,9 +150,12 @@ def read_adapter(folder: Path) -> Adapter:
     if not found:
         raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
 
-    modules = _modules(weights_path, found, config)
+    modules, cores = _modules(weights_path, found, config)
+    asked = next((name for name in _ASK_FOR_CORES if config.get(name)), None)
+    if asked and not cores:
+        raise ValueError(f"{config_path}: {asked} is on, but no module of {WEIGHTS_NAME} has a core (lora_B.0)")
     base_model = config.get("base_model_name_or_path") or None
-    return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source)
+    return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source, cores)
 
 
 def _unwrap(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -159,7 +189,7 @@ def _read_config(path: Path) -> _Config:
             "not the update. Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for name, value in stored.items():
-        if value and name not in _KNOWN_SETTINGS:
+        if value and name not in _KNOWN_SETTINGS | _AUTHORS_SETTINGS:
             raise ValueError(f"{path}: {name:.80} must be off, got {value!r:.80}: not a plain low-rank update")
     return check(stored, _Config, path)
 
@@ -189,24 +219,29 @@ def module_values(what: str, pattern: Mapping[str, float], names: Iterable[str])
     return values
 
 
-def _modules(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]], config: _Config) -> Factors:
+def _modules(
+    path: Path, found: Mapping[str, Mapping[str, torch.Tensor]], config: _Config
+) -> tuple[Factors, dict[str, Core]]:
     config_path = path.parent / CONFIG_NAME
     ranks = module_values(f"{config_path}: rank_pattern", config.get("rank_pattern") or {}, found)
     alphas = module_values(f"{config_path}: alpha_pattern", config.get("alpha_pattern") or {}, found)
-    modules = {}
+    modules: Factors = {}
+    cores: dict[str, Core] = {}
     for name in sorted(found):
         rank, alpha = int(ranks.get(name, config["r"])), alphas.get(name, config["lora_alpha"])
         scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         parts = found[name]
         if set(parts) <= _CORE:
-            lora_b, lora_a = _core_factors(path, name, parts)
+            core = cores[name] = _core(path, name, parts, scaling)
+            lora_a = core.v.T
+            lora_b = (core.u.double() @ core.c.double()).to(torch.promote_types(core.u.dtype, torch.float32))
         else:
             lora_b, lora_a = _pair_factors(path, name, parts, rank)
         lora_b = _widen(lora_b) * scaling
         if not torch.isfinite(lora_b).all():
             raise ValueError(f"{path}: {name} must be finite once scaled by {scaling:g}")
         modules[name] = lora_b, _widen(lora_a)
-    return modules
+    return modules, cores
 
 
 def _pair_factors(
@@ -227,8 +262,7 @@ def _pair_factors(
     return lora_b, lora_a
 
 
-def _core_factors(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(U c, V^T)``; a core of zeros is an update of zero."""
+def _core(path: Path, name: str, parts: Mapping[str, torch.Tensor], scale: float) -> Core:
     for part in sorted(_CORE):
         if part not in parts:
             raise ValueError(f"{path}: {name} has a core but no lora_{part}.weight")
@@ -239,7 +273,7 @@ def _core_factors(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> t
             f"{path}: {name} must have lora_A.0 [K, in], lora_B.0 [K, K] and lora_B.1 [out, K], "
             f"got {list(v.shape)}, {list(core.shape)} and {list(u.shape)}"
         )
-    return (u.double() @ core.double()).to(torch.float64 if u.dtype == torch.float64 else torch.float32), v
+    return Core(u, core, v.T, scale)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from subspace3d.formats.exr import read_exr_depth
-from subspace3d.reading import open_regular
+from subspace3d.reading import open_regular, open_zip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".exr")
 EXR_INVALID = 1e9  # renderers write a huge depth where a ray hits nothing
 # what PIL reads besides may run other programs (EPS) or has not been looked at for as long
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -36,6 +38,71 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
             EXIF orientation other than 1): cameras belong to the pixels as they are stored, what shows the image
             turns them, and nothing tells which of the two was meant.
     """
+    image, orientation = _decode(path, size)
+    if orientation != 1:
+        raise ValueError(
+            f"{path} must be stored upright, its EXIF orientation is {str(orientation)[:20]}: write it anew as it is "
+            "shown (PIL.ImageOps.exif_transpose), or drop the tag if the camera belongs to the pixels as stored"
+        )
+    if size is not None and image.size != (size[1], size[0]):
+        raise ValueError(
+            f"{path} must be {size[1]} x {size[0]} pixels as scene.json says, got {image.size[0]} x {image.size[1]}"
+        )
+    return image
+
+
+def read_oriented(path: Path) -> tuple[np.ndarray, int]:
+    """uint8 [H, W, 3] as the pixels are stored, and the EXIF orientation 1 to 8, see `turn_upright`.
+
+    Raises:
+        ValueError: see `open_image`; a turned tiff, whose pixels the decoder turns; an orientation that is none.
+    """
+    image, orientation = _decode(path, None)
+    turned = orientation != 1
+    if not isinstance(orientation, int) or not 1 <= orientation <= 8 or (turned and image.format == "TIFF"):
+        raise ValueError(f"{path} must have an EXIF orientation from 1 to 8, and a tiff 1, got {str(orientation)[:20]}")
+    return np.array(eight_bits(image, path).convert("RGB")), orientation
+
+
+def image_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Height and width as the pixels are stored, and the EXIF orientation, from the first bytes alone.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no image that can be read.
+    """
+    from PIL import Image
+
+    with open_regular(path, _LARGEST_FILE) as file:
+        try:
+            _check_webp(file.read(30))
+            with Image.open(file, formats=_FORMATS) as image:
+                _check_size(image)
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                return (image.height, image.width), orientation if isinstance(orientation, int) else 0
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL's decoders raise what they happen to run into
+            raise ValueError(f"{path} is not a whole image: {error}") from error
+
+
+def turn_upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """An array [H, W, ...] of pixels as stored, as EXIF orientation 1 to 8 says it is shown."""
+    turned = {
+        1: lambda: array,
+        2: lambda: array[:, ::-1],
+        3: lambda: array[::-1, ::-1],
+        4: lambda: array[::-1],
+        5: lambda: array.swapaxes(0, 1),
+        6: lambda: np.rot90(array, -1),
+        7: lambda: array[::-1, ::-1].swapaxes(0, 1),
+        8: lambda: np.rot90(array),
+    }
+    return np.ascontiguousarray(turned[orientation]())
+
+
+def _decode(path: Path, size: tuple[int, int] | None) -> tuple[Image, Any]:
+    """The image and its EXIF orientation; of one that has not ``size``, which the caller refuses, no pixels."""
     from PIL import Image
 
     with open_regular(path, _LARGEST_FILE) as file:
@@ -57,16 +124,7 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image:
             raise
         except Exception as error:  # PIL's decoders raise what they happen to run into
             raise ValueError(f"{path} is not a whole image: {error}") from error
-    if orientation != 1:
-        raise ValueError(
-            f"{path} must be stored upright, its EXIF orientation is {str(orientation)[:20]}: write it anew as it is "
-            "shown (PIL.ImageOps.exif_transpose), or drop the tag if the camera belongs to the pixels as stored"
-        )
-    if size is not None and image.size != (size[1], size[0]):
-        raise ValueError(
-            f"{path} must be {size[1]} x {size[0]} pixels as scene.json says, got {image.size[0]} x {image.size[1]}"
-        )
-    return image
+    return image, orientation
 
 
 def eight_bits(image: Image, path: Path) -> Image:
@@ -115,40 +173,71 @@ def _check_webp(start: bytes) -> None:
 
 
 def read_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
-    """float32 [H, W], 0 = invalid: `read_raw_depth`, where what is not finite or beyond 1e9 becomes 0.
+    """float32 [H, W], 0 = invalid: `read_raw_depth`, where what is not finite, beyond 1e9 or -1 becomes 0.
 
     Raises:
-        ValueError: not a whole file of one of these kinds, another size than ``size``, or a negative depth.
+        ValueError: not a whole file of one of these kinds, another size than ``size``, or another negative depth.
     """
-    depth = read_raw_depth(path, depth_scale, size)
-    depth[~np.isfinite(depth) | (depth > EXR_INVALID)] = 0
+    return clean_depth(read_raw_depth(path, depth_scale, size), path)
+
+
+def clean_depth(depth: np.ndarray, path: Path) -> np.ndarray:
+    """float32 with 0 for what is invalid; raises what `read_depth` raises."""
+    depth = np.array(depth, np.float32)
+    depth[~np.isfinite(depth) | (depth > EXR_INVALID) | (depth == -1)] = 0
     if depth.min() < 0:
-        raise ValueError(f"{path} must hold depths of at least 0, got {depth.min():g}")
+        raise ValueError(f"{path} must hold depths of at least 0 (-1: invalid), got {depth.min():g}")
     return depth
 
 
 def read_raw_depth(path: Path, depth_scale: float, size: tuple[int, int] | None = None) -> np.ndarray:
-    """float32 [H, W]: png values times ``depth_scale``; npy and exr values as they are, see `exr.read_exr_depth`.
+    """float32 [H, W] in scene units, see `read_stored_depth`: integers times ``depth_scale``, others as they are.
 
     Raises:
         ValueError: not a whole file of one of these kinds, or another size than ``size``.
     """
-    if path.suffix == ".png":
+    depth = read_stored_depth(path, size)
+    if depth.dtype == np.uint8 and path.suffix.lower() == ".png":
+        raise ValueError(f"{path} must be a 16-bit greyscale png, got one of 8 bits")
+    # the integers of a npy file are values, those of an image steps
+    if depth.dtype.kind in "iu" and path.suffix.lower() not in (".npy", ".npz"):
+        depth = depth.astype(np.float64) * depth_scale
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is invalid
+        return depth.astype(np.float32)
+
+
+def read_stored_depth(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The numbers [H, W] of a depth file as stored: integers of 8 or 16 bits from a png, else integers or floats.
+
+    Args:
+        path (Path): a grey png or tiff; npy; npz (its only array, or the one called depth); exr, see `read_exr_depth`.
+            The case of the suffix does not count, axes of length 1 are taken off.
+        size (tuple[int, int] | None): height and width it must have; none: any.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole file of one of these kinds, or another size than ``size``.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".png", ".tif", ".tiff"):
         image = open_image(path, size)
-        if not image.mode.startswith("I"):
-            raise ValueError(f"{path} must be a 16-bit greyscale png, got mode {image.mode}")
-        return (np.array(image).astype(np.float64) * depth_scale).astype(np.float32)
-    if path.suffix == ".npy":
+        if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+            raise ValueError(f"{path} must be a grey {suffix[1:]} of depths, got mode {image.mode}")
+        return np.array(image)
+    if suffix == ".npy":
         depth = _read_npy(path)
-    elif path.suffix == ".exr":
+    elif suffix == ".npz":
+        depth = _read_npz(path)
+    elif suffix == ".exr":
         depth = read_exr_depth(path, size)
     else:
-        raise ValueError(f"{path} must end in .png, .npy or .exr")
+        raise ValueError(f"{path} must end in {', '.join(DEPTH_SUFFIXES)}")
+    if depth.ndim > 2:
+        depth = depth.reshape([side for side in depth.shape if side != 1])
     if depth.ndim != 2 or not depth.size or (size is not None and depth.shape != size) or depth.dtype.kind not in "fiu":
         wanted = f"[{size[0]}, {size[1]}]" if size is not None else "[height, width]"
         raise ValueError(f"{path} must hold numbers {wanted}, got {depth.dtype} {list(depth.shape)}")
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is invalid
-        return depth.astype(np.float32)
+    return depth
 
 
 def check_npy(file: IO[bytes], length: int) -> bool:
@@ -180,12 +269,36 @@ def save_png(path: Path, array: np.ndarray) -> None:
 
 def _read_npy(path: Path) -> np.ndarray:
     with open_regular(path, 16 * MOST_PIXELS) as file:
+        return _numbers(file, file.seek(0, 2), path)
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with open_regular(path, 16 * MOST_PIXELS) as file:
         try:
-            length = file.seek(0, 2)
-            file.seek(0)
-            if check_npy(file, length):
-                raise ValueError("it holds a pickle")
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # the header is Python text, and its parser raises what it happens to run into
-            raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
+            archive = open_zip(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a whole .npz file: {error}") from error
+        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        name = members.get("depth") or (next(iter(members.values())) if len(members) == 1 else None)
+        if name is None:
+            raise ValueError(f"{path} must hold one array or one called depth, it has {', '.join(members)[:80]}")
+        length = archive.getinfo(name).file_size
+        if length > 16 * MOST_PIXELS:
+            raise ValueError(f"{path}: {name} has {length} bytes, more than {16 * MOST_PIXELS}")
+        try:
+            # reading stops at the length that was checked, whatever the data say
+            data = io.BytesIO(archive.read(name))
+        except Exception as error:  # broken members may do any
+            raise ValueError(f"{path}: {name} is not whole: {error}") from error
+        return _numbers(data, length, path)
+
+
+def _numbers(file: IO[bytes], length: int, path: Path) -> np.ndarray:
+    try:
+        file.seek(0)
+        if check_npy(file, length):
+            raise ValueError("it holds a pickle")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # the header is Python text, and its parser raises what it happens to run into
+        raise ValueError(f"{path} is not a whole {path.suffix} file of numbers: {error}") from error

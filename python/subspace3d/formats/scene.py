@@ -6,9 +6,9 @@ scene's unit with 0 for invalid, and the centre of the top-left pixel is (0.5, 0
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -17,8 +17,8 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from subspace3d import outputs
-from subspace3d.cropping import centred_box, crop_resize
-from subspace3d.files import atomic_folder, inside, read_json, write_json
+from subspace3d.cropping import Box, centred_box, crop_resize
+from subspace3d.files import atomic_folder, inside, read_json, walk, write_json
 from subspace3d.formats.images import MOST_PIXELS, open_image, read_depth, read_rgb, save_png
 from subspace3d.schema import Positive, PositiveInt, Rule, check
 
@@ -47,11 +47,12 @@ class Frame:
     """One view to be written; height H and width W are those of the scene's first frame."""
 
     image: np.ndarray  # uint8 [H, W, 3], sRGB
-    intrinsic: np.ndarray  # float [3, 3], pixels
-    extrinsic: np.ndarray  # float [3, 4], camera-from-world, OpenCV
+    intrinsic: np.ndarray | None = None  # float [3, 3], pixels; None: unknown
+    extrinsic: np.ndarray | None = None  # float [3, 4], camera-from-world, OpenCV; None: unknown
     depth: np.ndarray | None = None  # float32 [H, W], z-depth in the scene's unit, 0 = invalid; None: unknown
     mask: np.ndarray | None = None  # bool [H, W], where depth counts; None: everywhere
     file: Path | None = None  # image file that holds exactly ``image``: copied instead of encoding it again
+    exact: bool = False  # store depth as float32 in a npy file, of any size, instead of in steps of a png
 
 
 class SceneFile:
@@ -77,20 +78,59 @@ class SceneFile:
         self.provenance: dict[str, Any] = record.get("provenance") or {}
         self._frames: list[dict[str, Any]] = record["frames"]
         self.has_depth = any(frame.get("depth") is not None for frame in self._frames)
+        self.has_cameras = all(
+            frame.get(part) is not None for frame in self._frames for part in ("intrinsics", "extrinsics_w2c")
+        )
 
     def __len__(self) -> int:
         return len(self._frames)
 
+    def counts(self) -> Counter[str]:
+        """Frames, and those with a depth map and with both parts of a camera."""
+        return Counter(
+            images=len(self._frames),
+            depths=sum(frame.get("depth") is not None for frame in self._frames),
+            cameras=sum(
+                frame.get("intrinsics") is not None and frame.get("extrinsics_w2c") is not None
+                for frame in self._frames
+            ),
+        )
+
     def camera(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Intrinsics float64 [3, 3] and extrinsics float64 [3, 4] of a frame."""
-        frame, where = self._frame(index)
-        try:
-            intrinsic = np.array(frame.get("intrinsics"), dtype=np.float64)
-            extrinsic = np.array(frame.get("extrinsics_w2c"), dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{where}: intrinsics and extrinsics_w2c must be matrices of numbers: {error}") from error
-        _check_camera(intrinsic, extrinsic, where)
+        """Intrinsics float64 [3, 3] and extrinsics float64 [3, 4] of a frame.
+
+        Raises:
+            ValueError: they break the format, or are unknown.
+        """
+        intrinsic, extrinsic = self.intrinsic(index), self.extrinsic(index)
+        if intrinsic is None or extrinsic is None:
+            lacking = " and ".join(
+                name for name, part in (("intrinsics", intrinsic), ("extrinsics_w2c", extrinsic)) if part is None
+            )
+            raise ValueError(
+                f"{self.file}: frames[{index}] must have a camera here, it has no {lacking}; scenes without cameras "
+                "serve only where no camera and no depth is compared with"
+            )
         return intrinsic, extrinsic
+
+    def intrinsic(self, index: int) -> np.ndarray | None:
+        """float64 [3, 3], pixels; None: unknown."""
+        return self._matrix(index, "intrinsics", _check_intrinsic)
+
+    def extrinsic(self, index: int) -> np.ndarray | None:
+        """float64 [3, 4], camera-from-world, OpenCV; None: unknown."""
+        return self._matrix(index, "extrinsics_w2c", _check_extrinsic)
+
+    def _matrix(self, index: int, name: str, check_matrix: Callable[[np.ndarray, str], None]) -> np.ndarray | None:
+        frame, where = self._frame(index)
+        if frame.get(name) is None:
+            return None
+        try:
+            matrix = np.array(frame[name], dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{where}: {name} must be a matrix of numbers: {error}") from error
+        check_matrix(matrix, where)
+        return matrix
 
     def image(self, index: int) -> np.ndarray:
         """uint8 [H, W, 3], sRGB."""
@@ -120,6 +160,13 @@ class SceneFile:
             return np.zeros(self.size, np.float32)
         return depth if mask is None else np.where(mask, depth, np.float32(0))
 
+    def square(self, index: int, intrinsic: np.ndarray) -> Box:
+        """The box of `centred_box` for a frame with these intrinsics; its error names the frame."""
+        try:
+            return centred_box(intrinsic, self.size)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: frames[{index}]: {error}") from error
+
     def _frame(self, index: int) -> tuple[dict[str, Any], str]:
         if not 0 <= index < len(self._frames):
             raise ValueError(f"frames must lie in 0..{len(self._frames) - 1} for {self.file}, got {index}")
@@ -129,6 +176,8 @@ class SceneFile:
 def find_scenes(root: Path) -> list[Path]:
     """Every folder at or below ``root`` that holds a scene.json, sorted; hidden folders are not entered.
 
+    Links to folders are followed, and a scene that several lead to is found once.
+
     Raises:
         FileNotFoundError: ``root`` does not exist.
         ValueError: no scene lies below ``root``.
@@ -137,9 +186,9 @@ def find_scenes(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"no such folder of scenes: {root}")
     scenes = []
-    for folder, children, files in os.walk(root):
-        if "scene.json" in files:
-            scenes.append(Path(folder))
+    for folder, children, names in walk(root):
+        if "scene.json" in names:
+            scenes.append(folder)
             children.clear()
         else:
             children[:] = [child for child in children if not child.startswith(".")]
@@ -249,15 +298,19 @@ def _write_frame(folder: Path, index: int, frame: Frame, depth_scale: float) -> 
         "image": f"images/{index:04d}{suffix}",
         "depth": None,
         "mask": None,
-        "intrinsics": np.asarray(frame.intrinsic, np.float64).tolist(),
-        "extrinsics_w2c": np.asarray(frame.extrinsic, np.float64).tolist(),
+        "intrinsics": None if frame.intrinsic is None else np.asarray(frame.intrinsic, np.float64).tolist(),
+        "extrinsics_w2c": None if frame.extrinsic is None else np.asarray(frame.extrinsic, np.float64).tolist(),
     }
     if frame.file is None:
         save_png(folder / record["image"], frame.image)
     else:
         (folder / "images").mkdir(exist_ok=True)
         shutil.copyfile(frame.file, folder / record["image"])
-    if frame.depth is not None:
+    if frame.depth is not None and frame.exact:
+        record["depth"] = f"depth/{index:04d}.npy"
+        (folder / "depth").mkdir(exist_ok=True)
+        np.save(folder / record["depth"], np.asarray(frame.depth, np.float32))
+    elif frame.depth is not None:
         record["depth"] = f"depth/{index:04d}.png"
         steps = np.rint(frame.depth.astype(np.float64) / depth_scale).astype(np.uint16)
         save_png(folder / record["depth"], steps)
@@ -290,7 +343,7 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
         intrinsic, extrinsic = scene.camera(index)
         image, depth = scene.image(index), scene.valid_depth(index)
         if image_size is not None:
-            box = centred_box(intrinsic, scene.size)
+            box = scene.square(index, intrinsic)
             image, depth, intrinsic = crop_resize(image, depth, intrinsic, box, (image_size, image_size))
         images.append(image)
         depths.append(depth)
@@ -310,6 +363,30 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
     )
 
 
+def load_images(path: Path, image_size: int | None = None, frames: Sequence[int] | None = None) -> np.ndarray:
+    """The images of a scene, whose cameras and depth need not be known, uint8 [S, H, W, 3].
+
+    For a square the largest one around the principal point is cut out and resized; around the middle of the image where
+    the intrinsics are unknown. Arguments and errors are those of `load_scene`.
+    """
+    scene = SceneFile(path)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    images = []
+    for index in range(len(scene)) if frames is None else frames:
+        image, intrinsic = scene.image(index), scene.intrinsic(index)
+        if image_size is not None:
+            height, width = scene.size
+            middle = np.array([[1.0, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
+            intrinsic = middle if intrinsic is None else intrinsic
+            box = scene.square(index, intrinsic)
+            image, _, _ = crop_resize(image, np.zeros(scene.size, np.float32), intrinsic, box, (image_size, image_size))
+        images.append(image)
+    if not images:
+        raise ValueError(f"frames must name at least one frame of {scene.file}, got none")
+    return np.stack(images)
+
+
 def _check_frame(frame: Frame, size: tuple[int, ...], depth_scale: float, where: str) -> None:
     image = frame.image
     if image.dtype != np.uint8 or image.shape != (*size, 3):
@@ -320,22 +397,20 @@ def _check_frame(frame: Frame, size: tuple[int, ...], depth_scale: float, where:
     if frame.depth is not None:
         if not np.isfinite(frame.depth).all() or frame.depth.min() < 0:
             raise ValueError(f"{where}: depth must be finite and at least 0 (0 = invalid)")
-        if frame.depth.max() > PNG_MAX * depth_scale:
+        if not frame.exact and frame.depth.max() > PNG_MAX * depth_scale:
             raise ValueError(
                 f"{where}: depth must be at most {PNG_MAX * depth_scale:g} (65535 * depth_scale), "
                 f"got {frame.depth.max():g}"
             )
-    _check_camera(np.asarray(frame.intrinsic, np.float64), np.asarray(frame.extrinsic, np.float64), where)
+    if frame.intrinsic is not None:
+        _check_intrinsic(np.asarray(frame.intrinsic, np.float64), where)
+    if frame.extrinsic is not None:
+        _check_extrinsic(np.asarray(frame.extrinsic, np.float64), where)
 
 
-def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> None:
-    if intrinsic.shape != (3, 3) or extrinsic.shape != (3, 4):
-        raise ValueError(
-            f"{where}: intrinsics must be 3x3 and extrinsics_w2c 3x4, "
-            f"got {list(intrinsic.shape)} and {list(extrinsic.shape)}"
-        )
-    if not (np.isfinite(intrinsic).all() and np.isfinite(extrinsic).all()):
-        raise ValueError(f"{where}: intrinsics and extrinsics_w2c must be finite")
+def _check_intrinsic(intrinsic: np.ndarray, where: str) -> None:
+    if intrinsic.shape != (3, 3) or not np.isfinite(intrinsic).all():
+        raise ValueError(f"{where}: intrinsics must be 3x3 and finite, got {_shown(intrinsic)}")
     fx, fy = intrinsic[0, 0], intrinsic[1, 1]
     zeros = intrinsic[[0, 1, 2, 2], [1, 0, 0, 1]]
     if not (fx > 0 and fy > 0 and np.all(zeros == 0) and intrinsic[2, 2] == 1):
@@ -343,6 +418,11 @@ def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> N
             f"{where}: intrinsics must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, "
             f"got {intrinsic.tolist()}"
         )
+
+
+def _check_extrinsic(extrinsic: np.ndarray, where: str) -> None:
+    if extrinsic.shape != (3, 4) or not np.isfinite(extrinsic).all():
+        raise ValueError(f"{where}: extrinsics_w2c must be 3x4 and finite, got {_shown(extrinsic)}")
     rotation = extrinsic[:, :3]
     with np.errstate(over="ignore", invalid="ignore"):  # of huge entries the error is infinite or NaN
         error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
@@ -351,6 +431,10 @@ def _check_camera(intrinsic: np.ndarray, extrinsic: np.ndarray, where: str) -> N
             f"{where}: extrinsics_w2c must be [R | t] with R a rotation, "
             f"got |R R^T - I| = {error:.2g} and det R = {np.linalg.det(rotation):.3g}"
         )
+
+
+def _shown(matrix: np.ndarray) -> str:
+    return str(matrix.tolist() if matrix.size <= 12 else list(matrix.shape))
 
 
 class _FrameRecord(TypedDict):

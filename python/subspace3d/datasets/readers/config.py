@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 from subspace3d.choices import Variant
 from subspace3d.settings import flag, require
 
-Kind = Literal["thuman", "2k2k", "clearpose", "soap", "hndr", "rgbd"]
+Kind = Literal[
+    "colmap", "nerfstudio", "rgbd", "images",
+    "thuman", "2k2k", "clearpose", "soap", "hndr",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,9 @@ class ReaderConfig:
     poses: Literal["c2w", "w2c"] = "c2w"
     """What the poses of an rgbd folder are: camera-to-world (TUM) or camera-from-world."""
     depth_scale: float = 0.0
-    """Metres per step of the depth pngs of an rgbd folder; 0: 0.0002 beside TUM's rgb.txt, else 0.001."""
+    """Units of the cameras per stored unit of depth; 0: 0.001 for integers (beside TUM's rgb.txt 0.0002), else 1."""
+    exif: Literal["auto", "stored", "shown"] = "auto"
+    """Whether cameras belong to images as stored or as their EXIF orientation shows them; auto: by their sizes."""
     allow_pickle: bool = False
     """Read the pickled members of soap and hndr bundles, of which only numpy arrays and plain values are accepted."""
     resolution: int = 518

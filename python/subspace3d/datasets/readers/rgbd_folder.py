@@ -1,59 +1,50 @@
 """Plain RGB-D folders in the layout of the TUM RGB-D benchmark, one scene per folder with an intrinsics.txt.
 
-<scene>/rgb/*.png        images (png or jpg); a folder called images or color is taken too
-<scene>/depth/*.png      depth with the stem of its image (png, npy, exr); may be missing
-<scene>/intrinsics.txt   fx fy cx cy, or a 3x3 matrix; pixels from the centre of the first pixel
+<scene>/rgb/*.png        images; a folder called images or color is taken too
+<scene>/depth/*.png      depth with the stem of its image, also depth_STEM; png, tiff, npy, npz, exr; may be missing
+<scene>/intrinsics.txt   fx fy cx cy, or a matrix 3x3, 3x4 or 4x4; pixels from the centre of the first pixel
 <scene>/groundtruth.txt  TUM: timestamp tx ty tz qx qy qz qw; or poses.txt: one 3x4 or 4x4 matrix per image and line
 <scene>/rgb.txt, depth.txt  TUM: timestamp and file; frames and poses are then paired by time
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.source import (
-    Content,
-    Report,
-    SourceScene,
-    depth_at,
-    invert_pose,
-    limit_side,
-    nearest_rotation,
-    rotation_from_quaternion,
-    storable_depth,
-)
-from subspace3d.files import stays_inside
-from subspace3d.formats.images import read_depth, read_rgb
-from subspace3d.formats.scene import Frame
-from subspace3d.reading import read_text
+from subspace3d.datasets.readers.folders import by_stem, image_files, ordered, partners, scene_name
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
+from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_c2w, pose_from_w2c
+from subspace3d.files import stays_inside, walk
 
-_IMAGE_FOLDERS = ("rgb", "images", "color")
-_IMAGES = (".png", ".jpg", ".jpeg")
-_DEPTHS = (".png", ".npy", ".exr")
-_LARGEST_TEXT = 1 << 26  # bytes of a list of files or poses
+IMAGE_FOLDERS = ("rgb", "images", "color")
+DEPTH_FOLDERS = ("depth", "depths")
 _LARGEST_GAP_S = 0.02  # between the times of an image, its depth and its pose
-_MILLIMETRE, _TUM_STEP = 1e-3, 2e-4  # metres per step of a depth png
+_TUM_STEP = 2e-4  # metres per step of a depth png
+_WIDTHS = (8, 12, 16)  # numbers in a line of a pose
 
 
 @dataclass
-class _View:
-    image: Path
-    depth: Path | None
-    pose: np.ndarray  # [3, 4], as written
+class Pose:
+    """A line of a file of poses."""
+
+    key: str | None  # its first column where it has 8
+    matrix: np.ndarray | None  # [3, 4], as written
+    fault: str = ""  # why there is no matrix
 
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders at or below ``root`` with an intrinsics.txt, named by their path."""
     scenes = []
-    for file in sorted(root.rglob("intrinsics.txt")):
-        folder = file.parent
-        name = "_".join(folder.relative_to(root).parts) or root.resolve().name
-        scenes.append(SourceScene(name, "", _reader(config, folder)))
+    for folder, _, names in walk(root):
+        if "intrinsics.txt" in names:
+            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
     if not scenes:
         raise ValueError(
             f"root must hold RGB-D folders: rgb/, depth/, intrinsics.txt (fx fy cx cy) and groundtruth.txt or "
@@ -64,104 +55,137 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
 
 def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
     def read(report: Report) -> Content:
-        intrinsic = _read_intrinsics(folder / "intrinsics.txt")
-        by_time = (folder / "rgb.txt").is_file()
-        views = _timed_views(folder, report) if by_time else _named_views(folder, report)
-        views = views[:: config.frame_step or 1]
-        if not views:
-            raise ValueError(f"{folder}: no image has a pose")
-        scale = config.depth_scale or (_TUM_STEP if by_time else _MILLIMETRE)
-        inverted = config.poses == "c2w"
-
-        def frames() -> Iterator[Frame]:
-            for view in views:
-                try:
-                    frame = _frame(view, intrinsic, scale, inverted, config.root or folder)
-                except (OSError, ValueError) as error:
-                    report(f"{view.image.name}: {error}")
-                    continue
-                yield limit_side(frame, config.max_side)
-
-        provenance = {
-            "source": {"kind": "rgbd", "scene": folder.name, "images": [view.image.name for view in views]},
-            "poses": config.poses,
-        }
-        return Content(frames(), provenance, depth_scale=scale)
+        return rgbd_content(config, report, folder, read_intrinsics(folder / "intrinsics.txt"), "rgbd")
 
     return read
 
 
-def _frame(view: _View, intrinsic: np.ndarray, scale: float, inverted: bool, root: Path) -> Frame:
-    for path in (view.image, view.depth):
-        if path is not None and not stays_inside(root, path):
-            raise ValueError(f"{path} is a link out of {root}; name the folder that holds both as --root")
-    image = read_rgb(view.image)
-    depth = None
-    if view.depth is not None:
-        depth = depth_at(storable_depth(read_depth(view.depth, scale), scale), image.shape[:2])
-    pose = view.pose
-    extrinsic = invert_pose(pose) if inverted else np.c_[nearest_rotation(pose[:, :3]), pose[:, 3]]
-    return Frame(image, intrinsic, extrinsic, depth, file=view.image)
+def rgbd_content(
+    config: ReaderConfig, report: Report, folder: Path, intrinsic: np.ndarray, kind: str, scale: float = 0.0
+) -> Content:
+    """The scene of a folder of images, depth and poses, by TUM's lists where there is an rgb.txt."""
+    by_time = (folder / "rgb.txt").is_file()
+    found = _timed(folder, report) if by_time else _named(folder, report)
+    to_w2c = pose_from_c2w if config.poses == "c2w" else pose_from_w2c
+    views = []
+    for image, depth, pose in found:
+        try:
+            if pose.matrix is None:
+                raise ValueError(pose.fault)
+            extrinsic = to_w2c(pose.matrix)
+        except ValueError as error:
+            report.count(images=1, depths=depth is not None)
+            report(f"{image.name}: {error}")
+            continue
+        views.append(View(image.name, image, intrinsic, extrinsic, depth))
+    depth_format = DepthFormat(scale=scale or (_TUM_STEP if by_time else 0.0))
+    built = content(views, config, report, folder, {"kind": kind, "scene": folder.name}, depth_format)
+    built.provenance["poses"] = config.poses
+    return built
 
 
-def _read_intrinsics(path: Path) -> np.ndarray:
-    numbers = np.array([number for row in _rows(path) for number in _floats(row, path)])
+def read_intrinsics(path: Path) -> np.ndarray:
+    """K [3, 3] from the corner of the image, of a file of fx fy cx cy or of a matrix, from the first pixel's centre."""
+    numbers = text.numbers(path)
     if numbers.size == 4:
         fx, fy, cx, cy = numbers
-    elif numbers.size == 9:
-        fx, fy, cx, cy = numbers[[0, 4, 2, 5]]
+        intrinsic = pinhole(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), str(path))
+    elif numbers.size in (9, 12, 16):
+        intrinsic = pinhole(numbers.reshape({9: (3, 3), 12: (3, 4), 16: (4, 4)}[numbers.size]), str(path))
     else:
-        raise ValueError(f"{path} must hold fx fy cx cy or a 3x3 matrix, got {numbers.size} numbers")
-    return np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
+        raise ValueError(f"{path} must hold fx fy cx cy or a matrix 3x3 or 4x4, got {numbers.size} numbers")
+    intrinsic[:2, 2] += 0.5
+    return intrinsic
 
 
-def _named_views(folder: Path, report: Report) -> list[_View]:
-    """Images in the order of their names; poses line by line, or by the image's stem in the first column."""
-    images = next((folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()), None)
+def _named(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]:
+    """Images as people count them; poses line by line, or by the image's stem in the first column."""
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
     if images is None:
-        raise ValueError(f"{folder} must hold a folder of images called {' or '.join(_IMAGE_FOLDERS)}")
-    files = sorted(path for path in images.iterdir() if path.suffix.lower() in _IMAGES)
-    depths = {path.stem: path for path in (folder / "depth").glob("*") if path.suffix in _DEPTHS}
-    stems, poses = _read_poses(folder)
-    views = []
-    if stems is None or not set(stems) & {file.stem for file in files}:
-        if len(poses) != len(files):
-            raise ValueError(
-                f"{folder} must have one pose per image, got {len(poses)} poses and {len(files)} images "
-                "(or name the image in the first of 8 columns)"
-            )
-        by_stem = {file.stem: pose for file, pose in zip(files, poses)}
-    else:
-        by_stem = dict(zip(stems, poses))
+        raise ValueError(f"{folder} must hold a folder of images called {' or '.join(IMAGE_FOLDERS)}")
+    files = ordered(image_files(images, report))
+    depths = depth_partners(folder, files, DEPTH_FOLDERS, report)
+    poses = _poses_of(files, read_poses(folder), folder)
+    found = []
     for file in files:
-        if file.stem not in by_stem:
+        if file not in poses:
+            report.count(images=1, depths=file in depths)
             report(f"{file.name}: no pose")
-        elif depths and file.stem not in depths:
-            report(f"{file.name}: no depth")
         else:
-            views.append(_View(file, depths.get(file.stem), by_stem[file.stem]))
-    return views
+            found.append((file, depths.get(file), poses[file]))
+    return found
 
 
-def _timed_views(folder: Path, report: Report) -> list[_View]:
+def depth_partners(folder: Path, files: list[Path], names: tuple[str, ...], report: Report) -> dict[Path, Path]:
+    """Depth files by image; an image without one is reported where others have one.
+
+    Raises:
+        ValueError: there are depth files, and none goes with an image.
+    """
+    depths = by_stem(folder, names, report)
+    pairs = partners(files, depths)
+    if depths and not pairs:
+        example = next(iter(depths.values()))
+        raise ValueError(
+            f"{folder} has {len(depths)} depth files like {example.name}, none of which has the name of an image "
+            f"(like {files[0].stem if files else '0000'})"
+        )
+    if pairs:
+        for file in files:
+            if file not in pairs:
+                report(f"{file.name}: used without depth: there is none of its name")
+        spare = set(depths.values()) - set(pairs.values())
+        report.count(depths=len(spare))
+        for path in sorted(spare):
+            report(f"{path.name}: depth without an image of its name")
+    return pairs
+
+
+def _poses_of(files: list[Path], poses: list[Pose], folder: Path) -> dict[Path, Pose]:
+    by_key = {pose.key: pose for pose in poses if pose.key is not None}
+    exact = {file: by_key[file.stem] for file in files if file.stem in by_key}
+    exact |= {file: by_key[file.name] for file in files if file.name in by_key}
+    if exact:
+        return exact
+    by_number = {number: pose for key, pose in by_key.items() if (number := _number(key)) is not None}
+    equal = {file: by_number[number] for file in files if (number := _number(file.stem)) in by_number}
+    if equal:
+        return equal
+    if len(poses) != len(files):
+        raise ValueError(
+            f"{folder} must have one pose per image, got {len(poses)} poses and {len(files)} images "
+            "(or name the image in the first of 8 columns)"
+        )
+    return dict(zip(files, poses))
+
+
+def _number(stem: str) -> float | None:
+    try:
+        return float(stem)
+    except ValueError:
+        return None
+
+
+def _timed(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]:
     """Images of rgb.txt with the depth and the pose nearest in time, at most 0.02 s away."""
     images = _read_list(folder / "rgb.txt")
     depths = _read_list(folder / "depth.txt") if (folder / "depth.txt").is_file() else []
-    stems, poses = _read_poses(folder)
-    if stems is None:
+    poses = read_poses(folder)
+    if any(pose.key is None for pose in poses):
         raise ValueError(f"{folder} must have a groundtruth.txt with times beside rgb.txt")
-    pose_times = np.array([_floats([stem], folder / "groundtruth.txt")[0] for stem in stems])
+    pose_times = np.array([text.floats([str(pose.key)], folder / "groundtruth.txt")[0] for pose in poses])
     depth_times = np.array([time for time, _ in depths])
-    views = []
+    found = []
     for time, file in images:
         pose, depth = _nearest(pose_times, time), _nearest(depth_times, time)
         if pose is None:
+            report.count(images=1, depths=depth is not None)
             report(f"{file.name}: no pose within {_LARGEST_GAP_S} s")
-        elif depths and depth is None:
-            report(f"{file.name}: no depth within {_LARGEST_GAP_S} s")
-        else:
-            views.append(_View(file, None if depth is None else depths[depth][1], poses[pose]))
-    return views
+            continue
+        if depths and depth is None:
+            report(f"{file.name}: used without depth: none within {_LARGEST_GAP_S} s")
+        found.append((file, None if depth is None else depths[depth][1], poses[pose]))
+    return found
 
 
 def _nearest(times: np.ndarray, time: float) -> int | None:
@@ -172,42 +196,46 @@ def _nearest(times: np.ndarray, time: float) -> int | None:
 
 
 def _read_list(path: Path) -> list[tuple[float, Path]]:
-    rows = _rows(path)
+    # a name may have blanks
+    rows = [line.split(maxsplit=1) for line in text.lines(path)]
     if any(len(row) < 2 for row in rows):
         raise ValueError(f"{path} must have lines of a timestamp and a file")
     outside = next((row[1] for row in rows if not stays_inside(path.parent, path.parent / row[1])), None)
     if outside is not None:
         raise ValueError(f"{path} must name files inside its folder, got {outside!r:.80}")
-    return [(_floats(row[:1], path)[0], path.parent / row[1]) for row in rows]
+    return [(text.floats(row[:1], path)[0], path.parent / row[1]) for row in rows]
 
 
-def _read_poses(folder: Path) -> tuple[list[str] | None, np.ndarray]:
-    """First columns where lines have 8 (TUM), else None; and poses [N, 3, 4] as written."""
-    path = next((folder / name for name in ("groundtruth.txt", "poses.txt") if (folder / name).is_file()), None)
+def read_poses(folder: Path, names: tuple[str, ...] = ("groundtruth.txt", "poses.txt")) -> list[Pose]:
+    """The lines of the first of these files that is there; what is no pose has a fault and keeps its place.
+
+    Raises:
+        ValueError: there is no such file, or its lines are none of the kinds that are known.
+    """
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(f"{folder} must have a groundtruth.txt (TUM) or a poses.txt (one matrix per line)")
-    rows = _rows(path)
-    widths = {len(row) for row in rows}
-    if widths == {8}:
-        numbers = np.array([_floats(row[1:], path) for row in rows])
-        rotations = rotation_from_quaternion(numbers[:, 3:])
-        return [row[0] for row in rows], np.concatenate([rotations, numbers[:, :3, None]], axis=2)
-    if widths in ({12}, {16}):
-        matrices = np.array([_floats(row, path) for row in rows])
-        return None, matrices.reshape(len(rows), -1, 4)[:, :3]
-    raise ValueError(
-        f"{path} must have lines of 8 numbers (time tx ty tz qx qy qz qw), 12 (3x4) or 16 (4x4), "
-        f"got {sorted(widths) or 'none'}"
-    )
+    rows = text.rows(path)
+    width = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
+    if width not in _WIDTHS:
+        raise ValueError(
+            f"{path} must have lines of 8 numbers (time tx ty tz qx qy qz qw), 12 (3x4) or 16 (4x4), "
+            f"got {sorted({len(row) for row in rows}) or 'none'}"
+        )
+    return [_pose(row, width, path) for row in rows]
 
 
-def _rows(path: Path) -> list[list[str]]:
-    lines = read_text(path, _LARGEST_TEXT).splitlines()
-    return [line.replace(",", " ").split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _floats(words: list[str], path: Path) -> list[float]:
+def _pose(row: list[str], width: int, path: Path) -> Pose:
+    key = row[0] if width == 8 else None
     try:
-        return [float(word) for word in words]
+        if len(row) != width:
+            raise ValueError(f"a line of {path.name} has {len(row)} numbers, the others {width}")
+        values = text.floats(row[1:] if width == 8 else row, path)
+        if width == 8:
+            return Pose(key, text.quaternion_pose(values))
+        matrix = np.array(values).reshape(-1, 4)[:3]
+        if not np.isfinite(matrix).all():
+            raise ValueError(f"a pose must be finite, got {values}")
+        return Pose(key, matrix)
     except ValueError as error:
-        raise ValueError(f"{path} must hold numbers: {error}") from error
+        return Pose(key, None, str(error))

@@ -9,11 +9,27 @@ from typing import Any
 import numpy as np
 
 from subspace3d import geometry
-from subspace3d.cropping import crop_resize
+from subspace3d.cropping import Box, crop_resize
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
 
-Report = Callable[[str], None]  # takes one sentence about what was left out and why
+PARTS = ("images", "depths", "cameras")
 _ROTATION_ERROR = 1e-2  # entries of a matrix further from any rotation than this are a fault, not rounding
+
+
+@dataclass
+class Report:
+    """What was found in a scene, and one sentence about everything that was left out, like ``0001.png: no pose``."""
+
+    reasons: list[str] = field(default_factory=list)
+    found: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+
+    def __call__(self, sentence: str) -> None:
+        self.reasons.append(sentence)
+
+    def count(self, images: int = 0, depths: int = 0, cameras: int = 0) -> None:
+        """Add to what was found, whether or not it can be used."""
+        for part, number in zip(PARTS, (images, depths, cameras)):
+            self.found[part] += number
 
 
 @dataclass
@@ -101,12 +117,54 @@ def storable_depth(depth: np.ndarray, depth_scale: float) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0) & (depth <= PNG_MAX * depth_scale), depth, np.float32(0))
 
 
+def pinhole(matrix: np.ndarray, where: str) -> np.ndarray:
+    """K [3, 3] float64 of a matrix 3x3, 3x4 or 4x4; skew stays in it.
+
+    Raises:
+        ValueError: it is transposed, or no camera matrix at all; names ``where``.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.shape not in ((3, 3), (3, 4), (4, 4)) or not np.isfinite(matrix).all():
+        raise ValueError(f"{where}: intrinsics must be a finite matrix 3x3 or 4x4, got {matrix.tolist()!s:.120}")
+    if matrix.shape[1] == 4 and not np.array_equal(matrix[:3, 3], np.zeros(3)):
+        raise ValueError(f"{where}: the last column of intrinsics must be 0, got {matrix[:3, 3].tolist()}")
+    matrix = matrix[:3, :3]
+    if matrix[2, 0] != 0 or matrix[2, 1] != 0:
+        raise ValueError(
+            f"{where}: intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]], got {matrix.tolist()}; are they "
+            "transposed?"
+        )
+    if matrix[1, 0] != 0 or matrix[2, 2] != 1 or not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
+        raise ValueError(
+            f"{where}: intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, "
+            f"got {matrix.tolist()}"
+        )
+    return matrix.copy()
+
+
 def limit_side(frame: Frame, max_side: int) -> Frame:
     """The frame reduced so that its longer side is ``max_side`` pixels; as it is when it is no longer, or for 0."""
     height, width = frame.image.shape[:2]
     if max_side == 0 or max(height, width) <= max_side:
         return frame
     size = (max(1, round(height * max_side / max(height, width))), max(1, round(width * max_side / max(height, width))))
-    depth = np.zeros((height, width), np.float32) if frame.depth is None else frame.depth
-    image, depth, intrinsic = crop_resize(frame.image, depth, frame.intrinsic, (0, 0, width, height), size)
-    return Frame(image, intrinsic, frame.extrinsic, None if frame.depth is None else depth)
+    return cut(frame, (0, 0, width, height), size)
+
+
+def cut(frame: Frame, box: Box, size: tuple[int, int]) -> Frame:
+    """The part ``box`` of a frame in ``size`` pixels; its camera, depth and mask follow where they are known."""
+    shape = frame.image.shape[:2]
+    depth = np.zeros(shape, np.float32) if frame.depth is None else frame.depth
+    known = np.eye(3) if frame.intrinsic is None else frame.intrinsic
+    image, depth, intrinsic = crop_resize(frame.image, depth, known, box, size)
+    mask = None
+    if frame.mask is not None:
+        mask = crop_resize(frame.image, frame.mask.astype(np.float32), known, box, size)[1] > 0
+    return Frame(
+        image,
+        None if frame.intrinsic is None else intrinsic,
+        frame.extrinsic,
+        None if frame.depth is None else depth,
+        mask,
+        exact=frame.exact,
+    )

@@ -1,0 +1,126 @@
+"""COLMAP models: every folder at or below ROOT with cameras and images, text or binary, is a scene.
+
+<capture>/sparse/0/cameras.bin, images.bin   or .txt; sparse/ itself, colmap/, or the capture's folder
+<capture>/images/NAME                        by the names in the model, which may have folders (rigs)
+<capture>/depth/STEM.*                       depth of the image called STEM.*, optional; also depths/
+<capture>/stereo/depth_maps/NAME.geometric.bin   COLMAP's own dense depth, else .photometric.bin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
+from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import by_stem, scene_name, unlisted
+from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.undistort import Projection
+from subspace3d.datasets.readers.views import DepthFormat, View, content
+from subspace3d.files import natural, walk
+from subspace3d.formats.images import MOST_PIXELS
+from subspace3d.reading import read_bytes
+
+_MODEL_FOLDERS = ("sparse", "colmap", "model", "models", "dense")  # between a capture and its models
+_IMAGE_FOLDERS = ("images", "rgb", "color", "input", "resized_images", "undistorted_images", "image")
+_DEPTH_FOLDERS = ("depth", "depths", "depth_maps")
+
+
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Models by the folder of their capture; several of one capture are several scenes."""
+    models = [folder for folder, _, names in walk(root) if has_model(names)]
+    if not models:
+        raise ValueError(
+            "root must hold COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside "
+            f"<capture>/images; found none below {root}"
+        )
+    captures = [_capture(model, root) for model in models]
+    scenes = []
+    for model, capture in zip(models, captures):
+        name = scene_name(capture, root)
+        if captures.count(capture) > 1:
+            name += "_" + "_".join(model.relative_to(capture).parts)
+        scenes.append(SourceScene(name, "", _reader(config, model, capture)))
+    return scenes
+
+
+def _capture(model: Path, root: Path) -> Path:
+    folder = model
+    while folder != root and (folder.name.lower() in _MODEL_FOLDERS or folder.name.isdigit()):
+        folder = folder.parent
+    return folder
+
+
+def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        model = read_model(folder)
+        for name, fault in model.faults.items():
+            report(f"{name}: {fault}")
+        report.count(images=len(model.faults))
+        images = next((capture / name for name in _IMAGE_FOLDERS if (capture / name).is_dir()), capture)
+        dense = capture / "stereo/depth_maps"
+        depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
+        cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
+        views = []
+        for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
+            camera = model.cameras[number]
+            intrinsic, projection = cameras[number]
+            depth = _dense_depth(dense, name) if dense.is_dir() else depths.get(str(Path(name).with_suffix("")))
+            if depth is None and (depths or dense.is_dir()):
+                report(f"{name}: used without depth: there is none of its name")
+            views.append(View(name, images / name, intrinsic, pose, depth, (camera.height, camera.width), projection))
+        names = [*(name for name, _, _ in model.images), *model.faults]
+        if images != capture:
+            unlisted(images, names, report, "the model has no pose of it")
+        source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}
+        # COLMAP's own scale is arbitrary
+        depth_format = DepthFormat(read=_read_dense if dense.is_dir() else None, unit_known=True)
+        return content(views, config, report, capture, source, depth_format, unit="scene")
+
+    return read
+
+
+def pinhole_of(camera: Camera) -> tuple[np.ndarray, Projection | None]:
+    """K [3, 3], and the projection of a camera that is distorted.
+
+    Raises:
+        ImportError: a distorted camera without pycolmap.
+    """
+    single = camera.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+    single = single or camera.model in ("SIMPLE_DIVISION", "SIMPLE_FISHEYE")
+    fx, fy, cx, cy = (camera.params[0], *camera.params[:3]) if single else camera.params[:4]
+    intrinsic = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    extra = camera.params[3:] if single else camera.params[4:]
+    bent = "FISHEYE" in camera.model or camera.model in ("FOV", "EUCM")
+    if not bent and not any(extra):
+        return intrinsic, None
+    import pycolmap
+
+    native: Any = pycolmap.Camera(model=camera.model, width=camera.width, height=camera.height, params=camera.params)
+
+    def project(rays: np.ndarray) -> np.ndarray:
+        directions = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
+        return np.asarray(native.img_from_cam(directions), np.float64)
+
+    return intrinsic, Projection(project, (camera.model, camera.width, camera.height, camera.params))
+
+
+def _dense_depth(folder: Path, name: str) -> Path | None:
+    kinds = (folder / f"{name}.{kind}.bin" for kind in ("geometric", "photometric"))
+    return next((path for path in kinds if path.is_file()), None)
+
+
+def _read_dense(path: Path) -> np.ndarray:
+    """COLMAP's dense maps: ``width&height&channels&`` and float32, rows after each other."""
+    data = read_bytes(path, 4 * MOST_PIXELS + 64)
+    words = data[:64].split(b"&", 3)
+    if len(words) != 4 or not all(word.isdigit() for word in words[:3]):
+        raise ValueError(f"{path} must begin with width&height&channels&")
+    width, height, channels = map(int, words[:3])
+    start = sum(len(word) + 1 for word in words[:3])
+    if channels != 1 or len(data) != start + 4 * width * height:
+        raise ValueError(f"{path} must hold {width} x {height} numbers of 4 bytes, it has {len(data) - start} bytes")
+    return np.frombuffer(data, "<f4", offset=start).reshape(height, width)

@@ -1,0 +1,95 @@
+"""What readers of folders share: names of scenes, images, and depth files that go with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from subspace3d.datasets.readers.source import Report
+from subspace3d.files import natural, walk
+from subspace3d.formats.images import DEPTH_SUFFIXES
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_FOREIGN = (".heic", ".heif", ".avif", ".dng", ".gif", ".raw", ".cr2", ".nef", ".arw")  # images that are not read
+_ADDED = re.compile(r"^(depth|disp|rgb|color|image|frame|img)[_.-]?|[_.-](depth|rgb|color|image)$", re.IGNORECASE)
+
+
+def scene_name(folder: Path, root: Path) -> str:
+    """The path below the root in one word; of the root itself its own name."""
+    return "_".join(folder.relative_to(root).parts) or root.resolve().name
+
+
+def image_files(folder: Path, report: Report) -> list[Path]:
+    """Images in a folder in natural order; those in formats that are not read are reported."""
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
+        suffix = path.suffix.lower()
+        if suffix in _FOREIGN:
+            report.count(images=1)
+            report(f"{path.name}: images of the kind {suffix} are not read, export them as jpg or png")
+        elif suffix in IMAGE_SUFFIXES and not path.name.startswith("."):
+            found.append(path)
+    return found
+
+
+def ordered(files: list[Path]) -> list[Path]:
+    """By the number that every stem is (a time has a fraction), else in natural order."""
+    try:
+        return sorted(files, key=lambda path: (float(path.stem), path.name))
+    except ValueError:
+        return sorted(files, key=lambda path: natural(path.name))
+
+
+def by_stem(folder: Path, names: Iterable[str], report: Report) -> dict[str, Path]:
+    """Depth files by their path below the first of the folders ``names``, without suffix; others are reported."""
+    base = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if base is None:
+        return {}
+    found: dict[str, Path] = {}
+    for below, _, inside in walk(base):
+        for path in (below / name for name in inside if not name.startswith(".")):
+            stem = str(path.relative_to(base).with_suffix(""))
+            if path.suffix.lower() not in DEPTH_SUFFIXES:
+                report(f"{path.name}: a file in {base.name} that is no depth of a kind that is read")
+            elif stem in found:
+                report(f"{path.name}: {found[stem].name} of the same name is used in its place")
+            else:
+                found[stem] = path
+    return found
+
+
+def partners(images: list[Path], depths: dict[str, Path]) -> dict[Path, Path]:
+    """The depth file of each image: the same stem, else the same without a word like depth_ or _color."""
+    plain: dict[str, Path] = {}
+    doubtful = set()
+    for stem, path in depths.items():
+        key = _plain(stem)
+        doubtful |= {key} if key in plain else set()
+        plain[key] = path
+    result = {}
+    for image in images:
+        stem = image.stem
+        if stem in depths:
+            result[image] = depths[stem]
+        elif _plain(stem) in plain and _plain(stem) not in doubtful:
+            result[image] = plain[_plain(stem)]
+    return result
+
+
+def unlisted(folder: Path, names: Iterable[str], report: Report, why: str) -> None:
+    """Report the images below a folder that no list names."""
+    if not folder.is_dir():
+        return
+    listed = {str(Path(name)) for name in names}
+    for base, children, inside in walk(folder):
+        children[:] = [child for child in children if not child.startswith(".")]
+        for name in inside:
+            path = str((base / name).relative_to(folder))
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
+                report.count(images=1)
+                report(f"{path}: {why}")
+
+
+def _plain(stem: str) -> str:
+    return _ADDED.sub("", stem)

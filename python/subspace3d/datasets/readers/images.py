@@ -1,0 +1,32 @@
+"""Folders of images without cameras or depth: every folder at or below ROOT that holds images is a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import image_files, scene_name
+from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.views import View, content
+from subspace3d.files import walk
+
+
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Folders by their path, images in natural order; hidden folders are not entered."""
+    scenes = []
+    for folder, children, _ in walk(root):
+        children[:] = [child for child in children if not child.startswith(".")]
+        if image_files(folder, Report()):
+            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
+    if not scenes:
+        raise ValueError(f"root must hold images (png, jpg, webp, tiff, bmp); found none below {root}")
+    return scenes
+
+
+def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        views = [View(path.name, path) for path in image_files(folder, report)]
+        return content(views, config, report, folder, {"kind": "images", "folder": folder.name}, unit="scene")
+
+    return read

@@ -1,0 +1,158 @@
+"""nerfstudio captures: every folder at or below ROOT with a transforms.json is a scene.
+
+``frames[i].transform_matrix`` is camera-to-world in OpenGL axes; intrinsics and distortion stand for all frames at the
+top, or in a frame; ``depth_file_path`` and ``mask_path`` are optional. Files of Instant-NGP and of Blender's synthetic
+scenes (``camera_angle_x`` alone, paths without suffix) are read too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import IMAGE_SUFFIXES, scene_name, unlisted
+from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
+from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
+from subspace3d.files import natural, read_json, walk
+from subspace3d.formats.images import image_header
+
+_FILE = re.compile(r"transforms(_train|_val|_test)?\.json")
+_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE", "")
+_FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
+_COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+
+
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Folders by their path; transforms_train, _val and _test of one folder are scenes of their own."""
+    files = [folder / name for folder, _, names in walk(root) for name in names if _FILE.fullmatch(name)]
+    if not files:
+        raise ValueError(f"root must hold nerfstudio captures, <capture>/transforms.json; found none below {root}")
+    scenes = []
+    for file in files:
+        suffix = file.stem.removeprefix("transforms")
+        scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", _reader(config, file)))
+    return scenes
+
+
+def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        record = read_json(file)
+        frames = record.get("frames") if isinstance(record, dict) else None
+        if not isinstance(frames, list) or not frames:
+            raise ValueError(f"{file} must hold a list of frames")
+        some_depth = any(isinstance(frame, dict) and frame.get("depth_file_path") for frame in frames)
+        views = []
+        listed = []
+        for index, frame in enumerate(frames):
+            name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
+            try:
+                view = _view(file, record, frame)
+            except (OSError, ValueError) as error:
+                report.count(images=1)
+                report(f"{name or f'frames[{index}]'}: {error}")
+                listed += [name] if name else []
+                continue
+            if some_depth and view.depth is None:
+                report(f"{view.name}: used without depth: the frame names none")
+            listed.append(str(view.image.relative_to(file.parent)) if view.image.is_relative_to(file.parent) else name)
+            views.append(view)
+        views.sort(key=lambda view: natural(view.name))
+        used = {str(Path(name).parent) for name in listed if name}
+        if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
+            folder = file.parent / used.pop()
+            names = [str((file.parent / name).relative_to(folder)) for name in listed if name]
+            unlisted(folder, names, report, f"{file.name} does not name it")
+        source = {"kind": "nerfstudio", "file": file.name}
+        return content(views, config, report, file.parent, source, DepthFormat(unit_known=True), unit="scene")
+
+    return read
+
+
+def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
+    if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+        raise ValueError("a frame must be an object with a file_path")
+    name = frame["file_path"]
+    image = _image(file.parent / name)
+    pose = np.array(_matrix(frame.get("transform_matrix")), np.float64)
+    merged = {**record, **frame}
+    size = tuple(int(_value(merged, key, 0)) for key in ("h", "w"))
+    if 0 in size:
+        size, _ = image_header(image)
+    intrinsic = _intrinsic(merged, (size[0], size[1]))
+    return View(
+        name,
+        image,
+        intrinsic,
+        pose_from_opengl(pose),
+        _path(file.parent, frame, "depth_file_path"),
+        (size[0], size[1]),
+        _projection(merged, intrinsic),
+        _path(file.parent, frame, "mask_path"),
+    )
+
+
+def _matrix(value: Any) -> Any:
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"transform_matrix must hold numbers: {error}") from error
+    if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
+        raise ValueError(f"transform_matrix must be 4x4 and finite, got {str(value)[:120]}")
+    return matrix
+
+
+def _intrinsic(values: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    if "fl_x" in values:
+        fx = _value(values, "fl_x")
+        fy = _value(values, "fl_y", fx)
+    elif "camera_angle_x" in values:
+        fx = width / 2 / np.tan(_value(values, "camera_angle_x") / 2)
+        fy = height / 2 / np.tan(_value(values, "camera_angle_y") / 2) if "camera_angle_y" in values else fx
+    else:
+        raise ValueError("a frame must have fl_x or camera_angle_x, of its own or at the top of the file")
+    if not (fx > 0 and fy > 0):
+        raise ValueError(f"focal lengths must be positive, got {fx:g} and {fy:g}")
+    cx, cy = _value(values, "cx", width / 2), _value(values, "cy", height / 2)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+def _projection(values: Mapping[str, Any], intrinsic: np.ndarray) -> Projection | None:
+    model = str(values.get("camera_model", ""))
+    k1, k2, k3, k4, p1, p2 = (_value(values, key, 0.0) for key in _COEFFICIENTS)
+    if model in _FISHEYE:
+        return fisheye(intrinsic, (k1, k2, k3, k4))
+    if model not in _PERSPECTIVE:
+        raise ValueError(f"camera_model must be one of {', '.join(filter(None, _PERSPECTIVE + _FISHEYE))}, got {model}")
+    return brown(intrinsic, (k1, k2, k3, k4), (p1, p2)) if any((k1, k2, k3, k4, p1, p2)) else None
+
+
+def _value(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, got {str(value)[:40]}")
+    return float(value)
+
+
+def _image(path: Path) -> Path:
+    """The file; Blender's scenes leave its suffix out."""
+    if path.suffix.lower() in IMAGE_SUFFIXES or path.is_file():
+        return path
+    return next(
+        (path.with_name(path.name + s) for s in (".png", ".jpg") if path.with_name(path.name + s).is_file()), path
+    )
+
+
+def _path(folder: Path, frame: Mapping[str, Any], key: str) -> Path | None:
+    value = frame.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a path, got {str(value)[:40]}")
+    return folder / value
