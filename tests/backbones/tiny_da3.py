@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from subspace3d.backbones.depth_anything_3 import DepthAnything3
+from subspace3d.backbones.depth_anything_3 import DepthAnything3, import_package
 
 DIM, DEPTH, FIRST_ACROSS = 32, 4, 2
 
@@ -13,6 +13,7 @@ class TinyDepthAnything3(DepthAnything3):
     image_size = 28
 
     def network(self) -> nn.Module:
+        import_package()
         from depth_anything_3.model.cam_dec import CameraDec
         from depth_anything_3.model.cam_enc import CameraEnc
         from depth_anything_3.model.da3 import DepthAnything3Net
