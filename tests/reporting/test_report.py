@@ -19,6 +19,7 @@ from subspace3d.commands.report import ReportConfig
 from subspace3d.evaluation import pictures
 from subspace3d.reporting import depth_section, space_section
 from subspace3d.reporting.analysis_figures import DRAWERS
+from subspace3d.reporting.collect import collect
 from subspace3d.reporting.html import Html, data_block, element, table
 
 
@@ -227,6 +228,15 @@ def test_one_finetuning_run_is_a_run_folder_too(run_folder, tmp_path):
     shutil.copytree(run_folder / "tuned" / "lora", tmp_path / "lora")
     text = report.run(ReportConfig(tmp_path / "lora")).read_text(encoding="utf-8")
     assert len(_Page(text).images) == 1
+
+
+def test_runs_are_found_wherever_they_stand_and_adapters_are_none(run_folder, tmp_path):
+    for place in ("a", "later/a", "b"):
+        shutil.copytree(run_folder / "tuned" / "lora", tmp_path / place)
+    shutil.copytree(run_folder / "tuned" / "lora", tmp_path / "adapters/texture_00")
+    (tmp_path / "adapters/texture_00/adapt.json").write_text("{}")
+    shutil.rmtree(tmp_path / "adapters/texture_00/tuned", ignore_errors=True)
+    assert set(collect(tmp_path).curves) == {"a", "later/a", "b"}
 
 
 def test_nothing_to_report_is_an_error(tmp_path):

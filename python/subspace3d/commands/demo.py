@@ -193,6 +193,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                 out=out / "evaluation",
                 tuned=tuple(out / "tuned" / method for method in TUNED),
                 frames=scale.views,
+                workers=min(1 + len(TUNED), usable_cores()),
             )
         )
 
@@ -210,7 +211,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
         Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", mine_subspaces, 10),
         Stage("fit: do the subspaces suit the task's scenes?", ask_for_fit, 10),
         Stage(tuning, tune, 130, len(TUNED)),
-        Stage("evaluate: base and tuned models on held-out scenes", measure, 30),
+        Stage("evaluate: base and tuned models on held-out scenes", measure, 30, 1 + len(TUNED)),
         Stage("report", lambda: report.run(report.ReportConfig(run=out)), 5),
     ]
 
@@ -263,6 +264,7 @@ def run(config: DemoConfig) -> None:
         "interrupt at will, the same command continues it",
     )
     start = time.monotonic()
+    took = []
     for number, stage in enumerate(stages):
         elapsed = time.monotonic() - start
         left = (
@@ -272,10 +274,11 @@ def run(config: DemoConfig) -> None:
         )
         logger.info(f"[{number + 1}/{len(stages)}] {stage.title}  ({format_duration(elapsed)} so far{left})")
         stage.work()
+        took.append(f"{stage.title.partition(':')[0]} {format_duration(time.monotonic() - start - elapsed)}")
     if config.smoke:
         logger.info("smoke scale: the numbers only show that every stage ran")
     logger.info(f"open {config.out / 'report' / 'index.html'}; the same live: subspace3d view {config.out}")
-    logger.info(f"finished in {format_duration(time.monotonic() - start)}")
+    logger.info(f"finished in {format_duration(time.monotonic() - start)}: {', '.join(took)}")
 
 
 def _check_folder(config: DemoConfig) -> None:

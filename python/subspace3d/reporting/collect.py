@@ -73,12 +73,15 @@ def collect(run: Path) -> RunContent:
     else:
         fit = None
     curves, tuned = {}, {}
-    for folder in _training_folders(run):
+    folders = _training_folders(run)
+    names = [folder.name for folder in folders]
+    for folder in folders:
+        name = folder.name if names.count(folder.name) == 1 else folder.relative_to(run).as_posix()
         lines = _read_lines(run, folder / "metrics.jsonl")
         if lines:
-            curves[folder.name] = lines
+            curves[name] = lines
         if (folder / "tuned" / "tuned.json").is_file():
-            tuned[folder.name] = dict(read_tuned_record(_inside(run, folder / "tuned" / "tuned.json").parent))
+            tuned[name] = dict(read_tuned_record(_inside(run, folder / "tuned" / "tuned.json").parent))
     if results is None and analysis is None and fit is None and not curves and not tuned:
         raise FileNotFoundError(
             f"run: nothing to report in {run}: no results.json, analysis.json, fit.json or metrics.jsonl"
@@ -115,12 +118,16 @@ def _find(run: Path, usual: str, expected: str) -> Document | None:
 
 
 def _training_folders(run: Path) -> list[Path]:
-    """RUN/tuned/<method> of a demo run, else RUN itself when it is one fine-tuning run."""
-    folders = sorted({path.parent for path in run.glob("tuned/*/metrics.jsonl")})
-    folders += sorted({path.parent.parent for path in run.glob("tuned/*/tuned/tuned.json")} - set(folders))
-    if not folders and ((run / "metrics.jsonl").is_file() or (run / "tuned" / "tuned.json").is_file()):
+    """RUN itself when it is a fine-tuning run, else those up to two folders below it; adapters are none."""
+    if _is_training(run):
         return [run]
-    return folders
+    below = [path for pattern in ("*", "*/*") for path in run.glob(pattern) if not path.name.startswith(".")]
+    return sorted(path for path in below if path.is_dir() and _is_training(path))
+
+
+def _is_training(folder: Path) -> bool:
+    tuned = (folder / "tuned" / "tuned.json").is_file()
+    return tuned or ((folder / "metrics.jsonl").is_file() and not (folder / "adapt.json").is_file())
 
 
 def _read_lines(run: Path, path: Path) -> list[dict[str, Any]]:
