@@ -14,9 +14,10 @@ from subspace3d.commands.analyze import AnalyzeConfig
 from subspace3d.commands.mine import MineConfig
 from subspace3d.formats.subspace import load_subspaces
 from subspace3d.mining.analyze import analyze as analyze_subspaces
-from subspace3d.mining.analyze import random_level
+from subspace3d.mining.analyze import describe, random_level
 from subspace3d.mining.spectra import behaviour, find_drops, place
 from subspace3d.mining.stacks import explained_energy
+from subspace3d.reporting.spectra_figures import draw_behaviours
 
 NAMES = [f"aggregator.frame_blocks.{layer}.attn.qkv" for layer in range(2)] + ["head.out"]
 RANK = 2
@@ -75,6 +76,20 @@ def test_the_same_files_are_not_analyzed_twice_and_changed_ones_are(tmp_path, rn
     assert not (tmp_path / "a" / "disentanglement.png").exists()
     mine.run(MineConfig(tmp_path / "adapters" / "texture", tmp_path / "subspaces" / "texture.safetensors", k=1))
     assert json.loads(analyze.run(config).read_text())["spectra"]["texture"][NAMES[0]]["k"] == 1
+
+
+def test_spectra_of_the_shared_model_end_at_what_k_directions_leave_and_have_no_behaviour(tmp_path, rng):
+    (bases,) = _orthogonal_bases(rng, 1)
+    _mine(tmp_path, "texture", bases, rng)
+    path = tmp_path / "shared" / "texture.safetensors"
+    mine.run(MineConfig(tmp_path / "adapters" / "texture", path, k=1, model="shared"))
+    analysis = analyze_subspaces(load_subspaces([path.parent]))
+    assert analysis["models"] == {"texture": "shared"} and not any(analysis["behaviours"]["texture"].values())
+    for spectrum in analysis["spectra"]["texture"].values():
+        assert len(spectrum["singular_values"]) == 3 and min(spectrum["singular_values"]) > 0
+        assert spectrum["behaviour"] is spectrum["rank"] is None
+    assert draw_behaviours(analysis) is None
+    assert not any("drop of the spectrum" in line for line in describe(analysis))
 
 
 def test_shared_updates_drop_at_the_rank(tmp_path, rng):

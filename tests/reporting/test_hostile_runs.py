@@ -29,7 +29,7 @@ class _Tags(HTMLParser):
 def _strings(value) -> set[str]:
     """Every string that is a value."""
     if isinstance(value, str):
-        return {value}
+        return set() if _is_fixed(value) else {value}
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return set().union(*map(_strings, items))
 
@@ -40,7 +40,12 @@ def _with_markup(value, marked: str, named: set[str]):
         return {f"{marked}{k}" if k in named else k: _with_markup(item, marked, named) for k, item in value.items()}
     if isinstance(value, list):
         return [_with_markup(item, marked, named) for item in value]
-    return f"{marked}{value}" if isinstance(value, str) and not value.startswith("subspace3d-") else value
+    return f"{marked}{value}" if isinstance(value, str) and not _is_fixed(value) else value
+
+
+def _is_fixed(value: str) -> bool:
+    """Words of a closed set, which are refused when they are others."""
+    return value.startswith("subspace3d-") or value in ("mean", "shared")
 
 
 @pytest.mark.parametrize("file", ["evaluation/results.json", "analysis/analysis.json"])

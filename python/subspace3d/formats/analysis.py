@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from subspace3d.schema import NOT_EMPTY, Count, Positive, PositiveInt, Rule
 
 FORMAT = "subspace3d-analysis"
-VERSION = 3
+VERSION = 4
 
 _Share = Annotated[float, Rule("a number of -0.001 to 1.001", lambda value: -1e-3 <= value <= 1 + 1e-3)]
 _Names = Annotated[list[str], NOT_EMPTY]
@@ -86,6 +86,7 @@ class AnalysisRecord(TypedDict):
     base_model: NotRequired[str | None]
     attributes: _Names
     modules: Annotated[dict[str, _Module], NOT_EMPTY]
+    models: dict[str, Literal["mean", "shared"]]
     spectra: dict[str, dict[str, _Spectrum]]
     behaviours: dict[str, dict[str, Count]]
     disentanglement: _Disentanglement
@@ -98,7 +99,7 @@ class AnalysisRecord(TypedDict):
 def check_together(record: AnalysisRecord, what: object) -> None:
     """Raise ValueError unless every part is about the same attributes and modules."""
     attributes, modules = set(record["attributes"]), record["modules"].keys()
-    parts: dict[str, Set[str]] = {name: record[name].keys() for name in ("spectra", "behaviours", "weights")}
+    parts: dict[str, Set[str]] = {name: record[name].keys() for name in ("models", "spectra", "behaviours", "weights")}
     for name, keys in parts.items():
         if keys != attributes:
             raise ValueError(f"{what}: {name} must have an entry for each of attributes")

@@ -46,6 +46,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
         "base_model": first.header.get("base_model"),
         "attributes": attributes,
         "modules": {name: _describe_module(first, name) for name in modules},
+        "models": {attribute: _model(subspaces[attribute]) for attribute in attributes},
         "spectra": spectra,
         "behaviours": {attribute: _count_behaviours(spectra[attribute]) for attribute in attributes},
         "disentanglement": _disentanglement(subspaces, attributes, modules),
@@ -59,8 +60,9 @@ def describe(analysis: Mapping[str, Any]) -> list[str]:
     """The analysis in a few lines for the terminal."""
     lines = []
     for attribute, counts in analysis["behaviours"].items():
-        drops = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
-        lines.append(f"{attribute}: modules by drop of the spectrum: {drops or 'spectra end at the adapter rank'}")
+        if analysis["models"][attribute] == "mean":
+            drops = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+            lines.append(f"{attribute}: modules by drop of the spectrum: {drops or 'spectra end at the adapter rank'}")
         low = analysis["weights"][attribute]["down_weighted"]
         if low:
             lines.append(f"{attribute}: less than half of the mean weight in most modules: {', '.join(low)}")
@@ -132,11 +134,21 @@ def _adapter_rank(subspaces: SubspaceFile, name: str) -> int | None:
     return subspaces.header.get("modules", {}).get(name, {}).get("rank")
 
 
+def _model(subspaces: SubspaceFile) -> str:
+    """Files of before there was a choice do not name it."""
+    return subspaces.header.get("model", "mean")
+
+
 def _spectra(subspaces: SubspaceFile, modules: list[str]) -> dict[str, Any]:
+    """Where the spectrum of a weighted mean drops says what is shared; that of the model shared is of another kind."""
     spectra = {}
     for name in modules:
-        values = subspaces.modules[name].singular_values.tolist()
-        rank, drops = _adapter_rank(subspaces, name), find_drops(values)
+        module = subspaces.modules[name]
+        values, rank = module.singular_values.tolist(), _adapter_rank(subspaces, name)
+        if _model(subspaces) == "shared":
+            # N adapters between k directions: what comes after is zero by construction
+            values, rank = values[: len(module.weights) * module.v.shape[1]], None
+        drops = find_drops(values)
         spectra[name] = {
             "rank": rank,
             "k": subspaces.modules[name].u.shape[1],

@@ -47,20 +47,42 @@ def spectra(analysis: Document | None) -> Html:
     title = "Do the adapters of an attribute share a subspace?"
     if not _readable(analysis):
         return _no_analysis("spectra", title)
-    behaviours: dict[str, dict[str, int]] = analysis.value["behaviours"]
-    names = list(next(iter(behaviours.values())))
-    rows = [[attribute, *(str(counts[name]) for name in names)] for attribute, counts in behaviours.items()]
+    shared = "shared" in analysis.value["models"].values()
+    caption = (
+        "Over the largest one, each attribute's singular values. Model mean: of the weighted mean of the adapters; a "
+        "drop right after the adapters' rank r says that they share one subspace of that size. Model shared: of the "
+        "adapters between the k input directions found, stacked, whose output directions are these; what falls off "
+        "slowly after k, k directions leave out."
+        if shared
+        else "Singular values of the weighted mean of the adapters, over the largest one. A drop right after the "
+        "adapters' rank r says that they share one subspace of that size."
+    )
     return section(
         "spectra",
         title,
+        *_explained(analysis),
         _figure(
             analysis,
             "spectra",
-            "Normalised singular values of the weighted mean update, one panel per attribute and kind of module, "
-            "one line per module coloured by layer.",
-            "Singular values of the weighted mean of the adapters, over the largest one. A drop right after the "
-            "adapters' rank r says that they share one subspace of that size.",
+            "Normalised singular values, one panel per attribute and kind of module, one line per module coloured by "
+            "layer.",
+            caption,
         ),
+        *_behaviours(analysis),
+    )
+
+
+def _behaviours(analysis: Document) -> list[Html]:
+    """Where the spectra drop, which says what is shared of the model mean alone."""
+    counts: dict[str, dict[str, int]] = {
+        attribute: counts
+        for attribute, counts in analysis.value["behaviours"].items()
+        if analysis.value["models"][attribute] == "mean"
+    }
+    if not counts:
+        return []
+    names = list(next(iter(counts.values())))
+    return [
         _figure(
             analysis,
             "behaviours",
@@ -70,11 +92,11 @@ def spectra(analysis: Document | None) -> Html:
         ),
         table(
             ["drop of the spectrum", *names],
-            rows,
+            [[attribute, *(str(row[name]) for name in names)] for attribute, row in counts.items()],
             "Modules by where the spectrum drops, counted at and beyond the rank: a step of at least 1.5 times, and "
             "three times the usual step around it.",
         ),
-    )
+    ]
 
 
 def largest(analysis: Document | None) -> Html:
@@ -86,7 +108,7 @@ def largest(analysis: Document | None) -> Html:
         "largest",
         "Largest singular value of the weighted mean update over the layers, one panel per kind of module, one colour "
         "per attribute.",
-        "Largest singular value of the weighted mean of the adapters, by layer.",
+        "Largest singular value by layer: of the weighted mean of the adapters or, model shared, of all of them.",
     )
     return section("largest", title, figure)
 
@@ -163,11 +185,12 @@ def weights(analysis: Document | None) -> Html:
             "All weights",
             table(["attribute", "adapter", "mean relative weight", "modules below half of the mean", ""], rows),
         ),
-        *_cross_validation(analysis),
+        *_stability(analysis),
     )
 
 
-def _cross_validation(analysis: Document) -> list[Html]:
+def _explained(analysis: Document) -> list[Html]:
+    """What the others of an attribute share holds of an adapter that was left out: the plainest answer there is."""
     from subspace3d.mining.cross_validation import own_and_nearest
 
     validation = analysis.value["cross_validation"]
@@ -175,7 +198,6 @@ def _cross_validation(analysis: Document) -> list[Html]:
         return []
     rows = []
     for attribute, explained in validation["explained"].items():
-        stability = validation["stability"][attribute] or {"output": {"mean": None}, "input": {"mean": None}}
         held_out, nearest = own_and_nearest(explained, attribute)
         shares = [
             explained["subspaces"][attribute]["mean"],
@@ -183,11 +205,7 @@ def _cross_validation(analysis: Document) -> list[Html]:
             nearest and nearest[1],
             explained["random"]["mean"],
         ]
-        rows.append(
-            [attribute]
-            + ["–" if share is None else f"{100 * share:.1f} %" for share in shares]
-            + [_level(stability[side]["mean"]) for side in ("output", "input")]
-        )
+        rows.append([attribute] + ["–" if share is None else f"{100 * share:.1f} %" for share in shares])
     return [
         _figure(
             analysis,
@@ -196,6 +214,23 @@ def _cross_validation(analysis: Document) -> list[Html]:
             "Energy of the adapters inside the subspaces. Held out: the subspace was mined from the other adapters of "
             "the attribute. Random: what subspaces of the same sizes hold by chance.",
         ),
+        table(
+            ["attribute", "own", "own, held out", "best of others", "random"],
+            rows,
+            "Energy of an adapter inside a subspace, mean over adapters.",
+        ),
+    ]
+
+
+def _stability(analysis: Document) -> list[Html]:
+    validation = analysis.value["cross_validation"]
+    if not validation:
+        return []
+    rows = []
+    for attribute, stability in validation["stability"].items():
+        sides = stability or {"output": {"mean": None}, "input": {"mean": None}}
+        rows.append([attribute] + [_level(sides[side]["mean"]) for side in ("output", "input")])
+    return [
         _figure(
             analysis,
             "stability",
@@ -204,8 +239,8 @@ def _cross_validation(analysis: Document) -> list[Html]:
             "without one of them; line: mean, shade: least to largest over the adapter left out.",
         ),
         table(
-            ["attribute", "own", "own, held out", "best of others", "random", "overlap, output", "overlap, input"],
+            ["attribute", "overlap, output", "overlap, input"],
             rows,
-            "Energy of an adapter inside a subspace, mean over adapters, and the overlap when one is left out.",
+            "Overlap with the subspace mined without one adapter, mean over adapters and modules.",
         ),
     ]

@@ -137,8 +137,13 @@ def draw_largest(analysis: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_behaviours(analysis: Mapping[str, Any]) -> Figure:
-    """How the spectrum of every module behaves; a panel per attribute, a row per kind and family, a cell per layer."""
+def draw_behaviours(analysis: Mapping[str, Any]) -> Figure | None:
+    """How the spectrum of every module behaves; a panel per attribute, a row per kind and family, a cell per layer.
+
+    None where no attribute was mined by the model mean, the only one whose spectra tell.
+    """
+    if "mean" not in analysis["models"].values():
+        return None
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.ticker import MaxNLocator
 
