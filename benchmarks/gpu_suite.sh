@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu_suite.sh [FOLDER]        FOLDER: $OUT, else runs/gpu_suite
 #
 # Needs python3 with torch (CUDA build), nvcc, and what pip would otherwise fetch: scikit-build-core, pybind11, cmake,
-# ninja, pytest, pytest-timeout, peft, pillow, tyro, safetensors, pyyaml, tqdm. Nothing is downloaded and nothing outside FOLDER is changed.
+# ninja, pytest, pytest-timeout, peft, pillow, tyro, safetensors, pyyaml, tqdm, packaging. Nothing is downloaded and
+# nothing outside FOLDER is changed.
 # FOLDER gets log.txt (everything), summary.txt (a line a step) and results/<device>.jsonl. Every step runs whatever
 # became of the others; the exit status is that of the worst.
 set -uo pipefail
