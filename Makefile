@@ -34,8 +34,9 @@ sanitize: setup  ## the tests of the native code under AddressSanitizer and UBSa
 demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo
 
-experiments: setup  ## the paper's tables at nano scale (about 3 hours on two cores; resumes), writes docs/results.md
+experiments: setup  ## the paper's tables and the directions at nano scale (each about 3 hours on two cores; resumes), into docs
 	$(BIN)/python -m experiments --out runs/experiments --publish .
+	$(BIN)/python -m experiments.directions --out runs/experiments --publish .
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about a day on one core; resumes)
 	$(BIN)/python -m experiments.pretraining --out runs/pretrain --threads 1 --workers 1

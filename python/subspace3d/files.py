@@ -377,6 +377,29 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, read_header(path, metadata)
 
 
+def load_some(path: Path, keys: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Only the tensors called ``keys``, under the names they stand for; of a file that `load_tensors` has read before.
+
+    Raises:
+        DamagedError: the file does not hold one of them; names the file.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(key) for name, key in keys.items()}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DamagedError(f"{path} is not the safetensors file it was: {error}") from error
+
+
+def state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written anew: its number, size and time of writing."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The JSON object under ``header`` in the metadata of a safetensors file; empty if there is none."""
     return check(parse_json(metadata.get("header", "{}"), f"{path}: header"), dict[str, Any], f"{path}: header")

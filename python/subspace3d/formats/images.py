@@ -242,7 +242,7 @@ def read_stored_depth(path: Path, size: tuple[int, int] | None = None) -> np.nda
             raise ValueError(f"{path} must be a grey {suffix[1:]} of depths, got mode {image.mode}")
         return np.array(image)
     if suffix == ".npy":
-        depth = _read_npy(path)
+        depth = read_numbers(path)
     elif suffix == ".npz":
         depth = _read_npz(path)
     elif suffix == ".exr":
@@ -255,6 +255,12 @@ def read_stored_depth(path: Path, size: tuple[int, int] | None = None) -> np.nda
         wanted = f"[{size[0]}, {size[1]}]" if size is not None else "[height, width]"
         raise ValueError(f"{path} must hold numbers {wanted}, got {depth.dtype} {list(depth.shape)}")
     return depth
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """The array of a .npy file, never unpickled; raises ValueError where it is none of numbers."""
+    with open_regular(path, 16 * MOST_PIXELS) as file:
+        return _numbers(file, file.seek(0, 2), path)
 
 
 def check_npy(file: IO[bytes], length: int) -> bool:
@@ -282,11 +288,6 @@ def save_png(path: Path, array: np.ndarray) -> None:
 
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.ascontiguousarray(array)).save(path, compress_level=6)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    with open_regular(path, 16 * MOST_PIXELS) as file:
-        return _numbers(file, file.seek(0, 2), path)
 
 
 def _read_npz(path: Path) -> np.ndarray:

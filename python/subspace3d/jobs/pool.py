@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from subspace3d import system
 from subspace3d.jobs.work import Work, describe, sigterm_exits
+from subspace3d.log import leave_out_the_irrelevant
 
 if TYPE_CHECKING:
     from subspace3d.jobs.cluster import Cluster
@@ -119,6 +120,7 @@ def run_here(
 
 def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_out_the_irrelevant()
     # closed by the parent: no more jobs; interrupted: the parent reports it
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         name = connection.recv()
