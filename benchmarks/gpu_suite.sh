@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu_suite.sh [FOLDER]        FOLDER: $OUT, else runs/gpu_suite
 #
 # Needs python3 with torch (CUDA build), nvcc, and what pip would otherwise fetch: scikit-build-core, pybind11, cmake,
-# ninja, pytest, peft, tyro, safetensors, pyyaml, tqdm. Nothing is downloaded and nothing outside FOLDER is changed.
+# ninja, pytest, pytest-timeout, peft, pillow, tyro, safetensors, pyyaml, tqdm, packaging. Nothing is downloaded and
+# nothing outside FOLDER is changed.
 # FOLDER gets log.txt (everything), summary.txt (a line a step) and results/<device>.jsonl. Every step runs whatever
 # became of the others; the exit status is that of the worst.
 set -uo pipefail
@@ -50,7 +51,8 @@ for module in (subspace_ext, subspace3d):
     assert module.__file__.startswith(sys.argv[1]), f"{module.__file__}: uninstall the editable install first"'
 step "import it" 60 "$python" -c "$from_wheel" "$site" || exit 1
 
-step "pytest -m gpu" 150 "$python" -m pytest -m gpu -q -p no:cacheprovider tests
+step "doctor" 60 "$python" -m subspace3d doctor
+step "pytest -m gpu" 200 "$python" -m pytest -m gpu -q -p no:cacheprovider tests
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ]; then

@@ -5,37 +5,13 @@ from typing import Any
 cuda_built: bool
 
 def build_info() -> dict[str, Any]: ...
-def irls_workspace(adapters: int, rank: int, sb: int, sa: int, k: int) -> int: ...
-def irls(
-    rb: int,
-    ra: int,
-    layers: int,
-    adapters: int,
-    rank: int,
-    sb: int,
-    sa: int,
-    k: int,
-    p: float,
-    eps: float,
-    max_iter: int,
-    tol: float,
-    u: int,
-    v: int,
-    singular_values: int,
-    weights: int,
-    residuals: int,
-    objective: int,
-    n_iter: int,
-    converged: int,
-    workspace: int,
-    threads: int,
-) -> None: ...
+def irls_workspace(job: bytes) -> int: ...  # a `struct IrlsJob` (csrc/irls.h), as for all four
+def irls(job: bytes) -> None: ...
 def rank_update_cpu(jobs: int, count: int, out_dtype: int, threads: int) -> None: ...
 def same_bytes(left: int, right: int, count: int) -> bool: ...
 
 # Present only where cuda_built is true. Jobs are arrays of `struct RankUpdate` (csrc/rank_update.h).
-rank_update_max_rank: int
-
+def kernel_image() -> dict[str, Any]: ...
 def plan_rank_updates(jobs: int, count: int) -> tuple[int, int]: ...
 def rank_update(
     jobs: int,
@@ -65,29 +41,5 @@ def core_grad(
     scale: float,
     stream: int,
 ) -> None: ...
-def irls_cuda_workspace(adapters: int, rank: int, sb: int, sa: int, k: int) -> int: ...
-def irls_cuda(
-    rb: int,
-    ra: int,
-    layers: int,
-    adapters: int,
-    rank: int,
-    sb: int,
-    sa: int,
-    k: int,
-    p: float,
-    eps: float,
-    max_iter: int,
-    tol: float,
-    u: int,
-    v: int,
-    singular_values: int,
-    weights: int,
-    residuals: int,
-    objective: int,
-    n_iter: int,
-    converged: int,
-    workspace: int,
-    blocks: int,
-    stream: int,
-) -> None: ...
+def irls_cuda_workspace(job: bytes) -> int: ...
+def irls_cuda(job: bytes, stream: int) -> None: ...

@@ -221,7 +221,8 @@ def _level(rows: list[dict[str, Any]], random: Mapping[str, Mapping[str, Any]]) 
 
 def _spectrum(file: SubspaceFile) -> dict[str, Any]:
     """Of the mean update, over modules: stable rank ``sum s^2 / s_1^2``, and the energy in its leading directions."""
-    squares = [module.singular_values.square() for module in file.modules.values() if module.singular_values.any()]
+    spectra = [module.singular_values.double() for module in file.modules.values() if module.singular_values.any()]
+    squares = [(values / values[0]).square() for values in spectra]  # of any size: squares of shares stay finite
     ranks = [float(values.sum() / values[0]) for values in squares]
     length = min((len(values) for values in squares), default=0)
     return {

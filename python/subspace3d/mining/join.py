@@ -42,8 +42,8 @@ def join(tuned: Mapping[str, ModuleSubspace], gradients: Mapping[str, ModuleSubs
 
 
 def _unit(columns: torch.Tensor) -> torch.Tensor:
-    norm = columns.norm()
-    return columns / norm if norm else columns
+    norm = columns.double().norm()  # float32 would overflow from 1e19 on
+    return (columns / norm).to(columns.dtype) if norm else columns
 
 
 def _leading(columns: torch.Tensor, k: int) -> torch.Tensor:
