@@ -6,6 +6,7 @@ reported by its name.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ FLIP = np.diag([1.0, -1.0, -1.0])  # between the axes of OpenGL (y up, z backwar
 _ASPECT_ERROR = 0.01  # up to which an image is its camera's, at another resolution
 _METRES = 200.0  # median depth beyond which floating point is asked for its unit
 _COMPARED = 6  # views, to see whether depth is in the unit of the cameras
+_KEPT_MAPS = 4  # of cameras whose images are undistorted
 _SKEW = 1e-6  # of the focal length, below which the entry is rounding
 
 Size = tuple[int, int]  # height and width
@@ -109,7 +111,10 @@ def content(
         sum(view.depth is not None for view in views),
         sum(view.extrinsic is not None for view in views),
     )
-    views = list(views)[:: config.frame_step or 1]
+    taken = list(views)[:: config.frame_step or 1]
+    if len(taken) < len(views):
+        report(f"{len(views) - len(taken)} images: left out by --frame-step {config.frame_step}")
+    views = taken
     depth_format = depth_format or DepthFormat()
     maker = _FrameMaker(config, report, depth_format, [config.root, folder, *allowed])
     usable = maker.belonging([view for view in views if maker.look(view)])
@@ -268,6 +273,9 @@ class _FrameMaker:
         key = (projection.key, size)
         if key not in self._undistorters:
             assert frame.intrinsic is not None
+            # every image may have a camera of its own, and a map is as large as a few images
+            while len(self._undistorters) >= _KEPT_MAPS:
+                del self._undistorters[next(iter(self._undistorters))]
             self._undistorters[key] = Undistorter(projection, frame.intrinsic, (size[0], size[1]))
         maps = self._undistorters[key]
         return replace(
@@ -318,9 +326,9 @@ class _FrameMaker:
 
     def _inside(self, path: Path) -> None:
         if not any(stays_inside(folder, path) for folder in self.folders):
+            how = "lies outside" if _target(path) == os.path.abspath(path) else "is a link out"
             raise ValueError(
-                f"{path} is a link out of {self.folders[0]}, to {_target(path)}; name the folder that holds both as "
-                "--root"
+                f"{path} {how} of {self.folders[0]}, to {_target(path)}; name the folder that holds both as --root"
             )
 
     def _shown_size(self, view: View, stored: Size, orientation: int) -> Size:
