@@ -242,6 +242,19 @@ def _exr(folder: Path) -> None:
     load_mitsuba().Bitmap(depth).write(str(folder / "d.exr"))
 
 
+def _depth(name: str) -> Callable[[Path], None]:
+    """A depth map in the format that the suffix of ``name`` says."""
+    metres = np.arange(42, dtype=np.float32).reshape(6, 7)
+
+    def make(folder: Path) -> None:
+        if name.endswith(".npz"):
+            np.savez_compressed(folder / name, metres)
+        else:
+            Image.fromarray((1000 * metres).astype(np.uint16)).save(folder / name)
+
+    return make
+
+
 def _grey(folder: Path) -> None:
     Image.fromarray(np.arange(42, dtype=np.uint16).reshape(6, 7) * 1500).save(folder / "g.png")
 
@@ -264,7 +277,7 @@ def _tuned_adapter(method: str) -> Callable[[Path], None]:
         torch.manual_seed(0)
         model = _Tiny()
         if method == "subspace":
-            from subspace3d.adapters.peft_tuner import SubspaceConfig
+            from subspace3d.adapters.peft.tuner import SubspaceConfig
 
             basis = {"fc": (torch.eye(2), torch.eye(3)[:, :2])}
             save_basis(folder / "basis.safetensors", basis)
@@ -338,6 +351,8 @@ READERS = {
     "image, bmp": Reader(_image("bmp"), "i.bmp", lambda folder: read_rgb(folder / "i.bmp")),
     "image, 16-bit grey": Reader(_grey, "g.png", lambda folder: read_rgb(folder / "g.png")),
     "depth exr": Reader(_exr, "d.exr", lambda folder: read_raw_depth(folder / "d.exr", 1.0)),
+    "depth npz": Reader(_depth("d.npz"), "d.npz", lambda folder: read_raw_depth(folder / "d.npz", 1.0)),
+    "depth tiff": Reader(_depth("d.tiff"), "d.tiff", lambda folder: read_raw_depth(folder / "d.tiff", 1000.0)),
     "weights, pt": Reader(_state_dict, "w.pt", lambda folder: load_weights(torch.nn.Linear(3, 2), folder / "w.pt")),
     "tuned lora, configuration": Reader(_tuned_adapter("lora"), "adapter/adapter_config.json", _attach("lora")),
     "tuned lora, weights": Reader(_tuned_adapter("lora"), "adapter/adapter_model.safetensors", _attach("lora")),

@@ -17,7 +17,7 @@ from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
 from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.protocol import Backbone, Prediction
 
-INSTALL = "pip install addict omegaconf einops && pip install --no-deps depth-anything-3"
+INSTALL = "pip install 'subspace3d[da3]' && pip install --no-deps depth-anything-3"
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 # The rays of the second head, whose modules end in _aux, are dropped where cameras are decoded. Entries 0 and 1 of
 # resize_layers are transposed convolutions, entry 2 is the identity.
@@ -80,7 +80,7 @@ class DepthAnything3(Backbone):
         self.frozen = (*(f"backbone.pretrained.{part}" for part in inside), *_UNUSED)
 
     def network(self) -> nn.Module:
-        package = _import_package()
+        package = import_package()
         with HostRanges():
             return package.create_object(package.load_config(package.MODEL_REGISTRY[self.name]))
 
@@ -123,7 +123,12 @@ class _Package:
         self.create_object, self.load_config, self.MODEL_REGISTRY = create_object, load_config, MODEL_REGISTRY
 
 
-def _import_package() -> _Package:
+def import_package() -> _Package:
+    """What builds a published network, quiet.
+
+    Raises:
+        ModuleNotFoundError: the package or a library of its network is not installed; names the command.
+    """
     try:
         return _Package()
     except ImportError as error:
