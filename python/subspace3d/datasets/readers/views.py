@@ -69,8 +69,8 @@ class DepthFormat:
     """How the depth files of a data set are read.
 
     Attributes:
-        scale: units per step of integers; 0: what `--depth-scale` says, else 0.001.
-        read: decodes a file that is none of the usual ones: numbers [H, W] in scene units, 0 = invalid.
+        scale: units per step of integers where `--depth-scale` says nothing; 0: the data set does not tell, 0.001.
+        read: decodes a file that is none of the usual ones: numbers [H, W], times `--depth-scale`; 0 = invalid.
         unit_known: floating point values are in the scene's unit for sure.
         invalid: the stored integer that stands for no depth, beside 0.
     """
@@ -303,7 +303,7 @@ class _FrameMaker:
 
     def _read_depth(self, path: Path) -> tuple[np.ndarray, bool]:
         if self.depth_format.read is not None:
-            return clean_depth(self.depth_format.read(path), path), True
+            return clean_depth(self.depth_format.read(path) * (self.config.depth_scale or 1.0), path), True
         stored = read_stored_depth(path)
         if stored.dtype.kind in "iu":
             stored = stored.astype(np.int64)
