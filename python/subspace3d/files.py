@@ -244,8 +244,8 @@ def inside(folder: Path, name: object, where: str) -> Path:
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Folders at or below ``root`` in natural order, with the names of their folders and files, as `os.walk` has them.
 
-    Links to folders are followed; a folder that they lead to again is entered once. Taking names out of the list of
-    folders keeps them from being entered.
+    Links to folders are followed; a folder that they lead to again is entered once, hidden ones are not. Taking names
+    out of the list of folders keeps them from being entered.
     """
     seen: set[tuple[int, int]] = set()
     for name, children, names in os.walk(root, followlinks=True):
@@ -254,7 +254,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             children.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        children.sort(key=natural)
+        children[:] = sorted((child for child in children if not child.startswith(".")), key=natural)
         yield Path(name), children, sorted(names, key=natural)
 
 

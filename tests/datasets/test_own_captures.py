@@ -217,3 +217,16 @@ def test_images_without_cameras_are_turned_as_they_are_shown(tmp_path: Path, ori
     run("images", tmp_path / "root", tmp_path / "out")
     shown = ImageOps.exif_transpose(Image.open(tmp_path / "root/a.png"))
     assert np.array_equal(load_images(tmp_path / "out/images/root")[0], np.array(shown))
+
+
+def test_depth_in_another_scale_than_colmaps_is_asked_for_with_the_factor(tmp_path: Path) -> None:
+    captures.write_colmap(tmp_path / "root/a", 5, depth="dense")
+    for path in (tmp_path / "root/a/stereo/depth_maps").iterdir():
+        values = np.frombuffer(path.read_bytes().removeprefix(b"80&60&1&"), "<f4")
+        path.write_bytes(b"80&60&1&" + (values / 2.5).tobytes())
+    with pytest.raises(ValueError, match="depth is in another unit than the cameras") as error:
+        run("colmap", tmp_path / "root", tmp_path / "out")
+    told = float(str(error.value).split("give --depth-scale ")[1].split()[0])
+    assert told == pytest.approx(2.5, rel=0.03)
+    run("colmap", tmp_path / "root", tmp_path / "out2", depth_scale=2.5)
+    assert_on_plane(tmp_path / "out2/colmap/a", MILLIMETRE, levels=2)

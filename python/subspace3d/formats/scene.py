@@ -190,8 +190,6 @@ def find_scenes(root: Path) -> list[Path]:
         if "scene.json" in names:
             scenes.append(folder)
             children.clear()
-        else:
-            children[:] = [child for child in children if not child.startswith(".")]
     if not scenes:
         raise ValueError(f"{root} must hold at least one folder with a scene.json, found none")
     return sorted(scenes)

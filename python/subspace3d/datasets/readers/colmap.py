@@ -59,7 +59,7 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
         model = read_model(folder)
         for name, fault in model.faults.items():
             report(f"{name}: {fault}")
-        report.count(images=len(model.faults))
+        report.count(images=len(model.faults), cameras=len(model.faults))
         images = next((capture / name for name in _IMAGE_FOLDERS if (capture / name).is_dir()), capture)
         dense = capture / "stereo/depth_maps"
         depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
@@ -73,6 +73,10 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
                 report(f"{name}: used without depth: there is none of its name")
             views.append(View(name, images / name, intrinsic, pose, depth, (camera.height, camera.width), projection))
         names = [*(name for name, _, _ in model.images), *model.faults]
+        spare = set(depths) - {str(Path(name).with_suffix("")) for name in names}
+        report.count(depths=len(spare) + sum(str(Path(name).with_suffix("")) in depths for name in model.faults))
+        for stem in sorted(spare):
+            report(f"{depths[stem].name}: depth without an image of its name")
         if images != capture:
             unlisted(images, names, report, "the model has no pose of it")
         source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}

@@ -89,11 +89,10 @@ def unlisted(folder: Path, names: Iterable[str], report: Report, why: str) -> No
     if not folder.is_dir():
         return
     listed = {str(Path(name)) for name in names}
-    for base, children, inside in walk(folder):
-        children[:] = [child for child in children if not child.startswith(".")]
+    for base, _, inside in walk(folder):
         for name in inside:
             path = str((base / name).relative_to(folder))
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
                 report.count(images=1)
                 report(f"{path}: {why}")
 

@@ -15,8 +15,7 @@ from subspace3d.files import walk
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders by their path, images in natural order; hidden folders are not entered."""
     scenes = []
-    for folder, children, _ in walk(root):
-        children[:] = [child for child in children if not child.startswith(".")]
+    for folder, _, _ in walk(root):
         if image_files(folder, Report()):
             scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
     if not scenes:

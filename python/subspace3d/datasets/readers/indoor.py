@@ -163,7 +163,7 @@ def colmap_benchmark(
     def read(report: Report) -> Content:
         model = read_model(model_folder)
         for name, fault in model.faults.items():
-            report.count(images=1)
+            report.count(images=1, cameras=1)
             report(f"{name}: {fault}")
         images = next((folder / name for name in image_folders if (folder / name).is_dir()), folder)
         depths = next((folder / name for name in ("render_depth", "depth") if (folder / name).is_dir()), None)
@@ -233,7 +233,7 @@ def _pose(image: Path, path: Path, to_w2c: Callable[[np.ndarray], np.ndarray], r
     try:
         return to_w2c(text.matrix(path))
     except (OSError, ValueError) as error:
-        report.count(images=1)
+        report.count(images=1, cameras=path.is_file())
         report(f"{image.name}: {error}")
         return None
 

@@ -54,7 +54,7 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
             try:
                 view = _view(file, record, frame)
             except (OSError, ValueError) as error:
-                report.count(images=1)
+                report.count(images=1, cameras=1)
                 report(f"{name or f'frames[{index}]'}: {error}")
                 listed += [name] if name else []
                 continue

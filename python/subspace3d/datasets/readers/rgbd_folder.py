@@ -74,7 +74,7 @@ def rgbd_content(
                 raise ValueError(pose.fault)
             extrinsic = to_w2c(pose.matrix)
         except ValueError as error:
-            report.count(images=1, depths=depth is not None)
+            report.count(images=1, depths=depth is not None, cameras=1)
             report(f"{image.name}: {error}")
             continue
         views.append(View(image.name, image, intrinsic, extrinsic, depth))

@@ -59,7 +59,7 @@ def _eth3d(config: ReaderConfig, model_folder: Path) -> Read:
     def read(report: Report) -> Content:
         folder, model = model_folder.parent, read_model(model_folder)
         for name, fault in model.faults.items():
-            report.count(images=1)
+            report.count(images=1, cameras=1)
             report(f"{name}: {fault}")
         # depth and masks belong to the original images
         original = model_folder.name == _ETH3D_MODELS[0]

@@ -14,6 +14,7 @@ import numpy as np
 from subspace3d.geometry import camera_rays, pixel_centres
 
 _FACTORS = np.geomspace(4.0, 0.25, 97)  # on the focal length, from the narrowest view to the widest
+_BLOCK = 256  # rows that are resampled at once
 _STEPS = np.linspace(0, 1, 33)[1:, None]  # from the principal point to the border
 
 
@@ -90,22 +91,15 @@ class Undistorter:
         factor = self._widest(projection)
         self.intrinsic = self.intrinsic * [[factor, 1, 1], [1, factor, 1], [1, 1, 1]]
         rays = camera_rays(self.intrinsic, pixel_centres(*size))[..., :2]
-        # of the centre of the top-left pixel: 0
-        self._at = projection.project(rays.reshape(-1, 2)).reshape(*size, 2) - 0.5
+        # of the centre of the top-left pixel: 0; float32 is exact to 1e-3 of a pixel at 10,000 pixels
+        self._at = (projection.project(rays.reshape(-1, 2)).reshape(*size, 2) - 0.5).astype(np.float32)
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3], bilinear."""
-        height, width = self.size
-        x, y = (np.clip(self._at[..., axis], 0, side - 1) for axis, side in ((0, width), (1, height)))
-        left, top = (
-            np.minimum(x.astype(np.int64), max(0, width - 2)),
-            np.minimum(y.astype(np.int64), max(0, height - 2)),
-        )
-        right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-        across, down = (x - left)[..., None].astype(np.float32), (y - top)[..., None].astype(np.float32)
-        upper = image[top, left] * (1 - across) + image[top, right] * across
-        lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
-        return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+        result = np.empty_like(image)
+        for start in range(0, self.size[0], _BLOCK):
+            result[start : start + _BLOCK] = _bilinear(image, self._at[start : start + _BLOCK])
+        return result
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
         """[H, W], each from the pixel in which its direction lies: depth along z stays what it was."""
@@ -140,3 +134,15 @@ class Undistorter:
         if best is None:
             raise ValueError("the distortion of its camera leaves no pinhole view without empty pixels")
         return best
+
+
+def _bilinear(image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """uint8 [h, W, 3] of an image at positions (x, y) [h, W, 2]; of the centre of the top-left pixel: 0."""
+    height, width = image.shape[:2]
+    x, y = np.clip(at[..., 0], 0, width - 1), np.clip(at[..., 1], 0, height - 1)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    across, down = (x - left)[..., None].astype(np.float32), (y - top)[..., None].astype(np.float32)
+    upper = image[top, left] * (1 - across) + image[top, right] * across
+    lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
+    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)

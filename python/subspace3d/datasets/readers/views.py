@@ -6,6 +6,7 @@ reported by its name.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ FLIP = np.diag([1.0, -1.0, -1.0])  # between the axes of OpenGL (y up, z backwar
 _ASPECT_ERROR = 0.01  # up to which an image is its camera's, at another resolution
 _METRES = 200.0  # median depth beyond which floating point is asked for its unit
 _COMPARED = 6  # views, to see whether depth is in the unit of the cameras
+_KEPT_MAPS = 4  # of cameras whose images are undistorted
 _SKEW = 1e-6  # of the focal length, below which the entry is rounding
 
 Size = tuple[int, int]  # height and width
@@ -67,8 +69,8 @@ class DepthFormat:
     """How the depth files of a data set are read.
 
     Attributes:
-        scale: units per step of integers; 0: what `--depth-scale` says, else 0.001.
-        read: decodes a file that is none of the usual ones: numbers [H, W] in scene units, 0 = invalid.
+        scale: units per step of integers where `--depth-scale` says nothing; 0: the data set does not tell, 0.001.
+        read: decodes a file that is none of the usual ones: numbers [H, W], times `--depth-scale`; 0 = invalid.
         unit_known: floating point values are in the scene's unit for sure.
         invalid: the stored integer that stands for no depth, beside 0.
     """
@@ -109,7 +111,10 @@ def content(
         sum(view.depth is not None for view in views),
         sum(view.extrinsic is not None for view in views),
     )
-    views = list(views)[:: config.frame_step or 1]
+    taken = list(views)[:: config.frame_step or 1]
+    if len(taken) < len(views):
+        report(f"{len(views) - len(taken)} images: left out by --frame-step {config.frame_step}")
+    views = taken
     depth_format = depth_format or DepthFormat()
     maker = _FrameMaker(config, report, depth_format, [config.root, folder, *allowed])
     usable = maker.belonging([view for view in views if maker.look(view)])
@@ -268,6 +273,9 @@ class _FrameMaker:
         key = (projection.key, size)
         if key not in self._undistorters:
             assert frame.intrinsic is not None
+            # every image may have a camera of its own, and a map is as large as a few images
+            while len(self._undistorters) >= _KEPT_MAPS:
+                del self._undistorters[next(iter(self._undistorters))]
             self._undistorters[key] = Undistorter(projection, frame.intrinsic, (size[0], size[1]))
         maps = self._undistorters[key]
         return replace(
@@ -295,7 +303,7 @@ class _FrameMaker:
 
     def _read_depth(self, path: Path) -> tuple[np.ndarray, bool]:
         if self.depth_format.read is not None:
-            return clean_depth(self.depth_format.read(path), path), True
+            return clean_depth(self.depth_format.read(path) * (self.config.depth_scale or 1.0), path), True
         stored = read_stored_depth(path)
         if stored.dtype.kind in "iu":
             stored = stored.astype(np.int64)
@@ -318,9 +326,9 @@ class _FrameMaker:
 
     def _inside(self, path: Path) -> None:
         if not any(stays_inside(folder, path) for folder in self.folders):
+            how = "lies outside" if _target(path) == os.path.abspath(path) else "is a link out"
             raise ValueError(
-                f"{path} is a link out of {self.folders[0]}, to {_target(path)}; name the folder that holds both as "
-                "--root"
+                f"{path} {how} of {self.folders[0]}, to {_target(path)}; name the folder that holds both as --root"
             )
 
     def _shown_size(self, view: View, stored: Size, orientation: int) -> Size:
