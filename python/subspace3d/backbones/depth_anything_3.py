@@ -80,7 +80,7 @@ class DepthAnything3(Backbone):
         self.frozen = (*(f"backbone.pretrained.{part}" for part in inside), *_UNUSED)
 
     def network(self) -> nn.Module:
-        package = _import_package()
+        package = import_package()
         with HostRanges():
             return package.create_object(package.load_config(package.MODEL_REGISTRY[self.name]))
 
@@ -123,7 +123,12 @@ class _Package:
         self.create_object, self.load_config, self.MODEL_REGISTRY = create_object, load_config, MODEL_REGISTRY
 
 
-def _import_package() -> _Package:
+def import_package() -> _Package:
+    """What builds a published network, quiet.
+
+    Raises:
+        ModuleNotFoundError: the package or a library of its network is not installed; names the command.
+    """
     try:
         return _Package()
     except ImportError as error:
