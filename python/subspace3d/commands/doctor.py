@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__, extras
+from subspace3d.backbones.protocol import PRESETS, Backbone, find_backbone
 from subspace3d.machine import usable_cores
 
 
@@ -55,6 +56,13 @@ def _open3d_problem() -> str | None:
     return None if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["import failed"])[-1]
 
 
+def _weights(backbone: Backbone) -> str:
+    if backbone.shipped is not None:
+        return "weights ship with the package"
+    downloads = type(backbone).download is not Backbone.download
+    return "weights: your file, or --weights hub" if downloads else "weights: your file"
+
+
 def examine() -> dict[str, Any]:
     """Everything `run` prints, as plain values."""
     import torch
@@ -62,8 +70,6 @@ def examine() -> dict[str, Any]:
     import subspace_ext
 
     total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
-    from subspace3d.backbones.protocol import PRESETS, find_backbone
-
     backbones = {name: find_backbone(name) for name in PRESETS}
     missing = {extra: extras.missing(extra) for extra in extras.read().in_all}
     render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
@@ -90,7 +96,7 @@ def examine() -> dict[str, Any]:
                 "usable": not backbone.missing(),
                 "missing": backbone.missing(),
                 "install": backbone.install,
-                "shipped": backbone.shipped is not None,
+                "weights": _weights(backbone),
                 "licence": backbone.licence,
             }
             for name, backbone in backbones.items()
@@ -119,8 +125,11 @@ def _text(facts: dict[str, Any]) -> str:
     if not facts["missing"] and not facts["open3d_problem"]:
         lines.append(f"{'extras':<15} all installed")
     for name, backbone in facts["backbones"].items():
-        weights = "weights ship with the package" if backbone["shipped"] else "weights: yours, or --weights hub"
-        state = weights if backbone["usable"] else f"missing {', '.join(backbone['missing'])}: {backbone['install']}"
+        state = (
+            backbone["weights"]
+            if backbone["usable"]
+            else f"missing {', '.join(backbone['missing'])}: {backbone['install']}"
+        )
         lines.append(f"{'backbone':<15} {name} ({backbone['licence'] or 'licence unknown'}): {state}")
     return "\n".join(lines)
 

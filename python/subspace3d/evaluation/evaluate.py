@@ -106,10 +106,12 @@ def evaluate(
         ValueError: two run folders have one name, or no scene can be evaluated.
         ImportError: Open3D or SciPy cannot be imported; names the remedy.
     """
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import record_backbone
     from subspace3d.formats.scene import find_scenes
 
     protocol = protocol or Protocol()
+    find_backbone(backbone).checked_size(0, (protocol.frames, protocol.frames))
     methods = method_folders(tuned)
     check_backbones(methods, backbone)
     record = record_backbone(backbone, weights)
