@@ -61,8 +61,9 @@ class MapAnythingBackbone(PointMapBackbone):
         self.weights_advice = f"model.safetensors, beside its config.json, from https://huggingface.co/{repository}"
 
     def network(self) -> nn.Module:
+        device = str(torch.get_default_device())
         with HostRanges():
-            return importlib.import_module("mapanything.models").init_model_from_config("mapanything", device="cpu")
+            return importlib.import_module("mapanything.models").init_model_from_config("mapanything", device=device)
 
     def load(self, path: Path) -> nn.Module:
         """The network that ``config.json`` beside the file describes, with the weights in it."""

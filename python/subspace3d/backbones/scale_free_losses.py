@@ -102,7 +102,8 @@ def scale_free_loss(
     Returns:
         ``loss`` with its graph; ``points``, ``camera``, ``rotation`` (radians), ``translation`` for the log.
     """
-    points, extrinsics, mask = points.float(), extrinsics.float(), batch["point_masks"]
+    wide = torch.promote_types(points.dtype, torch.float32)
+    points, extrinsics, mask = points.to(wide), extrinsics.to(wide), batch["point_masks"]
     target = camera_points(batch["depths"], batch["intrinsics"])
     turned, moved = relative_poses(extrinsics)
     true_turned, true_moved = relative_poses(batch["extrinsics"])
