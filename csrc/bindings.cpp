@@ -138,7 +138,12 @@ py::dict build_info() {
   py::dict info;
   info["version"] = SUBSPACE_VERSION;
   info["compiler"] = SUBSPACE_COMPILER;
-  info["cpp_standard"] = static_cast<long long>(__cplusplus / 100 % 100);
+#ifdef _MSVC_LANG
+  constexpr long long standard = _MSVC_LANG;  // __cplusplus stays at 1997 there
+#else
+  constexpr long long standard = __cplusplus;
+#endif
+  info["cpp_standard"] = standard / 100 % 100;
   info["threads"] = true;
 #ifdef SUBSPACE_HAS_CUDA
   info["cuda_built"] = true;

@@ -10,7 +10,7 @@ struct KernelImage {
   int status;                 // CUDA's error code; 0: the kernels run
   std::string message;        // what that code means
   int binary;                 // 10 x compute capability of the machine code, such as 90; 0 where none runs
-  int ptx;                    // of the PTX it was compiled from; the driver did that where it differs from the image's
+  int ptx;  // of the PTX it was compiled from; the driver did that where it differs from the image's
   std::int64_t shared_bytes;  // shared memory that one block may have
 };
 

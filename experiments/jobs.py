@@ -113,11 +113,9 @@ def _folder(context: Context, job: Job) -> Path:
 
 def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
     import peft  # noqa: F401
-
-    from subspace3d.evaluation.point_cloud import import_open3d
+    import scipy.spatial  # noqa: F401
 
     torch.set_num_threads(shared.threads)
-    import_open3d()  # both before the first job, so that every job's peak memory holds the same libraries
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = f"cuda:{worker % gpus}" if gpus and shared.device == "auto" else "cpu"
 

@@ -36,7 +36,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # ---- Python packages -------------------------------------------------------------------------------------------------
-[ -x $venv/bin/python ] || { say "creating $venv"; "$python" -m venv $venv; }
+[ -x $venv/bin/python ] || { say "creating $venv; about 4 GB and 5 minutes until it is ready"; "$python" -m venv $venv; }
 pip() { $venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 install_torch() {

@@ -52,7 +52,7 @@ make_stand_ins() {
   mkdir -p "$out"
   { for file in "$libraries"/*.so*; do ldd "$file"; done } 2>/dev/null | awk '/not found/ {print $1}' | sort -u |
     while read -r name; do gcc -shared -x c /dev/null -o "$out/$name" -Wl,-soname,"$name"; done
-  nm -D --undefined-only "$libraries"/*.so* 2>/dev/null | awk '$2 ~ /^(cu|nv|nccl)/ {sub(/@.*/, "", $2); print $2}' |
+  nm -D --undefined-only "$libraries"/*.so* 2>/dev/null | awk '$2 ~ /^(cu|nv|nccl|__cuda)/ {sub(/@.*/, "", $2); print $2}' |
     sort -u | awk '{print "int " $1 "(void) { return 999; }"}' >"$out/functions.c"
   gcc -shared -w -x c "$out/functions.c" -o "$out/functions.so"
 }

@@ -69,12 +69,15 @@ def build(folder: Path, defines: tuple[str, ...] = ()) -> Path:
     return library
 
 
-def load(turing: bool = False) -> ModuleType | None:
-    """The emulated module, of an A100 or of a Turing card; None where there is no C++ compiler or no source."""
+def load(plain: bool = False) -> ModuleType | None:
+    """The emulated module; None where there is no C++ compiler or no source.
+
+    plain: as Turing and compilers without vector types get it.
+    """
     if shutil.which("c++") is None or not (ROOT / "csrc").is_dir():
         return None
-    name = f"emulated{'-turing' if turing else ''}{'-sanitized' if SANITIZE else ''}"
-    defines = ("SUBSPACE_EMULATED_TURING",) if turing else ()
+    name = f"emulated{'-plain' if plain else ''}{'-sanitized' if SANITIZE else ''}"
+    defines = ("SUBSPACE_EMULATED_TURING", "SUBSPACE_PLAIN_LANES") if plain else ()
     spec = importlib.util.spec_from_file_location(f"{name}._C", build(ROOT / "build" / name, defines))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -21,7 +21,7 @@ struct WarpTile {
     constexpr int kParts = subspace::kParts<kWanted>;
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
     const int t = static_cast<int>(threadIdx.x % 4);
-#pragma unroll
+#pragma unroll kUnrolledSteps
     for (int k = 0; k < kDepth; k += 8) {
       float left[kParts][kRowTiles][4], right[kParts][kColumnTiles][2];
 #pragma unroll

@@ -8,6 +8,7 @@ namespace subspace::plain {
 // All of a float32 is one operand.
 template <int kWanted>
 constexpr int kParts = 1;
+constexpr int kUnrolledSteps = 1;  // a step is long already
 
 __device__ inline float to_tf32(float value) { return value; }
 

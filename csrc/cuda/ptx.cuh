@@ -25,6 +25,7 @@ using namespace plain;
 // Operands that a value is taken apart into where kWanted of 11 bits are wanted.
 template <int kWanted>
 constexpr int kParts = kWanted;
+constexpr int kUnrolledSteps = 4;  // of eight columns each
 
 // The nearest value of 10 mantissa bits, ties away from zero.
 __device__ inline float to_tf32(float value) {

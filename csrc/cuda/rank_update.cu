@@ -23,6 +23,14 @@ constexpr int kWarpColumns = 32;
 // then lie in 32 different banks.
 constexpr int kStride = kDepth + 4;
 
+// Blocks that a multiprocessor holds at a time at K = 64, by its shared memory: 64 KB on Turing, 100 on Ampere's and
+// Blackwell's smaller cards and on Ada, 163 or more on the others. Fewer registers than that leaves would be of no use.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kBlocksPlaced = 1;
+#else
+constexpr int kBlocksPlaced = 2;
+#endif
+
 constexpr std::int64_t kBlocksWanted = 1024;  // two to three for each place on a large card
 
 __host__ __device__ constexpr std::int64_t round_up(std::int64_t size, std::int64_t step) {
@@ -254,7 +262,7 @@ class Block {
 };
 
 template <class Base, class Left, class Out>
-__global__ void __launch_bounds__(kThreads, kPartsOf<Out> == 3 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kPartsOf<Out> == 3 ? 1 : kBlocksPlaced)
     rank_update_kernel(const RankUpdate single, const RankUpdate* jobs, int count, int tiles_per_block,
                        Rounding rounding, std::int64_t seed) {
   __shared__ RankUpdate job;

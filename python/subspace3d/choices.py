@@ -6,10 +6,11 @@ from typing import Literal
 
 Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
-Method = Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
-METHODS: tuple[Method, ...] = ("none", "full", "lora", "pissa", "adalora", "psv", "subspace")
+Method = Literal["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"]
+METHODS: tuple[Method, ...] = ("none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace")
 Heads = Literal["lora", "frozen"]
 HEADS: tuple[Heads, ...] = ("lora", "frozen")
 Task = Literal["faces", "bodies", "glass"]
 TASKS: tuple[Task, ...] = ("faces", "bodies", "glass")
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
+ProtocolName = Literal["subspace3d", "authors", "vggt", "pi3", "cut3r", "da3", "all"]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 def usable_cores() -> int:
     """Cores this process may run on, where the system says; else those the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from training.plane_scenes import write_plane_scenes
 from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import add_lora, apply_method
 from subspace3d.adapters.parameters import count_trainable, trainable_parameters
-from subspace3d.adapters.placement import count_parameters, place, select_modules
+from subspace3d.adapters.placement import OWN_WEIGHTS, count_parameters, place, select_modules
 from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
@@ -24,7 +24,7 @@ from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.loop import train
 
-ADAPTED = [method for method in METHODS if method not in ("none", "full")]
+ADAPTED = [method for method in METHODS if method not in ("none", *OWN_WEIGHTS)]
 
 
 def tune(model: nn.Module, method: str, rank: int = 3, K: int = 5, steps: int = 20, head_cores: bool = False):
@@ -52,6 +52,34 @@ def test_none_and_full() -> None:
     assert not any(p.requires_grad for p in model.aggregator.patch_embed.parameters())
 
 
+def test_bias_trains_the_biases_outside_heads_and_encoder() -> None:
+    model = tiny_vggt()
+    tuned = apply_method(model, "bias")
+    assert tuned is model
+    names = list(trainable_parameters(model))
+    assert names == [
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith("aggregator.") and "patch_embed" not in name and name.endswith(".bias")
+    ]
+    # of every block: two norms, those of queries and keys, the four Linears
+    kinds = {name.partition("_blocks.")[2].partition(".")[2] for name in names}
+    assert kinds == {
+        f"{module}.bias"
+        for module in ("norm1", "norm2", "attn.q_norm", "attn.k_norm", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert set(count_trainable(model)) == {"aggregator", "total"}
+
+
+def test_bias_needs_biases() -> None:
+    model = tiny_vggt()
+    for module in model.aggregator.modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias = None
+    with pytest.raises(ValueError, match="bias needs a backbone with biases in aggregator, found none"):
+        apply_method(model, "bias")
+
+
 @pytest.mark.parametrize("method", ADAPTED)
 def test_starts_at_the_base_and_trains_what_it_says(method: str) -> None:
     model = tiny_vggt()
@@ -74,7 +102,7 @@ def test_starts_at_the_base_and_trains_what_it_says(method: str) -> None:
     assert relative_difference(outputs(tuned), before) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["full", *ADAPTED])
+@pytest.mark.parametrize("method", [*OWN_WEIGHTS, *ADAPTED])
 @pytest.mark.parametrize("head_cores", [False, True])
 def test_counts_without_weights_are_those_of_the_tuned_model(method: str, head_cores: bool) -> None:
     if head_cores and method not in ("psv", "subspace"):
@@ -100,7 +128,7 @@ def test_head_cores_stand_beside_the_lora() -> None:
     assert set(layer.subspace_core) == set(layer.lora_A) == {"default"}
 
 
-@pytest.mark.parametrize("method", ["full", *ADAPTED])
+@pytest.mark.parametrize("method", [*OWN_WEIGHTS, *ADAPTED])
 def test_a_few_steps_lower_the_loss_of_vggt_nano(method: str, tmp_path: Path) -> None:
     scenes = write_plane_scenes(tmp_path / "scenes", scenes=1, views=2)
     # one scene and all its frames: every step sees the same batch, in one of two orders

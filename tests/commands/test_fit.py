@@ -12,7 +12,7 @@ from training.plane_scenes import write_plane_scenes
 from training.tiny import CONFIG
 
 from subspace3d.adapters.basis import basis_for_model
-from subspace3d.backbones import vggt
+from subspace3d.backbones.config import CONFIGS
 from subspace3d.backbones.record import load_backbone, record_backbone
 from subspace3d.commands import adapt, fit, mine, report
 from subspace3d.commands.adapt import AdaptConfig
@@ -28,7 +28,7 @@ TRAIN = dataclasses.replace(CONFIG, augment=False, check_memory=False)
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vggt, "named_config", lambda name: TINY)
+    monkeypatch.setitem(CONFIGS, "vggt-nano", dataclasses.replace(TINY, name="vggt-nano"))
 
 
 def config(tmp_path: Path, *subspaces: Path, **changes: object) -> FitConfig:

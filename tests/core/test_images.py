@@ -3,9 +3,11 @@
 import contextlib
 import warnings
 
+import emulated
 import pytest
 import torch
-from core.test_kernels import factors
+from core.test_kernels import assert_same_mining, factors, stacks
+from tolerances import assert_as_exact_as_torch
 
 import subspace_ext
 from subspace_ext import SubspaceLinear, _native
@@ -13,7 +15,7 @@ from subspace_ext.ops.core_grad import core_grad
 from subspace_ext.ops.core_grad_ref import core_grad_ref
 from subspace_ext.ops.irls import irls
 from subspace_ext.ops.irls_ref import irls_ref
-from subspace_ext.ops.rank_update import rank_update
+from subspace_ext.ops.rank_update import HostLaunch, HostUpdate, rank_update
 from subspace_ext.ops.rank_update_ref import rank_update_ref
 
 NO_IMAGE, OLD_DRIVER = "209", "35"
@@ -113,22 +115,53 @@ def test_images_are_listed_for_each_card(card):
     assert text.startswith("none: CUDA driver version is insufficient")
 
 
-@pytest.mark.slow(reason="builds the emulated kernels once more")
-def test_kernels_of_turing(card):
-    """Without tensor cores for float32 and without asynchronous copies: the same results to rounding."""
-    import emulated
+@pytest.mark.gpu
+def test_every_card_here_runs_an_image():
+    for index in range(torch.cuda.device_count()):
+        image = _native.kernel_image(torch.device("cuda", index))
+        major, minor = torch.cuda.get_device_capability(index)
+        assert image.refusal is None and 75 <= image.binary <= 10 * major + minor
+        assert image.max_rank >= 64
 
-    module = emulated.load(turing=True)
+
+@pytest.fixture(scope="module")
+def plain_module():
+    module = emulated.load(plain=True)
     if module is None:
         pytest.skip("no C++ compiler for the emulated kernels")
-    card.setattr(_native, "_C", module)
+    return module
+
+
+@pytest.mark.slow(reason="builds the native module once more")
+def test_kernels_of_turing(card, plain_module):
+    """Without tensor cores for float32 and without asynchronous copies: the same results to rounding."""
+    card.setattr(_native, "_C", plain_module)
     card.setenv("EMULATED_SHARED_BYTES", str(64 << 10))
     for rows, columns, rank in ((70, 132, 36), (1, 1, 1), (65, 131, 64)):
         arguments = (*factors(rows, columns, rank, "cpu"), 0.5)
         exact = rank_update_ref(*(each.double() for each in arguments[:4]), 0.5, torch.float64)
-        for dtype, eps in ((torch.float32, 2.0**-22), (torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
-            found = rank_update(*arguments, dtype).double()
-            assert (found - exact).abs().max() <= 4 * eps * exact.abs().max(), dtype
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            found, plain = rank_update(*arguments, dtype), rank_update_ref(*arguments, dtype)
+            assert_as_exact_as_torch(found, plain, exact, "out")
     g, p = torch.randn(257, 70), torch.randn(257, 70)
     exact = core_grad_ref(g.double(), p.double(), 0.5)
-    assert (core_grad(g, p, 0.5).double() - exact).abs().max() <= 2.0**-18 * exact.abs().max()
+    assert_as_exact_as_torch(core_grad(g, p, 0.5), core_grad_ref(g, p, 0.5), exact, "dc")
+
+
+@pytest.mark.slow(reason="builds the native module once more")
+def test_lanes_of_a_compiler_without_vector_types(plain_module, monkeypatch):
+    """As MSVC compiles them: the same mining, the same updates."""
+    monkeypatch.setattr(_native, "_C", plain_module)
+    for model in ("mean", "shared"):
+        rb, ra = stacks(2, 6, 8, 40, 44, "cpu")
+        settings = (6, 4, 1.0, 1e-3, 12, 1e-6, model)
+        assert_same_mining(irls(rb, ra, *settings), irls_ref(rb, ra, *settings), model)
+    base, left, mid, right = factors(70, 37, 20, "cpu")
+    base[0, :3] = torch.tensor([float("nan"), float("inf"), 3.39e38])
+    for dtype in (torch.float32, torch.bfloat16):
+        (found,) = HostLaunch([HostUpdate(base, left, mid, right, 0.5)], dtype)()
+        plain = rank_update_ref(base, left, mid, right, 0.5, dtype)
+        exact = rank_update_ref(*(each.double() for each in (base, left, mid, right)), 0.5, torch.float64)
+        assert torch.equal(found.view(70, 37).isnan(), plain.isnan())
+        assert torch.equal(found.view(70, 37).isinf(), plain.isinf())
+        assert_as_exact_as_torch(found.view(70, 37)[1:], plain[1:], exact[1:], "out")

@@ -10,7 +10,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from subspace3d.evaluation.alignment import Similarity
-from subspace3d.evaluation.point_cloud import MovedCloud, PointCloud, icp, import_open3d, subsample, surface_distances
+from subspace3d.evaluation.fusion import import_open3d
+from subspace3d.evaluation.point_cloud import MovedCloud, PointCloud, icp, subsample, surface_distances
 
 
 def bumpy_surface(rng: np.random.Generator, count: int = 4000) -> np.ndarray:
@@ -34,7 +35,7 @@ def test_icp_undoes_a_small_motion(rng):
     target = bumpy_surface(rng)
     turn, shift = Rotation.from_rotvec([0.01, -0.02, 0.015]).as_matrix(), np.array([0.01, 0.005, -0.01])
     source = (target - shift) @ turn  # the inverse motion
-    result = icp(source, target, threshold=0.1)
+    result = icp(source, PointCloud(target), threshold=0.1)
     # the same points, so once pairs are right the motion is exact
     np.testing.assert_allclose(result.motion.rotation, turn, atol=1e-4)
     np.testing.assert_allclose(result.motion.translation, shift, atol=1e-4)
@@ -68,7 +69,7 @@ def test_icp_follows_its_definition(rng):
     target = bumpy_surface(rng, 3000)
     source = bumpy_surface(rng, 2000) @ Rotation.from_rotvec([0.02, -0.03, 0.02]).as_matrix() + [0.02, 0.03, -0.01]
     moved, fitness, rmse = icp_by_definition(source, target, threshold=0.05)
-    result = icp(source, target, threshold=0.05)
+    result = icp(source, PointCloud(target), threshold=0.05)
     # the same pairs in every iteration, so only round-off is between them
     np.testing.assert_allclose(result.motion.apply(source), moved, atol=1e-9)
     assert result.fitness == pytest.approx(fitness)
@@ -79,20 +80,20 @@ def test_icp_follows_its_definition(rng):
 def test_icp_on_part_of_the_source_finds_the_same_motion(rng):
     target = bumpy_surface(rng)
     shift = np.array([0.01, 0.005, -0.01])
-    result = icp(target - shift, target, threshold=0.1, max_source_points=1000)
+    result = icp(target - shift, PointCloud(target), threshold=0.1, max_source_points=1000)
     np.testing.assert_allclose(result.motion.translation, shift, atol=1e-3)
 
 
 def test_icp_without_pairs_does_not_move(rng):
     target = bumpy_surface(rng, 200)
-    result = icp(target + 100, target, threshold=0.1)
+    result = icp(target + 100, PointCloud(target), threshold=0.1)
     np.testing.assert_array_equal(result.motion.apply(target), target)
     assert result.fitness == 0.0
 
 
 def test_icp_refuses_a_threshold_that_is_not_positive(rng):
     with pytest.raises(ValueError, match="must be positive, got 0"):
-        icp(grid(0.5), grid(0.5), threshold=0)
+        icp(grid(0.5), PointCloud(grid(0.5)), threshold=0)
 
 
 def test_distances_by_hand():

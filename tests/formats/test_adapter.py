@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mining.synthetic_adapters import random_pair, write_adapter
 from safetensors.torch import load_file, save_file
 
 from subspace3d import inject
-from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter import WEIGHTS_NAME, read_adapter
 from subspace3d.formats.adapter_folders import find_adapters, search_adapters
 from subspace3d.formats.basis import load_basis
 
@@ -311,3 +312,14 @@ def test_truncated_files_are_refused(tmp_path, pair):
     (folder / "adapter_config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="must be an object"):
         read_adapter(folder)
+
+
+def test_factors_stay_in_the_file_and_one_written_anew_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", {"fc": (torch.ones(3, 2), torch.ones(2, 5))})
+    adapter = read_adapter(tmp_path / "a")
+    first, again = adapter.modules["fc"], adapter.modules["fc"]
+    assert first[0] is not again[0] and torch.equal(first[0], again[0])
+    write_adapter(tmp_path / "b", {"fc": (torch.zeros(3, 2), torch.ones(2, 5))})
+    (tmp_path / "b" / WEIGHTS_NAME).replace(tmp_path / "a" / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match="must stay as it is while it is used"):
+        adapter.modules["fc"]

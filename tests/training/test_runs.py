@@ -199,7 +199,7 @@ def test_data_sets_are_named_by_their_path(folder: Path) -> None:
     assert list(find_datasets(folder / "scenes/texture/texture_00")) == ["texture_00"]
 
 
-@pytest.mark.parametrize("method", ["none", "full", "lora", "pissa", "adalora", "psv", "subspace"])
+@pytest.mark.parametrize("method", ["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"])
 def test_finetune_result_is_rebuilt(folder: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {}
     save = tuned_module.save_tuned

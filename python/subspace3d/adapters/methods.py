@@ -8,7 +8,7 @@ from torch import nn
 
 from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
-from subspace3d.adapters.placement import place, select_modules
+from subspace3d.adapters.placement import OWN_WEIGHTS, place, select_modules, trained_as_is
 from subspace3d.backbones.protocol import backbone_of
 from subspace3d.choices import HEADS, METHODS, Heads, Method
 from subspace3d.formats.adapter import target_expression
@@ -27,11 +27,11 @@ def apply_method(
 ) -> nn.Module:
     """Freeze ``model`` and make trainable what ``method`` trains, in place.
 
-    none: nothing. full: all that the backbone does not keep frozen. lora: ``y += 2 B A x`` on ``targets``. pissa: the
-    same, started at the leading singular directions of each weight, which leave it. adalora: ``y += 2 r / r_0 B diag(E)
-    A x`` on the Linears among them, the rank given to each module by importance (train with `hooks.method_hook`). psv,
-    subspace:
-    ``y += 2 U c V^T x`` with ``c`` starting at zero on the modules in ``basis``, plain LoRA on both heads.
+    none: nothing. full: all that the backbone does not keep frozen. bias: of that the biases outside the heads. lora:
+    ``y += 2 B A x`` on ``targets``. pissa: the same, started at the leading singular directions of each weight, which
+    leave it. adalora: ``y += 2 r / r_0 B diag(E) A x`` on the Linears among them, the rank given to each module by
+    importance (train with `hooks.method_hook`). psv, subspace: ``y += 2 U c V^T x`` with ``c`` starting at zero on the
+    modules in ``basis``, plain LoRA on both heads.
 
     Args:
         model (nn.Module): what a backbone built, or any VGGT with the published module names; for lora, pissa and
@@ -45,7 +45,7 @@ def apply_method(
         heads (str): psv and subspace: lora, plain LoRA on both heads; frozen, nothing but the cores is trained.
 
     Returns:
-        nn.Module: the model to train and to call: for all but none and full a PeftModel around ``model``.
+        nn.Module: the model to train and to call: for all but none, full and bias a PeftModel around ``model``.
 
     Raises:
         ValueError: unknown method, no or a wrong basis, nothing matches ``targets``, a rank below one.
@@ -58,10 +58,10 @@ def apply_method(
         raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}")
     if method in ("psv", "subspace") and not basis:
         raise ValueError(f"subspaces must be given for the method {method}, got none")
-    backbone = backbone_of(model)
+    trained = set(trained_as_is(model, method))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(method == "full" and not backbone.is_frozen(name))
-    if method in ("none", "full"):
+        parameter.requires_grad_(name in trained)
+    if method in ("none", *OWN_WEIGHTS):
         return model
     if method in ("psv", "subspace"):
         return _add_cores(model, rank, basis or {}, base_model, heads)
@@ -96,7 +96,7 @@ def add_lora(model: nn.Module, rank: int, targets: str, base_model: str | None =
 
 
 def _add_cores(model: nn.Module, rank: int, basis: Basis, base_model: str | None, heads: Heads) -> nn.Module:
-    from subspace3d.adapters.peft_tuner import SubspaceConfig
+    from subspace3d.adapters.peft.tuner import SubspaceConfig
 
     on_heads = backbone_of(model).targets["heads"] if heads == "lora" else None
     settings: dict[str, Any] = {"lora_modules": on_heads, "r": rank, "lora_alpha": 2 * rank}

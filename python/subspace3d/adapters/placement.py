@@ -20,6 +20,8 @@ HEAD_RANK = 16
 """Rank of the LoRA that psv and subspace put on the heads."""
 LORA_METHODS = ("lora", "pissa", "adalora")
 CORE_METHODS = ("psv", "subspace")
+OWN_WEIGHTS = ("full", "bias")
+"""Methods that add nothing and train parameters of the backbone."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,28 @@ def place(model: nn.Module, method: str, targets: str = "all", head_cores: bool 
         width = matrix_shape(model.get_submodule(backbone.head_width))[0]
         cores += [name for name in heads if min(matrix_shape(model.get_submodule(name))) >= width]
     return Placement(tuple(cores), tuple(heads))
+
+
+def trained_as_is(model: nn.Module, method: str) -> list[str]:
+    """Names of the backbone's own parameters that ``method`` trains.
+
+    full: all that the backbone does not keep frozen. bias: of those the biases (of Linears and norms) in the parts that
+    hold the modules of the preset ``cores``, so not those of the heads. All other methods train none.
+
+    Raises:
+        ValueError: bias, and there is none.
+    """
+    if method not in OWN_WEIGHTS:
+        return []
+    backbone = backbone_of(model)
+    names = [name for name, _ in model.named_parameters() if not backbone.is_frozen(name)]
+    if method == "full":
+        return names
+    parts = {backbone.part_of(name) for name in target_modules(model, "cores")}
+    names = [name for name in names if name.endswith(".bias") and backbone.part_of(name) in parts]
+    if not names:
+        raise ValueError(f"method bias needs a backbone with biases in {', '.join(sorted(parts))}, found none")
+    return names
 
 
 def select_modules(model: nn.Module, targets: str) -> list[str]:
@@ -127,12 +151,13 @@ def count_parameters(
 ) -> dict[str, int]:
     """Parameters that ``method`` trains in each part of ``model`` that has any, and their total.
 
-    full: everything that the backbone does not keep frozen. lora, pissa: ``(in + out) r`` per adapter. adalora:
-    ``(in + out + 1) r`` with r the target rank. subspace, psv: ``K^2`` per core and ``(in + out) r`` per adapter.
+    full: everything that the backbone does not keep frozen. bias: see `trained_as_is`. lora, pissa: ``(in + out) r``
+    per adapter. adalora: ``(in + out + 1) r`` with r the target rank. subspace, psv: ``K^2`` per core and
+    ``(in + out) r`` per adapter.
 
     Args:
         model (nn.Module): the backbone, untouched; its weights may lie on the meta device.
-        method (str): none, full, lora, pissa, adalora, psv or subspace.
+        method (str): none, full, bias, lora, pissa, adalora, psv or subspace.
         rank (int): r.
         K (int): side of a core.
         targets (str): see `place`.
@@ -148,10 +173,9 @@ def count_parameters(
         part = backbone.part_of(name)
         counts[part] = counts.get(part, 0) + number
 
-    if method == "full":
-        for name, parameter in model.named_parameters():
-            if not backbone.is_frozen(name):
-                add(name, parameter.numel())
+    if method in OWN_WEIGHTS:
+        for name in trained_as_is(model, method):
+            add(name, model.get_parameter(name).numel())
     elif method != "none":
         placement = place(model, method, targets, head_cores)
         for name in placement.cores:

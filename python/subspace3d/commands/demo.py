@@ -69,7 +69,7 @@ NANO = Scale(
     resolution=112,
     spp=16,
     adapter_rank=8,
-    batches=6,
+    batches=4,
     k=4,
     rank=4,
     train=TrainConfig(steps=90, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False),

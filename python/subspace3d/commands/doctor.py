@@ -71,7 +71,8 @@ def examine() -> dict[str, Any]:
 
     total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
     backbones = {name: find_backbone(name) for name in PRESETS}
-    missing = {extra: extras.missing(extra) for extra in extras.read().in_all}
+    known = extras.read()
+    missing = {extra: extras.missing(extra) for extra in known.in_all}
     render: dict[str, Any] = {"chosen": None, "reason": "mitsuba is not installed"}
     if extras.version("mitsuba") is not None:
         from subspace3d.mitsuba_variant import probe
@@ -90,6 +91,9 @@ def examine() -> dict[str, Any]:
         "memory_available_gib": round(available, 1),
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         "missing": {extra: names for extra, names in missing.items() if names},
+        "not_for_this_python": {
+            extra: list(names) for extra, names in known.not_for_this_python.items() if extra in known.in_all
+        },
         "open3d_problem": _open3d_problem(),
         "backbones": {
             name: {
@@ -119,10 +123,13 @@ def _text(facts: dict[str, Any]) -> str:
     lines = [f"{name:<15} {value}" for name, value in rows]
     for extra, names in facts["missing"].items():
         lines.append(f"{'missing':<15} {', '.join(names)}: pip install 'subspace3d[{extra}]'")
+    for extra, names in facts["not_for_this_python"].items():
+        rest = f"the rest of subspace3d[{extra}] works"
+        lines.append(f"{'left out':<15} {', '.join(names)}: no release for {extras.this_python()} yet; {rest}")
     if facts["open3d_problem"]:
         lines.append(f"{'open3d':<15} cannot be imported: {facts['open3d_problem']}")
         lines.append(f"{'':<15} apt-get install libusb-1.0-0 libgl1 libgomp1 libx11-6")
-    if not facts["missing"] and not facts["open3d_problem"]:
+    if not facts["missing"] and not facts["open3d_problem"] and not facts["not_for_this_python"]:
         lines.append(f"{'extras':<15} all installed")
     for name, backbone in facts["backbones"].items():
         state = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from subspace3d import outputs
+from subspace3d.choices import ProtocolName
 from subspace3d.log import logger
 
 
@@ -27,12 +28,19 @@ class EvaluateConfig:
     """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
-    frames: int = 8
-    """Frames used per scene, evenly spaced."""
+    frames: int | None = None
+    """Frames used per scene, evenly spaced; none: 8, or as the protocol chooses them."""
+    protocol: ProtocolName = "subspace3d"
+    """Besides this project's own metrics those of a published protocol, with its frames and sizes; all: the same
+    predictions (of --frames square images) under every protocol side by side."""
     icp_threshold: float = 0.1
     """Largest correspondence distance of ICP, in scene units."""
+    f_threshold: float = 0.05
+    """Largest distance that counts for the F-score, in scene units."""
     kept_scenes: int = 4
     """Scenes whose images and depth maps are kept for the report."""
+    workers: int = 1
+    """Methods measured at a time, each in a process of its own."""
     device: str = "auto"
     """auto: cuda when there is one, else cpu."""
 
@@ -45,8 +53,9 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """`evaluation.evaluate.evaluate` with these settings; prints the table."""
-    from subspace3d.evaluation.evaluate import Protocol, evaluate
-    from subspace3d.evaluation.table import format_table
+    from subspace3d.evaluation.evaluate import Options, evaluate
+    from subspace3d.evaluation.protocols import PROTOCOLS
+    from subspace3d.evaluation.table import format_protocols, format_table
 
     # a pattern like runs/* also names the results that an earlier call left among the runs
     runs = tuple(run for run in config.tuned if run.resolve() != config.out.resolve())
@@ -59,10 +68,19 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         config.tuned,
         config.backbone,
         config.weights,
-        Protocol(config.frames, config.icp_threshold, config.kept_scenes),
+        Options(
+            config.frames,
+            config.icp_threshold,
+            config.kept_scenes,
+            config.f_threshold,
+            {"subspace3d": (), "all": tuple(PROTOCOLS)}.get(config.protocol, (config.protocol,)),
+            config.workers,
+        ),
         config.device,
     )
     logger.info(format_table(results))
+    if results["protocols"]:
+        logger.info("\n" + format_protocols(results))
     logger.info(f"results -> {config.out / 'results.json'}")
     logger.info(f"next: subspace3d report {config.out.parent if config.out.name == 'evaluation' else config.out}")
     return results

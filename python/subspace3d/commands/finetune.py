@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
 # what runs did whose records do not say it
-_WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero"}
+_WITHOUT_A_CHOICE = {"heads": "lora", "start": "zero", "few": False}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class FinetuneConfig:
     """LoRA rank: of the whole adapter for lora, pissa, adalora; of the adapters on the heads for psv and subspace."""
     targets: str = "all"
     """lora, pissa, adalora: target preset (cores, heads, all), or an expression that full module names match."""
+    few: bool = False
+    """A preset for 1 to 30 images in all: cores alone and started by fit, at most 100 steps, no decay, stopped by
+    held-out views, before and after side by side. Images without depth or cameras teach by how well views agree. Other
+    values of --train.steps and --train.weight-decay than the defaults stay."""
+    generic: Path | None = None
+    """few: other scenes with depth, on which what was forgotten is measured."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest checkpoint in OUT, if there is one. never: start over, deleting the run that is
     in OUT and nothing else."""
@@ -85,10 +91,13 @@ class FinetuneConfig:
         require(
             self.method != "psv" or self.core_size >= 1, "core_size", "at least 1 for the method psv", self.core_size
         )
+        require(self.few or self.generic is None, "generic", "none without --few", self.generic)
+        require(not self.few or self.method not in ("none", "adalora"), "method", "another one for --few", self.method)
+        require(not self.few or self.cache_tokens is None, "cache_tokens", "none with --few", self.cache_tokens)
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
     def reads(self) -> list[tuple[str, Path]]:
-        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
+        return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces, generic=self.generic)
 
     def writes(self) -> list[outputs.Output]:
         tuned = dataclasses.replace(outputs.TUNED, content=None) if self.resume == "auto" else outputs.TUNED
@@ -108,9 +117,25 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """
     from subspace3d.training.device import choose_device, joined_processes
 
-    config = with_usual_rate(outputs.check(config))
+    config = with_usual_rate(with_few(outputs.check(config)))
     with joined_processes(choose_device(config.train.device)) as processes:
         return _run(config, processes)
+
+
+def with_few(config: FinetuneConfig) -> FinetuneConfig:
+    """The settings of the preset ``few`` in place of those that are at their defaults."""
+    if not config.few:
+        return config
+    defaults = TrainConfig()
+    wanted = {"steps": 100, "weight_decay": 0.0}
+    changed = {name: value for name, value in wanted.items() if getattr(config.train, name) == getattr(defaults, name)}
+    with_cores = config.method in ("psv", "subspace")
+    return dataclasses.replace(
+        config,
+        heads="frozen" if with_cores else config.heads,
+        start="fit" if with_cores else config.start,
+        train=dataclasses.replace(config.train, **changed),
+    )
 
 
 def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
@@ -133,7 +158,9 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.formats.run import read_tuned
+    from subspace3d.progress import Progress
     from subspace3d.training.device import choose_device, device_name
+    from subspace3d.training.few import format_few, load_few, tune_few
     from subspace3d.training.fit_start import start_cores
     from subspace3d.training.gradients import BATCHES
     from subspace3d.training.loop import run_settings, train
@@ -158,6 +185,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "head_cores": config.head_cores,
         "heads": config.heads,
         "start": config.start,
+        "few": config.few,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
         "scenes": str(config.scenes),
     }
@@ -171,7 +199,10 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         return dict(record)
 
     base = load_backbone(backbone)
-    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
+    if config.few:
+        few = load_few(config.scenes, image_size)
+    else:
+        dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
     basis = _basis(config, subspaces, base)
     described.checkpointing(base, config.train.checkpointing)
     torch.manual_seed(config.train.seed)
@@ -188,8 +219,22 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     )
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
-    result = start = None
-    if config.method != "none":
+    result = start = found = None
+    if config.few:
+        require(processes.count == 1, "few", "off under torchrun", processes.count)
+        if config.resume == "never":
+            outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
+        with Progress(f"few {config.method}", config.train.steps, "step") as progress:
+            found = tune_few(
+                model,
+                few,
+                config.train,
+                config.generic,
+                config.start == "fit",
+                lambda step, loss: progress.advance(note=f"loss {loss:.4g}"),
+            )
+        logger.info(format_few(found))
+    elif config.method != "none":
         if processes.is_first:
             sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
             check_memory(model, config.train, image_size, processes.count, sharing)
@@ -227,6 +272,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
             "trainable": count_trainable(model),
             "training": dataclasses.asdict(result) if result else None,
             "start": dataclasses.asdict(start) if start else None,
+            "few": dataclasses.asdict(found) if found else None,
             "environment": {
                 "subspace3d": __version__,
                 "torch": torch.__version__,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +14,27 @@ from typing import TYPE_CHECKING, Any
 from subspace3d import outputs
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
+from subspace3d.evaluation.fusion import import_open3d
 from subspace3d.evaluation.point_cloud import (
+    F_THRESHOLD,
     ICP_ITERATIONS,
     ICP_SOURCE_POINTS,
     ICP_TOLERANCE,
     MOST_QUERIES,
     NORMAL_NEIGHBOURS,
-    import_open3d,
+    NORMAL_QUERIES,
 )
 from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
+from subspace3d.evaluation.protocol_metrics import Measured
+from subspace3d.evaluation.protocols import PROTOCOLS, load_views
+from subspace3d.evaluation.protocols import mean_over_scenes as protocol_mean
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
-from subspace3d.evaluation.table import ALIGNMENTS, METRICS, mean_over_scenes, scenes_in_mean
+from subspace3d.evaluation.table import ALIGNMENTS, METRICS, QUANTITIES, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_record, sha256, write_json
 from subspace3d.formats.results import KeptRecord
 from subspace3d.formats.run import read_tuned_record
+from subspace3d.jobs.pool import run_jobs
 from subspace3d.log import logger
 from subspace3d.progress import Progress
 
@@ -37,31 +45,54 @@ if TYPE_CHECKING:
     from subspace3d.formats.scene import Scene
 
 BASE = "base"
+FRAMES = 8
 # true.safetensors stands beside <method>.safetensors
 _RESERVED_NAMES = (BASE, "true")
-_METRICS_VERSION = 1  # raise it when a number changes its meaning, so that kept results are measured anew
+_METRICS_VERSION = 2  # raise it when a number changes its meaning, so that kept results are measured anew
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Options:
     """How every scene is measured, and what is kept of it.
 
     Attributes:
-        frames: used per scene, evenly spaced.
+        frames: used per scene, evenly spaced; None: 8, or as the one protocol in ``protocols`` chooses them.
         icp_threshold: largest correspondence distance of ICP, in scene units.
         images: scenes whose images and depth maps are kept for the report.
+        f_threshold: largest distance that counts for the F-score, in scene units.
+        protocols: published protocols that are measured besides, keys of `PROTOCOLS`. One alone also chooses the frames
+            and the size of the images; several are measured on the same predictions, of evenly spaced square frames.
+        workers: methods measured at a time, each in a process of its own.
     """
 
-    frames: int = 8
+    frames: int | None = None
     icp_threshold: float = 0.1
     images: int = 4
+    f_threshold: float = F_THRESHOLD
+    protocols: tuple[str, ...] = ()
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.images < 0 or not self.icp_threshold > 0:
+        positive = self.icp_threshold > 0 and self.f_threshold > 0
+        if (self.frames is not None and self.frames < 1) or self.images < 0 or self.workers < 1 or not positive:
             raise ValueError(
-                "frames must be at least 1, images at least 0 and icp_threshold positive, "
-                f"got {self.frames}, {self.images} and {self.icp_threshold}"
+                "frames and workers must be at least 1, images at least 0, icp_threshold and f_threshold positive, "
+                f"got {self.frames}, {self.workers}, {self.images}, {self.icp_threshold} and {self.f_threshold}"
             )
+        unknown = [name for name in self.protocols if name not in PROTOCOLS]
+        if unknown:
+            raise ValueError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {unknown[0]!r}")
+
+    @property
+    def alone(self) -> str | None:
+        """The protocol that chooses frames and size."""
+        return self.protocols[0] if len(self.protocols) == 1 else None
+
+    def choose(self, available: int) -> list[int]:
+        """Frames of a scene that has so many."""
+        if self.frames is None and self.alone:
+            return PROTOCOLS[self.alone].frames(available)
+        return choose_frames(available, self.frames or FRAMES)
 
 
 @dataclass(frozen=True)
@@ -71,7 +102,7 @@ class _Evaluation:
     out: Path
     scenes: Mapping[str, Path]
     backbone: BackboneRecord
-    protocol: Protocol
+    options: Options
     device: str
 
 
@@ -81,7 +112,7 @@ def evaluate(
     tuned: Sequence[Path] = (),
     backbone: str = "vggt-nano",
     weights: Path | None = None,
-    protocol: Protocol | None = None,
+    options: Options | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure the base model and every tuned run on every scene and write OUT/results.json.
@@ -95,7 +126,7 @@ def evaluate(
         tuned (Sequence[Path]): run folders of finetune.
         backbone (str): name of the backbone.
         weights (Path | None): its weights; none: those shipped with the package.
-        protocol (Protocol | None): how scenes are measured.
+        options (Options | None): how scenes are measured.
         device (str): auto, cpu, cuda or one of several GPUs (cuda:1).
 
     Returns:
@@ -104,27 +135,54 @@ def evaluate(
     Raises:
         FileNotFoundError: scenes, a run folder or weights are not there.
         ValueError: two run folders have one name, or no scene can be evaluated.
-        ImportError: Open3D or SciPy cannot be imported; names the remedy.
+        ImportError: SciPy, or for the protocol da3 Open3D, cannot be imported; names the remedy.
     """
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import record_backbone
     from subspace3d.formats.scene import find_scenes
 
-    protocol = protocol or Protocol()
-    find_backbone(backbone).checked_size(0, (protocol.frames, protocol.frames))
+    options = options or Options()
+    frames = options.frames or FRAMES
+    find_backbone(backbone).checked_size(0, (frames, frames))
     methods = method_folders(tuned)
     check_backbones(methods, backbone)
     record = record_backbone(backbone, weights)
     found = {scene_name(path, scenes): path for path in find_scenes(scenes)}
-    import_open3d()  # fails before an hour of inference, not after
+    # these fail before an hour of inference, not after
+    import scipy.spatial  # noqa: F401
+
+    if "da3" in options.protocols:
+        import_open3d()
 
     out = outputs.claim(out, outputs.EVALUATION, "out")
     outputs.mark(out, outputs.EVALUATION)
-    evaluation = _Evaluation(out, found, record, protocol, device)
+    evaluation = _Evaluation(out, found, record, options, device)
+    if options.workers > 1:
+        _measure_side_by_side(methods, evaluation)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
     results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record)}
     write_json(out / "results.json", results)
     return results
+
+
+def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation) -> None:
+    """Measure several methods at a time and leave their records in OUT/methods; what fails is met again later."""
+    workers = min(evaluation.options.workers, len(methods))
+    argument = (dict(methods), evaluation, max(1, (os.cpu_count() or 1) // workers))
+    with Progress("evaluate", len(methods), "method") as progress:
+        failures = run_jobs(list(methods), _set_up, argument, workers, lambda name: progress.advance(note=name))
+    for name, reason in failures.items():
+        logger.warning(f"{name} is measured again: {reason}")
+
+
+def _set_up(argument: tuple[dict[str, Path | None], _Evaluation, int], worker: int) -> Callable[[str], object]:
+    import torch
+
+    methods, evaluation, threads = argument
+    torch.set_num_threads(threads)
+    if evaluation.device in ("auto", "cuda") and torch.cuda.is_available():
+        evaluation = dataclasses.replace(evaluation, device=f"cuda:{worker % torch.cuda.device_count()}")
+    return lambda name: _measured(name, methods[name], evaluation)
 
 
 def _about(record: BackboneRecord) -> dict[str, Any]:
@@ -143,7 +201,7 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
         "metrics_version": _METRICS_VERSION,
         "protocol": _in_words(evaluation),
         "scenes": {scene: sha256(path / "scene.json") for scene, path in scenes.items()},
-        "pictures": [evaluation.protocol.images, pictures.VERSION],
+        "pictures": [evaluation.options.images, pictures.VERSION],
         "backbone": backbone.name,
         "weights": backbone.sha256 or backbone.identity,
         "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
@@ -198,6 +256,7 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
         "failed": {},
         "skipped": [],
         "pictures": [],
+        "protocols": {protocol: {"per_scene": {}, "reasons": {}} for protocol in evaluation.options.protocols},
     }
     with Progress(f"evaluate {name}", len(scenes), "scene") as progress:
         for scene_name, path in scenes.items():
@@ -205,6 +264,8 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
             progress.advance()
     del model
     gc.collect()
+    for protocol, measured in record["protocols"].items():
+        measured["mean"] = protocol_mean(protocol, measured["per_scene"])
 
     return {
         "mean": mean_over_scenes(record["per_scene"]),
@@ -226,6 +287,8 @@ def _measure_scene(
     device: torch.device,
 ) -> None:
     """Measure one scene into ``record``: under per_scene, failed (this method's fault) or skipped (the scene's)."""
+    from subspace3d.formats.scene import SceneFile
+
     try:
         scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
@@ -237,7 +300,7 @@ def _measure_scene(
     pred = predict(model, scene.images, device)
     seconds = time.monotonic() - started
     try:
-        result = measure(pred, true, evaluation.protocol.icp_threshold)
+        result = measure(pred, true, evaluation.options.icp_threshold, evaluation.options.f_threshold)
     except ValueError as error:
         record["failed"][scene_name] = str(error)
         return
@@ -245,7 +308,13 @@ def _measure_scene(
     record["details"][scene_name] = {**result.details, "frame_indices": frames, "inference_seconds": seconds}
     if result.reasons:
         record["reasons"][scene_name] = result.reasons
-    if len(record["pictures"]) < evaluation.protocol.images:
+    measured = Measured(pred, true, SceneFile(path).unit)
+    for protocol, values in record["protocols"].items():
+        found = PROTOCOLS[protocol].measure(measured)
+        values["per_scene"][scene_name] = found.metrics
+        if found.reasons:
+            values["reasons"][scene_name] = found.reasons
+    if len(record["pictures"]) < evaluation.options.images:
         folder = evaluation.out / "pictures" / scene_name
         record["pictures"].append(_save_pictures(folder, evaluation.out, method, scene_name, scene, true, pred, result))
 
@@ -263,8 +332,12 @@ def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.formats.scene import SceneFile, load_scene
 
-    frames = choose_frames(len(SceneFile(path)), evaluation.protocol.frames)
-    return load_scene(path, image_size=find_backbone(evaluation.backbone.name).image_size, frames=frames), frames
+    frames = evaluation.options.choose(len(SceneFile(path)))
+    sizes = find_backbone(evaluation.backbone.name)
+    if evaluation.options.alone:
+        crop = PROTOCOLS[evaluation.options.alone].crop
+        return load_views(path, frames, crop, sizes.image_size, sizes.patch_size), frames
+    return load_scene(path, image_size=sizes.image_size, frames=frames), frames
 
 
 def _save_pictures(
@@ -313,6 +386,20 @@ def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, 
             }
             for name, metric in METRICS.items()
         },
+        "protocols": {
+            name: {
+                **PROTOCOLS[name].in_words(),
+                "metrics": {
+                    metric: {
+                        "label": QUANTITIES[metric].label,
+                        "lower_is_better": QUANTITIES[metric].lower_is_better,
+                        "unit": QUANTITIES[metric].unit,
+                    }
+                    for metric in PROTOCOLS[name].metrics
+                },
+            }
+            for name in protocol["protocols"]
+        },
         "methods": {
             name: {key: value for key, value in record.items() if key not in ("key", "skipped", "pictures")}
             for name, record in measured.items()
@@ -325,19 +412,26 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
     from subspace3d.backbones.protocol import find_backbone
 
+    options = evaluation.options
+    frames = f"floor(i * available / {options.frames or FRAMES}); all when fewer"
+    if options.frames is None and options.alone:
+        frames = PROTOCOLS[options.alone].frames_in_words
     return {
         "image_size": find_backbone(evaluation.backbone.name).image_size,
-        "frames": evaluation.protocol.frames,
-        "frame_choice": "floor(i * available / frames); all when fewer",
+        "protocols": {name: PROTOCOLS[name].in_words() for name in options.protocols},
+        "frames": options.frames,
+        "frame_choice": frames,
+        "size": PROTOCOLS[options.alone].size_in_words if options.alone else "centred square of image_size",
         "mask": "true depth > 0; no confidence filter, no outlier cut",
         "alignments": ALIGNMENTS,
         "icp": {
-            "threshold": evaluation.protocol.icp_threshold,
+            "threshold": options.icp_threshold,
             "most_source_points": ICP_SOURCE_POINTS,
             "relative_fitness": ICP_TOLERANCE,
             "relative_rmse": ICP_TOLERANCE,
             "most_iterations": ICP_ITERATIONS,
         },
+        "f_threshold": options.f_threshold,
         "delta_threshold": DELTA_THRESHOLD,
         "point_delta_threshold": POINT_THRESHOLD,
         "scale_translation_grid": FIT_GRID,
@@ -345,6 +439,7 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
         "normal_neighbours": NORMAL_NEIGHBOURS,
         "most_queries_each_way": MOST_QUERIES,
         "most_queries_raw": RAW_QUERIES,
+        "most_normals": NORMAL_QUERIES,
         "camera_pairs": "all i < j; translation error is the angle between directions, 0 to 180 degrees; AUC over the "
         "pairs with a true baseline, steps of one degree",
         "mean": "over the scenes where a metric is defined",

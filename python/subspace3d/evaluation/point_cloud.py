@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subspace3d.evaluation.alignment import Array, Similarity
+from subspace3d.evaluation.alignment import Array, Similarity, umeyama
 
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
@@ -18,9 +18,10 @@ ICP_TOLERANCE = 1e-6
 ICP_ITERATIONS = 30
 ICP_SOURCE_POINTS = 25_000
 NORMAL_NEIGHBOURS = 30
+F_THRESHOLD = 0.05
 MOST_QUERIES = 50_000
+NORMAL_QUERIES = 20_000  # a normal costs ten times a distance
 _NORMALS_AT_ONCE = 50_000  # bounds the memory of the gathered neighbours to 36 MB
-_SYSTEM_LIBRARIES = "libusb-1.0-0 libgl1 libgomp1 libx11-6"
 
 
 @dataclass
@@ -131,63 +132,49 @@ class IcpResult:
     inlier_rmse: float
 
 
-def import_open3d() -> Any:
-    """The module open3d.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; names the extra.
-        ImportError: it is installed, but a system library is missing; names the packages.
-    """
-    try:
-        import open3d
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'point cloud metrics need {error.name}: pip install "subspace3d[eval]"', name=error.name
-        ) from error
-    except (ImportError, OSError) as error:
-        raise ImportError(
-            f"Open3D is installed but does not load ({error}); on Debian and Ubuntu its system libraries come with: "
-            f"apt-get install -y {_SYSTEM_LIBRARIES}"
-        ) from error
-    return open3d
-
-
-def icp(source: Array, target: Array, threshold: float, max_source_points: int = ICP_SOURCE_POINTS) -> IcpResult:
+def icp(source: Array, target: PointCloud, threshold: float, max_source_points: int = ICP_SOURCE_POINTS) -> IcpResult:
     """Rigid ``argmin_{R, t} sum |R x + t - nn(R x + t)|^2`` over pairs closer than ``threshold``, point to point.
 
-    Open3D's registration_icp from the identity, stopped when fitness and RMSE both change by less than 1e-6, or after
-    30 iterations. No scale is fitted, so align with `umeyama` before.
+    From the identity, stopped when fitness and RMSE both change by less than 1e-6, or after 30 iterations: the rules of
+    Open3D's registration_icp, on the search tree that ``target`` has anyway. No scale is fitted, so align with
+    `umeyama` before.
 
     Args:
         source (Array): float64 [n, 3], the prediction, already near ``target``. Of more than ``max_source_points``
             rows every (n // max_source_points)-th or so takes part; six parameters need no more.
-        target (Array): float64 [m, 3], the truth; all of it takes part.
+        target (PointCloud): the truth; all of it takes part.
         threshold (float): largest distance of a pair, in units of the points.
         max_source_points (int): see ``source``.
 
     Raises:
         ValueError: ``threshold`` or ``max_source_points`` is not positive.
-        ImportError: Open3D cannot be imported.
     """
     if not threshold > 0 or max_source_points < 1:
         raise ValueError(f"threshold and max_source_points must be positive, got {threshold} and {max_source_points}")
-    open3d = import_open3d()
-    registration = open3d.pipelines.registration
-    clouds = [
-        open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.ascontiguousarray(points, np.float64)))
-        for points in (source[subsample(len(source), max_source_points)], target)
-    ]
-    result = registration.registration_icp(
-        clouds[0],
-        clouds[1],
-        threshold,
-        np.eye(4),
-        registration.TransformationEstimationPointToPoint(),
-        registration.ICPConvergenceCriteria(ICP_TOLERANCE, ICP_TOLERANCE, ICP_ITERATIONS),
-    )
-    matrix = np.asarray(result.transformation)
-    motion = Similarity(1.0, matrix[:3, :3].copy(), matrix[:3, 3].copy())
-    return IcpResult(motion, float(result.fitness), float(result.inlier_rmse))
+    chosen = np.asarray(source, np.float64)[subsample(len(source), max_source_points)]
+    motion = Similarity(1.0, np.eye(3), np.zeros(3))
+    near, partners, fitness, rmse = _pairs(chosen, target, threshold)
+    for _ in range(ICP_ITERATIONS):
+        # fewer pairs, or pairs on a line, leave the rotation open
+        if np.count_nonzero(near) < 3:
+            break
+        try:
+            step = umeyama(motion.apply(chosen[near]), partners, with_scale=False)
+        except ValueError:
+            break
+        motion, before = step.after(motion), (fitness, rmse)
+        near, partners, fitness, rmse = _pairs(motion.apply(chosen), target, threshold)
+        if abs(fitness - before[0]) < ICP_TOLERANCE and abs(rmse - before[1]) < ICP_TOLERANCE:
+            break
+    return IcpResult(motion, fitness, rmse)
+
+
+def _pairs(points: Array, target: PointCloud, threshold: float) -> tuple[NDArray[np.bool_], Array, float, float]:
+    """Which points have a partner, the partners, their share, and their root mean square distance."""
+    distances, nearest = target.tree.query(points, distance_upper_bound=threshold, workers=-1)
+    near = np.isfinite(distances)
+    rmse = float(np.sqrt(np.mean(distances[near] ** 2))) if near.any() else 0.0
+    return near, target.at(nearest[near]), float(near.mean()), rmse
 
 
 def subsample(count: int, most: int) -> NDArray[np.intp]:
@@ -198,40 +185,66 @@ def subsample(count: int, most: int) -> NDArray[np.intp]:
 
 
 def surface_distances(
-    pred: PointCloud | MovedCloud, true: PointCloud | MovedCloud, most_queries: int = MOST_QUERIES
+    pred: PointCloud | MovedCloud,
+    true: PointCloud | MovedCloud,
+    most_queries: int = MOST_QUERIES,
+    f_threshold: float = F_THRESHOLD,
 ) -> dict[str, float]:
     """``accuracy = mean_p min_q |p - q|``, ``completeness = mean_q min_p |p - q|``, p predicted, q true.
 
-    The medians beside them, ``chamfer = (accuracy + completeness) / 2``, and over the same nearest pairs the normal
+    The medians beside them, ``chamfer = (accuracy + completeness) / 2``, `f_score`, and over nearest pairs the normal
     consistency of either direction (1 is best), ``normal_consistency_accuracy = mean_p |n_p . n_q(p)|`` and
     ``normal_consistency_completeness = mean_q |n_q . n_p(q)|``, and their mean ``normal_consistency``. No distance is
     capped and no point is dropped from the minima; the means and medians of a cloud of more than ``most_queries``
-    points are over that many evenly spaced ones.
+    points are over that many evenly spaced ones, and normals over at most 20,000.
 
     Args:
         pred (PointCloud | MovedCloud): prediction, aligned with ``true``.
         true (PointCloud | MovedCloud): truth; its unit is the unit of the distances.
         most_queries (int): bounds the time; a mean moves by less than its spread / sqrt(most_queries).
+        f_threshold (float): see `f_score`, in the unit of ``true``.
     """
-    accuracy, forward = _one_way(pred, true, most_queries)
-    completeness, backward = _one_way(true, pred, most_queries)
+    accuracy, forward = one_way(pred, true, most_queries)
+    completeness, backward = one_way(true, pred, most_queries)
     return {
         "accuracy": float(accuracy.mean()),
         "accuracy_median": float(np.median(accuracy)),
         "completeness": float(completeness.mean()),
         "completeness_median": float(np.median(completeness)),
         "chamfer": float(accuracy.mean() + completeness.mean()) / 2,
-        "normal_consistency": (forward + backward) / 2,
-        "normal_consistency_accuracy": forward,
-        "normal_consistency_completeness": backward,
+        "f_score": f_score(accuracy, completeness, f_threshold),
+        "normal_consistency": float(forward.mean() + backward.mean()) / 2,
+        "normal_consistency_accuracy": float(forward.mean()),
+        "normal_consistency_completeness": float(backward.mean()),
     }
 
 
-def _one_way(
-    source: PointCloud | MovedCloud, target: PointCloud | MovedCloud, most_queries: int
-) -> tuple[Array, float]:
-    """Distances from ``source`` to the nearest points of ``target``, and the mean |n . n'| of these pairs."""
+def f_score(accuracy: Array, completeness: Array, threshold: float = F_THRESHOLD) -> float:
+    """``2 P R / (P + R)``, 0 where both are 0: P, R the shares of either direction's distances below ``threshold``.
+
+    Raises:
+        ValueError: ``threshold`` is not positive.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold}")
+    precision, recall = float(np.mean(accuracy < threshold)), float(np.mean(completeness < threshold))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def one_way(
+    source: PointCloud | MovedCloud, target: PointCloud | MovedCloud, most_queries: int = MOST_QUERIES
+) -> tuple[Array, Array]:
+    """Distances from points of ``source`` to the nearest points of ``target``, and ``|n . n'|`` of such pairs.
+
+    Returns:
+        tuple: [min(n, most_queries)] and [min(n, most_queries, 20,000)], of evenly spaced points.
+    """
     chosen = subsample(len(source), most_queries)
     distances, nearest = target.nearest(source.at(chosen))
-    agreement = np.einsum("ij,ij->i", source.normals(chosen), target.normals(nearest))
-    return distances, float(np.abs(agreement).mean())
+    # those of the whole cloud and not of the chosen points, so that raw and aligned distances share their normals
+    turned = subsample(len(source), NORMAL_QUERIES)
+    if len(turned) < len(chosen):
+        _, partners = target.nearest(source.at(turned))
+    else:
+        turned, partners = chosen, nearest
+    return distances, np.abs(np.einsum("ij,ij->i", source.normals(turned), target.normals(partners)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from subspace3d.evaluation.alignment import Array, umeyama
+from subspace3d.evaluation.alignment import Array, Similarity, umeyama
 
-AUC_THRESHOLDS_DEG = (5, 15, 30)
+AUC_THRESHOLDS_DEG = (3, 5, 15, 30)
 # A baseline below this share of the longest one is round-off, not a direction.
 _NO_BASELINE = 1e-9
 
@@ -119,3 +119,84 @@ def _direction_angles(first: Array, second: Array) -> Array:
     cross = np.linalg.norm(np.cross(first, second), axis=1)
     angles = np.degrees(np.arctan2(cross, np.einsum("pi,pi->p", first, second)))
     return np.where(np.linalg.norm(first, axis=1) > 0, angles, 90.0)
+
+
+def step_errors(pred: Array, true: Array) -> tuple[float, float]:
+    """Root mean square error of the motion between neighbouring frames: translation, and rotation in degrees.
+
+    The centres are brought onto the true ones by a Sim(3) first, rotations with them; per step the error is
+    ``E = (A_i^-1 A_{i+1})^-1 (B_i^-1 B_{i+1})`` of world-from-camera poses A (true) and B (predicted): RPE with a delta
+    of one frame.
+
+    Args:
+        pred (Array): [S, 3, 4] predicted camera-from-world.
+        true (Array): [S, 3, 4] true camera-from-world; the unit of the result.
+
+    Raises:
+        ValueError: fewer than 3 cameras, or they stand on one line: see `umeyama`.
+    """
+    aligned = moved_cameras(pred, umeyama(camera_centres(pred), camera_centres(true)))
+    steps = []
+    for extrinsics in (true, aligned):
+        rotations, centres = extrinsics[:, :, :3], camera_centres(extrinsics)
+        turns = rotations[:-1] @ rotations[1:].transpose(0, 2, 1)
+        steps.append((turns, np.einsum("sij,sj->si", rotations[:-1], np.diff(centres, axis=0))))
+    (true_turns, true_moves), (turns, moves) = steps
+    chord = np.linalg.norm(turns - true_turns, axis=(1, 2)) / np.sqrt(8.0)
+    angles = np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
+    distances = np.linalg.norm(moves - true_moves, axis=1)
+    return float(np.sqrt(np.mean(distances**2))), float(np.sqrt(np.mean(angles**2)))
+
+
+def camera_centres(extrinsics: Array) -> Array:
+    """``-R^T t`` [S, 3] of camera-from-world ``[R | t]`` [S, 3, 4]."""
+    return -np.einsum("sji,sj->si", extrinsics[:, :, :3], extrinsics[:, :, 3])
+
+
+def moved_cameras(extrinsics: Array, motion: Similarity) -> Array:
+    """Camera-from-world [S, 3, 4] in the world after ``motion``: ``R' = R Q^T``, ``t' = -R' (c Q x + u)``, x the
+    centre."""
+    rotations = extrinsics[:, :, :3] @ motion.rotation.T
+    centres = motion.apply(camera_centres(extrinsics))
+    return np.concatenate([rotations, -np.einsum("sij,sj->si", rotations, centres)[:, :, None]], axis=2)
+
+
+def consensus_alignment(pred: Array, true: Array, draws: int = 10, seed: int = 42) -> Similarity:
+    """The Sim(3) from predicted to true camera centres that most centres agree with.
+
+    A centre agrees when it lands within h of its partner; h is the median, over the centres after a Sim(3) of all of
+    them, of the distance to the nearest true centre. Of ``draws`` Sim(3)s of half the cameras (rounded up, at least 3)
+    the one with most agreeing centres, and of equals the one with the least mean distance of those, names them; the
+    result is the Sim(3) of the agreeing centres, or that of the draw if they are fewer than 3.
+
+    Args:
+        pred (Array): [S, 3] predicted centres.
+        true (Array): [S, 3] true centres.
+        draws (int): random halves.
+        seed (int): of NumPy's default generator.
+
+    Raises:
+        ValueError: fewer than 3 cameras, or they stand on one line: see `umeyama`.
+    """
+    best = umeyama(pred, true)
+    gaps = np.linalg.norm(best.apply(pred)[:, None] - true[None], axis=2).min(axis=1)
+    reach = float(np.median(gaps))
+    rng = np.random.default_rng(seed)
+    score, agreeing = (-1, np.inf), None
+    for _ in range(draws):
+        half = rng.choice(len(pred), size=max(3, (len(pred) + 1) // 2), replace=False)
+        try:
+            motion = umeyama(pred[half], true[half])
+        except ValueError:
+            continue
+        distances = np.linalg.norm(motion.apply(pred) - true, axis=1)
+        near = distances <= reach
+        mean = float(distances[near].mean()) if near.any() else np.inf
+        if (near.sum(), -mean) > (score[0], -score[1]):
+            score, agreeing, best = (int(near.sum()), mean), near, motion
+    if agreeing is None or agreeing.sum() < 3:
+        return best
+    try:
+        return umeyama(pred[agreeing], true[agreeing])
+    except ValueError:
+        return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from subspace3d.evaluation.depth import (
     point_errors,
 )
 from subspace3d.evaluation.point_cloud import (
+    F_THRESHOLD,
     ICP_SOURCE_POINTS,
     MOST_QUERIES,
     MovedCloud,
@@ -26,11 +28,17 @@ from subspace3d.evaluation.point_cloud import (
     icp,
     surface_distances,
 )
-from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG, pose_auc, relative_pose_errors, trajectory_error
-from subspace3d.geometry import unproject
+from subspace3d.evaluation.pose import (
+    AUC_THRESHOLDS_DEG,
+    camera_centres,
+    pose_auc,
+    relative_pose_errors,
+    trajectory_error,
+)
+from subspace3d.geometry import camera_rays, pixel_centres
 
 ALIGNED_CLOUD = (
-    "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "normal_consistency",
+    "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "f_score", "normal_consistency",
     "normal_consistency_accuracy", "normal_consistency_completeness", "camera_centre_error",
 )  # fmt: skip
 RAW_CLOUD = tuple(f"{name}_raw" for name in ALIGNED_CLOUD)
@@ -57,15 +65,23 @@ class Views:
 
     def points(self, mask: NDArray[np.bool_]) -> Array:
         """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""
-        return self._unproject(self.extrinsics, mask)
+        return self.to_world(self.camera_points(mask), mask)
 
     def camera_points(self, mask: NDArray[np.bool_]) -> Array:
-        """The same points, each in the coordinates of the camera that sees it."""
-        return self._unproject(np.broadcast_to(np.eye(3, 4), (len(self.depths), 3, 4)), mask)
+        """The same points, each in the coordinates of the camera that sees it: ``d K^-1 (x, y, 1)^T``."""
+        centres = pixel_centres(*mask.shape[1:])
+        points = np.empty((np.count_nonzero(mask), 3))
+        for depth, intrinsic, inside, rows in zip(self.depths, self.intrinsics, mask, _rows(mask)):
+            points[rows] = camera_rays(np.asarray(intrinsic, np.float64), centres[inside])
+            points[rows] *= depth[inside, None]
+        return points
 
-    def _unproject(self, extrinsics: Array, mask: NDArray[np.bool_]) -> Array:
-        arrays = (self.depths, extrinsics, self.intrinsics)
-        return unproject(*(np.asarray(array, np.float64) for array in arrays))[mask]
+    def to_world(self, camera_points: Array, mask: NDArray[np.bool_]) -> Array:
+        """``R^T (x - t)`` of what `camera_points` returned for the same mask."""
+        points = np.empty_like(camera_points)
+        for extrinsic, rows in zip(self.extrinsics, _rows(mask)):
+            np.matmul(camera_points[rows] - extrinsic[:, 3], extrinsic[:, :3], out=points[rows])
+        return points
 
     def first_camera(self) -> Similarity:
         """World to the first camera."""
@@ -73,7 +89,13 @@ class Views:
 
     def centres(self) -> Array:
         """Camera centres ``-R^T t`` in the world, [S, 3]."""
-        return -np.einsum("sji,sj->si", self.extrinsics[:, :, :3], self.extrinsics[:, :, 3])
+        return camera_centres(self.extrinsics)
+
+
+def _rows(mask: NDArray[np.bool_]) -> list[slice]:
+    """For each frame of ``mask`` [S, H, W], where its points lie among those of all frames."""
+    ends = np.cumsum(np.count_nonzero(mask, axis=(1, 2))).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 @dataclass
@@ -110,17 +132,18 @@ def valid_mask(true: Views) -> NDArray[np.bool_]:
     return mask
 
 
-def measure(pred: Views, true: Views, icp_threshold: float) -> SceneResult:
+def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float = F_THRESHOLD) -> SceneResult:
     """Every metric of one scene.
 
     Args:
         pred (Views): prediction in any world frame and unit; same S, H and W as ``true``.
         true (Views): truth; its unit is the unit of all distances.
         icp_threshold (float): largest correspondence distance of ICP, in true units.
+        f_threshold (float): largest distance that counts for the F-score, in true units.
 
     Raises:
         ValueError: shapes differ, too few pixels have true depth, or the prediction is not finite.
-        ImportError: Open3D cannot be imported.
+        ImportError: SciPy cannot be imported.
     """
     if pred.depths.shape != true.depths.shape:
         raise ValueError(f"depths must have one shape, got {pred.depths.shape} and {true.depths.shape}")
@@ -129,31 +152,44 @@ def measure(pred: Views, true: Views, icp_threshold: float) -> SceneResult:
         if bad:
             raise ValueError(f"the prediction must be finite, got {bad} values in {name} that are not")
     mask = valid_mask(true)
-    pred_points, true_points = pred.points(mask), true.points(mask)
+    pred_camera, true_camera = pred.camera_points(mask), true.camera_points(mask)
+    pred_points, true_points = pred.to_world(pred_camera, mask), true.to_world(true_camera, mask)
     # the unit VGGT is trained to predict in: mean distance of the true points from the first camera
     unit = float(np.linalg.norm(true.first_camera().apply(true_points), axis=1).mean())
 
     result = SceneResult(details={"frames": len(mask), "points": len(true_points), "unit": unit})
-    _measure_depth(result, pred.depths, true.depths, mask, unit)
-    _measure_points(result, pred.camera_points(mask), true.camera_points(mask), mask, unit)
-    if true.translation_known:
-        _measure_cloud(result, pred, true, pred_points, true_points, unit, icp_threshold)
-    else:
-        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, "where the true cameras stand is not known, only how they turn")
-    _measure_cameras(result, pred, true)
+    # NumPy and SciPy leave the interpreter's lock while they work, so two threads are two cores
+    with ThreadPoolExecutor(1) as beside:
+        depth = beside.submit(_measure_views, pred, true, pred_camera, true_camera, mask, unit)
+        cloud = _measure_cloud(pred, true, pred_points, true_points, unit, icp_threshold, f_threshold)
+        for part in (depth.result(), cloud, _measure_cameras(pred, true)):
+            result.metrics |= part.metrics
+            result.reasons |= part.reasons
+            result.details |= part.details
+    result.depth_scale = result.details["depth_scale"]
     for name, value in result.metrics.items():
         if value is not None and not math.isfinite(value):
             result.undefined((name,), f"the prediction is so far off that the value is {value}")
     return result
 
 
+def _measure_views(
+    pred: Views, true: Views, pred_camera: Array, true_camera: Array, mask: NDArray[np.bool_], unit: float
+) -> SceneResult:
+    """Depth and points of every view on its own."""
+    result = SceneResult()
+    _measure_depth(result, pred.depths, true.depths, mask, unit)
+    _measure_points(result, pred_camera, true_camera, mask, unit)
+    return result
+
+
 def _measure_depth(result: SceneResult, pred: Array, true: Array, mask: NDArray[np.bool_], unit: float) -> None:
     result.metrics["abs_rel_raw"] = absolute_relative(pred * unit, true, mask)
     result.metrics["delta_1_25_raw"] = delta_share(pred * unit, true, mask)
-    result.depth_scale = scale_alignment(pred, true, mask)
-    result.metrics["abs_rel"] = absolute_relative(pred * result.depth_scale, true, mask)
-    result.metrics["delta_1_25"] = delta_share(pred * result.depth_scale, true, mask)
-    result.details["depth_scale"] = result.depth_scale
+    scale = scale_alignment(pred, true, mask)
+    result.metrics["abs_rel"] = absolute_relative(pred * scale, true, mask)
+    result.metrics["delta_1_25"] = delta_share(pred * scale, true, mask)
+    result.details["depth_scale"] = scale
     error, share, fits, left_out = frame_affine_errors(pred, true, mask)
     result.metrics["abs_rel_frame_affine"] = error
     result.metrics["delta_1_25_frame_affine"] = share
@@ -186,19 +222,27 @@ def _measure_points(
 
 
 def _measure_cloud(
-    result: SceneResult,
     pred: Views,
     true: Views,
     pred_points: Array,
     true_points: Array,
     unit: float,
     icp_threshold: float,
-) -> None:
+    f_threshold: float,
+) -> SceneResult:
+    """Surfaces and camera centres in the world."""
+    result = SceneResult()
+    if not true.translation_known:
+        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, "where the true cameras stand is not known, only how they turn")
+        return result
     pred_cloud, true_cloud = PointCloud(pred_points), PointCloud(true_points)
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(getattr, pred_cloud, "tree")
+        true_cloud.tree  # noqa: B018  # built on first use
     # raw: both clouds seen from their own first camera, the prediction in the unit it was trained in, nothing fitted
     to_unit = Similarity(unit, np.eye(3), np.zeros(3))
     raw = true.first_camera().inverse().after(to_unit).after(pred.first_camera())
-    raw_values = surface_distances(MovedCloud(pred_cloud, raw), true_cloud, RAW_QUERIES)
+    raw_values = surface_distances(MovedCloud(pred_cloud, raw), true_cloud, RAW_QUERIES, f_threshold)
     raw_values["camera_centre_error"] = _mean_distance(raw.apply(pred.centres()), true.centres())
     result.metrics |= {f"{name}_raw": value for name, value in raw_values.items()}
     result.details["queries_raw"] = min(len(true_points), RAW_QUERIES)
@@ -206,10 +250,10 @@ def _measure_cloud(
         similarity = umeyama(pred_points, true_points)
     except ValueError as error:
         result.undefined(ALIGNED_CLOUD, f"no Sim(3) alignment: {error}")
-        return
-    refined = icp(similarity.apply(pred_points), true_points, icp_threshold)
+        return result
+    refined = icp(similarity.apply(pred_points), true_cloud, icp_threshold)
     alignment = refined.motion.after(similarity)
-    result.metrics |= surface_distances(MovedCloud(pred_cloud, alignment), true_cloud)
+    result.metrics |= surface_distances(MovedCloud(pred_cloud, alignment), true_cloud, f_threshold=f_threshold)
     result.metrics["camera_centre_error"] = _mean_distance(alignment.apply(pred.centres()), true.centres())
     result.details |= {
         "scale": alignment.scale,
@@ -220,13 +264,15 @@ def _measure_cloud(
         "icp_source_points": min(len(true_points), ICP_SOURCE_POINTS),
         "queries": min(len(true_points), MOST_QUERIES),
     }
+    return result
 
 
 def _mean_distance(first: Array, second: Array) -> float:
     return float(np.linalg.norm(first - second, axis=1).mean())
 
 
-def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
+def _measure_cameras(pred: Views, true: Views) -> SceneResult:
+    result = SceneResult()
     rotation = ("rotation_error_deg", "rotation_error_deg_median")
     translation = ("translation_error_deg", "translation_error_deg_median")
     areas = tuple(f"pose_auc_{threshold}" for threshold in AUC_THRESHOLDS_DEG)
@@ -234,7 +280,7 @@ def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
         result.undefined(
             (*rotation, *translation, *areas, "trajectory_error"), "relative poses need at least 2 frames, got 1"
         )
-        return
+        return result
     errors = relative_pose_errors(pred.extrinsics, true.extrinsics)
     result.details["camera_pairs"] = len(errors.moved)
     result.details["camera_pairs_with_baseline"] = int(errors.moved.sum())
@@ -245,7 +291,7 @@ def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
             (*translation, *areas, "trajectory_error"),
             "no true camera moves, so the direction of translation is not defined",
         )
-        return
+        return result
     result.metrics[translation[0]] = float(errors.translation_deg.mean())
     result.metrics[translation[1]] = float(np.median(errors.translation_deg))
     for name, threshold in zip(areas, AUC_THRESHOLDS_DEG):
@@ -254,3 +300,4 @@ def _measure_cameras(result: SceneResult, pred: Views, true: Views) -> None:
         result.metrics["trajectory_error"] = trajectory_error(pred.centres(), true.centres())
     except ValueError as error:
         result.undefined(("trajectory_error",), f"no Sim(3) alignment of the camera centres: {error}")
+    return result

@@ -52,6 +52,8 @@ METRICS: dict[str, Metric] = {
     "completeness_median_raw": Metric("Comp median raw", True, "scene", "raw"),
     "chamfer": Metric("Chamfer", True, "scene", "sim3_icp"),
     "chamfer_raw": Metric("Chamfer raw", True, "scene", "raw"),
+    "f_score": Metric("F-score", False, "", "sim3_icp"),
+    "f_score_raw": Metric("F-score raw", False, "", "raw"),
     "normal_consistency": Metric("NC", False, "", "sim3_icp", main=True),
     "normal_consistency_accuracy": Metric("NC pred to true", False, "", "sim3_icp"),
     "normal_consistency_completeness": Metric("NC true to pred", False, "", "sim3_icp"),
@@ -74,12 +76,54 @@ METRICS: dict[str, Metric] = {
     "rotation_error_deg_median": Metric("Rot deg median", True, "deg", "none"),
     "translation_error_deg": Metric("Trans deg", True, "deg", "none", main=True),
     "translation_error_deg_median": Metric("Trans deg median", True, "deg", "none"),
+    "pose_auc_3": Metric("AUC@3", False, "", "none"),
     "pose_auc_5": Metric("AUC@5", False, "", "none"),
     "pose_auc_15": Metric("AUC@15", False, "", "none"),
     "pose_auc_30": Metric("AUC@30", False, "", "none"),
     "camera_centre_error": Metric("Camera centre", True, "scene", "sim3_icp"),
     "camera_centre_error_raw": Metric("Camera centre raw", True, "scene", "raw"),
     "trajectory_error": Metric("ATE", True, "scene", "sim3_cameras"),
+}
+
+
+def _down(label: str, unit: str, main: bool = False) -> Metric:
+    return Metric(label, True, unit, "protocol", main)
+
+
+def _up(label: str, main: bool = False) -> Metric:
+    return Metric(label, False, "", "protocol", main)
+
+
+# what the published protocols measure; `protocols` says which and after what alignment
+QUANTITIES: dict[str, Metric] = {
+    "auc_3": _up("AUC@3", main=True),
+    "auc_5": _up("AUC@5"),
+    "auc_15": _up("AUC@15"),
+    "auc_30": _up("AUC@30", main=True),
+    "ate": _down("ATE", "scene", main=True),
+    "rpe_translation": _down("RPE trans", "scene"),
+    "rpe_rotation_deg": _down("RPE rot", "deg"),
+    "accuracy": _down("Acc", "scene", main=True),
+    "accuracy_median": _down("Acc median", "scene"),
+    "completeness": _down("Comp", "scene", main=True),
+    "completeness_median": _down("Comp median", "scene"),
+    "overall": _down("Overall", "scene", main=True),
+    "overall_posed": _down("Overall, true cameras", "scene"),
+    "overall_dtu": _down("Overall, DTU", "scene"),
+    "f_score": _up("F@0.05", main=True),
+    "precision": _up("Precision@0.05"),
+    "recall": _up("Recall@0.05"),
+    "f_score_posed": _up("F@0.05, true cameras"),
+    "normal_consistency": _up("NC", main=True),
+    "normal_consistency_median": _up("NC median"),
+    "abs_rel_scale": _down("AbsRel scale", "", main=True),
+    "delta_scale": _up("d<1.25 scale"),
+    "abs_rel_scale_shift": _down("AbsRel scale+shift", "", main=True),
+    "delta_scale_shift": _up("d<1.25 scale+shift"),
+    "abs_rel_metric": _down("AbsRel metric", "", main=True),
+    "delta_metric": _up("d<1.25 metric"),
+    "abs_rel_frame_affine": _down("AbsRel frame affine", "", main=True),
+    "delta_frame_affine": _up("d<1.25 frame affine"),
 }
 
 
@@ -108,41 +152,74 @@ def format_table(results: Mapping[str, Any]) -> str:
     """
     methods = results["methods"]
     columns = [name for name, metric in METRICS.items() if metric.main]
-    head = ["method", "trained", *(_head(METRICS[name]) for name in columns)]
-    best = {name: _best(name, (method["mean"].get(name) for method in methods.values())) for name in columns}
+    head = ["method", "trained", *(head_of(METRICS[name]) for name in columns)]
+    values = {name: [method["mean"].get(name) for method in methods.values()] for name in columns}
+    cells = {name: marked(METRICS[name], column) for name, column in values.items()}
     rows = [head]
-    for label, method in methods.items():
+    for index, (label, method) in enumerate(methods.items()):
         trained = method.get("trainable_parameters")
-        cells = [label, "-" if trained is None else f"{trained:,}"]
-        for name in columns:
-            text = _format(method["mean"].get(name))
-            # what is equal in print is equally good
-            cells.append(f"{text}*" if text != "-" and text == best[name] else f"{text} ")
-        rows.append(cells)
-    widths = [max(len(row[index]) for row in rows) for index in range(len(head))]
-    lines = [_line(row, widths) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_notes(results)])
+        rows.append([label, "-" if trained is None else f"{trained:,}", *(cells[name][index] for name in columns)])
+    return "\n".join([*aligned(rows), *_notes(results)])
 
 
-def _head(metric: Metric) -> str:
+def format_protocols(results: Mapping[str, Any]) -> str:
+    """One row per metric and method, one column per protocol; "-" where a protocol does not have the metric.
+
+    Args:
+        results (Mapping): the content of results.json.
+
+    Returns:
+        str: aligned plain text with a head, and the alignment of each protocol below; no final newline.
+    """
+    protocols = results["protocols"]
+    shown: dict[str, Mapping[str, Any]] = {}
+    for protocol in protocols.values():
+        shown.update(protocol["metrics"])
+    order = [name for name in QUANTITIES if name in shown]
+    rows = [["metric", "method", *protocols]]
+    for name in order:
+        metric, methods = QUANTITIES[name], results["methods"]
+        means = [
+            [method["protocols"].get(protocol, {}).get("mean", {}).get(name) for method in methods.values()]
+            for protocol in protocols
+        ]
+        columns = [marked(metric, column) if len(methods) > 1 else [format_value(column[0])] for column in means]
+        for index, label in enumerate(methods):
+            rows.append([head_of(metric) if index == 0 else "", label, *(column[index] for column in columns)])
+    notes = [f"{name}: {protocol['alignment']}" for name, protocol in protocols.items()]
+    return "\n".join([*aligned(rows, left=2), *notes])
+
+
+def head_of(metric: Metric) -> str:
+    """A metric's label and which end is best."""
     return f"{metric.label} {'v' if metric.lower_is_better else '^'} "
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:#.4g}".rstrip(".")
-
-
-def _best(name: str, values: Iterable[float | None]) -> str | None:
+def marked(metric: Metric, values: Iterable[float | None]) -> list[str]:
+    """The values as text, the best of them marked; what is equal in print is equally good."""
+    values = list(values)
     known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return _format(min(known) if METRICS[name].lower_is_better else max(known))
+    best = format_value((min if metric.lower_is_better else max)(known)) if known else None
+    texts = [format_value(value) for value in values]
+    return [f"{text}*" if text != "-" and text == best else f"{text} " for text in texts]
+
+
+def aligned(rows: list[list[str]], left: int = 1) -> list[str]:
+    """Lines of a table whose first row is its head; the first ``left`` columns start at the left."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
+
+
+def format_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:#.4g}".rstrip(".")
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:

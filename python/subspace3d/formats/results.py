@@ -28,6 +28,12 @@ class _Details(TypedDict):
     inference_seconds: NotRequired[_Time | None]
 
 
+class _ProtocolValues(TypedDict):
+    mean: _Metrics
+    per_scene: dict[str, _Metrics]
+    reasons: NotRequired[dict[str, dict[str, str]]]
+
+
 class MethodRecord(TypedDict):
     """What one method measured."""
 
@@ -36,6 +42,7 @@ class MethodRecord(TypedDict):
     failed: dict[str, str]
     details: NotRequired[dict[str, _Details]]
     reasons: NotRequired[dict[str, dict[str, str]]]
+    protocols: NotRequired[dict[str, _ProtocolValues]]
     trainable_parameters: NotRequired[Count | None]
     trainable: NotRequired[dict[str, Count] | None]
     training: NotRequired[_Training | None]
@@ -78,6 +85,7 @@ class ResultsRecord(TypedDict):
     scenes: list[str]
     skipped: NotRequired[list[_Skipped]]
     protocol: NotRequired[dict[str, Any]]
+    protocols: NotRequired[dict[str, Any]]
     backbone: NotRequired[dict[str, Any]]
     metrics: dict[str, _Metric]
     methods: Annotated[dict[str, MethodRecord], Rule("an object of at least one method", lambda value: len(value) > 0)]

@@ -40,7 +40,7 @@ class TunedRecord(TypedDict):
 
     format: str
     version: int
-    method: Literal["none", "full", "lora", "pissa", "adalora", "psv", "subspace"]
+    method: Literal["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"]
     backbone: BackboneTable
     settings: dict[str, Any]
     files: dict[str, _Digest]
@@ -117,7 +117,7 @@ def read_tuned_record(folder: Path) -> TunedRecord:
 def _needed(method: str) -> tuple[str, ...]:
     if method == "none":
         return ()
-    if method == "full":
+    if method in ("full", "bias"):
         return (WEIGHTS,)
     return (BASIS, ADAPTER_WEIGHTS) if method in ("psv", "subspace") else (ADAPTER_WEIGHTS,)
 

@@ -90,7 +90,8 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
     folders = sorted({scene.parent for scene in find_scenes(scenes)})
     # a folder that is itself a data set has no relative path to name it by
     return {
-        scenes.resolve().name if folder == scenes else str(folder.relative_to(scenes)): folder for folder in folders
+        scenes.resolve().name if folder == scenes else folder.relative_to(scenes).as_posix(): folder
+        for folder in folders
     }
 
 

@@ -30,7 +30,7 @@ def export_lora(run: Path, folder: Path, backbone: str = "") -> Path:
         ValueError: the run trained no adapter.
     """
     record = read_tuned(run)
-    if record["method"] in ("none", "full"):
+    if record["method"] in ("none", "full", "bias"):
         raise ValueError(f"run: the method of {run} must train an adapter, {record['method']!r} does not")
     model = load_tuned(run, backbone=backbone)
     return write_lora(folder, adapter_factors(model), base_of(model), BackboneRecord(**record["backbone"]).identity)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,40 +57,82 @@ def start_cores(
         ValueError: ``model`` has no cores, or they are not zero.
         FloatingPointError: a gradient is not finite.
     """
-    from subspace3d.adapters.peft_layers import SubspaceLayer
-
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SubspaceLayer)}
-    cores = {
-        f"{name}.{adapter}": (layer, core)
-        for name, layer in layers.items()
-        for adapter, core in layer.subspace_core.items()
-    }
-    if not cores or any(core.c.any() for _, core in cores.values()):
-        raise ValueError("model must have cores that are zero, as apply_method gives them")
+    cores = _zero_cores(model)
     parameters = {name: core.c for name, (_, core) in cores.items()}
     sums = summed_gradients(model, parameters, dataset, config, (range(batches),), label)
     with contextlib.closing(sums):
         steps = {name: -gradient.to(parameters[name].device) for name, (gradient,) in sums}
+    return _line_search(cores, steps, lambda: _loss(model, dataset, config, batches))
+
+
+def start_cores_at(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Start:
+    """`start_cores` for any loss of the model: ``c <- -t dloss/dc`` in place in every core, one t for all.
+
+    Args:
+        model (nn.Module): what `apply_method` returned for subspace or psv, untrained.
+        loss (Callable): the loss as a scalar with its graph, the same at every call.
+
+    Raises:
+        ValueError: ``model`` has no cores, or they are not zero.
+        FloatingPointError: the loss or a gradient is not finite.
+    """
+    cores = _zero_cores(model)
+    names = list(cores)
+    gradients = torch.autograd.grad(loss(), [cores[name][1].c for name in names])
+    bad = [name for name, gradient in zip(names, gradients) if not torch.isfinite(gradient).all()]
+    if bad:
+        raise FloatingPointError(f"the gradient of {len(bad)} cores is not finite, e.g. {bad[0]}")
+
+    @torch.no_grad()
+    def value() -> float:
+        return float(loss())
+
+    return _line_search(cores, {name: -gradient for name, gradient in zip(names, gradients)}, value)
+
+
+def _zero_cores(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Name -> (layer, core) of every core.
+
+    Raises:
+        ValueError: there is none, or one is not zero.
+    """
+    from subspace3d.adapters.peft.layers import SubspaceLayer
+
+    cores = {
+        f"{name}.{adapter}": (layer, core)
+        for name, layer in model.named_modules()
+        if isinstance(layer, SubspaceLayer)
+        for adapter, core in layer.subspace_core.items()
+    }
+    if not cores or any(core.c.any() for _, core in cores.values()):
+        raise ValueError("model must have cores that are zero, as apply_method gives them")
+    return cores
+
+
+def _line_search(
+    cores: Mapping[str, tuple[Any, Any]], steps: Mapping[str, torch.Tensor], loss: Callable[[], float]
+) -> Start:
+    """Put every core at the best length of its step, one length for all; see `start_cores`."""
     weight_norm = torch.stack([layer.base_layer.weight.norm().square() for layer, _ in cores.values()]).sum().sqrt()
     update_norm = _norm(torch.stack([(cores[name][1].scale * step).norm() for name, step in steps.items()]))
     if not update_norm:
-        before = _loss(model, dataset, config, batches)
+        before = loss()
         return Start(0.0, before, before, 0)
 
     def set_size(size: float) -> None:
         with torch.no_grad():
             for name, step in steps.items():
-                parameters[name].copy_(size * float(weight_norm) / update_norm * step)
+                cores[name][1].c.copy_(size * float(weight_norm) / update_norm * step)
 
-    before = best = _loss(model, dataset, config, batches)
+    before = best = loss()
     chosen, size, rises, tried = 0.0, _FIRST, 0, 0
     while rises < _PATIENCE and size <= _LARGEST:
         set_size(size)
-        loss = _loss(model, dataset, config, batches)
+        found = loss()
         tried += 1
-        rises = 0 if loss < best else rises + 1
-        if loss < best:
-            best, chosen = loss, size
+        rises = 0 if found < best else rises + 1
+        if found < best:
+            best, chosen = found, size
         size *= _FACTOR
     set_size(chosen)
     return Start(chosen, before, best, tried)

@@ -5,7 +5,15 @@ from __future__ import annotations
 _PAPER = 1e-5
 _USUAL: dict[str, dict[str, float]] = {
     # found on the validation scenes of its tasks, docs/experiments.md; it is small and learns fast
-    "vggt-nano": {"full": 2e-4, "lora": 1e-3, "pissa": 1e-3, "adalora": 3e-3, "psv": 3e-3, "subspace": 3e-3},
+    "vggt-nano": {
+        "full": 2e-4,
+        "bias": 3e-3,
+        "lora": 1e-3,
+        "pissa": 1e-3,
+        "adalora": 3e-3,
+        "psv": 3e-3,
+        "subspace": 3e-3,
+    },
 }
 
 

@@ -14,7 +14,7 @@ from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.adapters.placement import CORE_METHODS
+from subspace3d.adapters.placement import CORE_METHODS, OWN_WEIGHTS
 from subspace3d.adapters.saved import attach_adapter
 from subspace3d.backbones.protocol import PRESETS
 from subspace3d.backbones.record import BackboneRecord, load_backbone
@@ -32,7 +32,7 @@ def save_tuned(
     Args:
         out (Path): run folder.
         model (nn.Module): what `apply_method` returned, trained.
-        method (str): none, full, lora, pissa, adalora, psv or subspace.
+        method (str): none, full, bias, lora, pissa, adalora, psv or subspace.
         backbone (BackboneRecord): the weights it started from.
         basis (dict | None): the frozen basis of psv and subspace.
         record (dict): further JSON values for tuned.json.
@@ -61,11 +61,11 @@ def save_tuned(
 def save_trained(folder: Path, model: nn.Module, method: str, backbone: BackboneRecord, basis: Basis | None) -> None:
     """Write into ``folder`` what was trained, in a form others can load.
 
-    full: model.safetensors with the trained weights. All others but none: adapter/, a PEFT folder for the backbone's
-    own weights; for pissa a plain LoRA of rank 2 r, what was trained minus what was taken out of the weights. psv,
-    subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it. Args as in `save_tuned`.
+    full, bias: model.safetensors with the trained weights. All others but none: adapter/, a PEFT folder for the
+    backbone's own weights; for pissa a plain LoRA of rank 2 r, what was trained minus what was taken out of the
+    weights. psv, subspace: basis.safetensors (``<module>.U``, ``<module>.V``) beside it. Args as in `save_tuned`.
     """
-    if method == "full":
+    if method in OWN_WEIGHTS:
         save_tensors(folder / WEIGHTS, trainable_parameters(model))
     elif method == "pissa":
         write_lora(folder / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
@@ -121,19 +121,19 @@ def load_tuned(out: Path, device: torch.device | str = "cpu", backbone: str = ""
         raise ValueError(f"backbone must be {name}, on which {out} was tuned, got {backbone or 'none'}")
     model: nn.Module = load_backbone(BackboneRecord(**record["backbone"]))
     method = record["method"]
-    if method == "full":
-        model = apply_method(model, "full")
-        _copy_weights(folder / WEIGHTS, trainable_parameters(model))
+    if method in OWN_WEIGHTS:
+        model = apply_method(model, method)
+        _copy_weights(folder / WEIGHTS, trainable_parameters(model), method)
     elif method != "none":
         model = attach_adapter(model, folder / ADAPTER, method, folder / BASIS)
     return model.to(device).eval()
 
 
-def _copy_weights(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+def _copy_weights(path: Path, parameters: Mapping[str, nn.Parameter], method: str) -> None:
     weights, _ = load_tensors(path)
     foreign = sorted(weights.keys() ^ parameters.keys())
     if foreign:
-        raise ValueError(f"{path} must hold what full tuning trains: {len(foreign)} tensors differ, e.g. {foreign[0]}")
+        raise ValueError(f"{path} must hold what {method} trains: {len(foreign)} tensors differ, e.g. {foreign[0]}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             check_values(path, name, weights[name])

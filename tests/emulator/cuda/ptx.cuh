@@ -18,6 +18,7 @@ using namespace plain;
 
 template <int kWanted>
 constexpr int kParts = kWanted;
+constexpr int kUnrolledSteps = 4;
 
 // Clears the 13 bits that TF32 lacks, as the matrix unit does with operands that were not rounded before.
 inline float truncate_to_tf32(float value) {

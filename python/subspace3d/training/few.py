@@ -1,0 +1,366 @@
+"""Tuning on 1 to 30 images: depth or other views teach, held-out views judge, generic scenes show what is forgotten."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.backbones.losses import LossCounts
+from subspace3d.backbones.pose import decode_pose
+from subspace3d.backbones.protocol import backbone_of
+from subspace3d.formats.scene import Scene, SceneFile, find_scenes, load_images, load_scene
+from subspace3d.training.config import TrainConfig
+from subspace3d.training.consistency import consistency_loss
+from subspace3d.training.device import choose_device
+from subspace3d.training.fit_start import Start, start_cores_at
+from subspace3d.training.loop import loss_terms, set_modes
+from subspace3d.training.normalization import normalize_scenes
+from subspace3d.training.schedule import learning_rate
+
+MOST_IMAGES = 30
+LEAST_TO_HOLD_OUT = 3
+STEPS = 100
+UNJUDGED_STEPS = 20  # where nothing can be held out
+_EVERY = 5  # steps between looks at the held-out views
+_PATIENCE = 4  # looks without a better one
+_PARTNERS = 4  # other views that a view is compared with in one step
+_GENERIC_SCENES, _GENERIC_FRAMES = 4, 4
+
+
+@dataclass(frozen=True)
+class FewScene:
+    """The images of one scene.
+
+    Attributes:
+        name: of the scene.
+        images: [S, 3, H, W] in 0..1.
+        scene: with depth and cameras, or None: the images alone are known.
+        held_out: views that are not trained on; none of a scene of fewer than 3.
+    """
+
+    name: str
+    images: torch.Tensor
+    scene: Scene | None
+    held_out: tuple[int, ...]
+
+    @property
+    def taught(self) -> tuple[int, ...]:
+        return tuple(index for index in range(len(self.images)) if index not in self.held_out)
+
+
+@dataclass(frozen=True)
+class FewResult:
+    """What a run did and found.
+
+    Attributes:
+        images: number of images, the held-out ones included.
+        held_out: number of those held out.
+        teacher: depth, views, or both where scenes differ.
+        steps: optimiser steps taken.
+        best_step: the step whose weights were kept; 0: those of the start.
+        seconds: of the tuning, measurements included.
+        start: see `start_cores_at`; None: no such start.
+        before: measurement -> value of the untuned model; see `measure_few`.
+        after: the same of the result.
+        curve: (step, loss on the held-out views).
+    """
+
+    images: int
+    held_out: int
+    teacher: str
+    steps: int
+    best_step: int
+    seconds: float
+    start: Start | None
+    before: dict[str, float]
+    after: dict[str, float]
+    curve: list[tuple[int, float]]
+
+
+def load_few(root: Path, image_size: int) -> list[FewScene]:
+    """All scenes at or below ``root``, of 1 to 30 images together; of every ten images of a scene one is held out.
+
+    Held-out views lie evenly between the others; of 3 to 19 images it is the one in the middle.
+
+    Raises:
+        FileNotFoundError: ``root`` or a file does not exist.
+        ValueError: too many images, or a scene of one image has no depth, so that nothing teaches.
+    """
+    files = [SceneFile(path) for path in find_scenes(root)]
+    count = sum(len(file) for file in files)
+    if count > MOST_IMAGES:
+        raise ValueError(f"scenes must hold 1 to {MOST_IMAGES} images in all for --few, got {count} in {root}")
+    scenes = []
+    for file in files:
+        wanted = max(1, len(file) // 10) if len(file) >= LEAST_TO_HOLD_OUT else 0
+        held_out = tuple((2 * i + 1) * len(file) // (2 * wanted) for i in range(wanted))
+        known = file.has_depth and file.has_cameras
+        if not known and len(file) < 2:
+            raise ValueError(f"{file.file} must have depth and cameras, or at least 2 images that show the same, got 1")
+        scene = load_scene(file.folder, image_size=image_size) if known else None
+        images = scene.images if scene is not None else load_images(file.folder, image_size=image_size)
+        scenes.append(FewScene(file.name, _tensor(images), scene, held_out))
+    return scenes
+
+
+def tune_few(
+    model: nn.Module,
+    scenes: Sequence[FewScene],
+    config: TrainConfig,
+    generic: Path | None = None,
+    fit: bool = False,
+    note: Callable[[int, float], object] = lambda step, loss: None,
+) -> FewResult:
+    """Minimise the loss of a few images over the trainable parameters of ``model``, in place.
+
+    A step sees one scene after the other, at most ``images_per_step`` of its views in random order. Where a scene has
+    depth the loss is the backbone's own, else `consistency_loss` between the views. Every 5 steps the same loss is
+    measured on the held-out views (with depth: beside the first view, which sets the world); after 20 steps without a
+    better one it ends, and the best weights are kept. Without held-out views 20 steps are taken.
+
+    Args:
+        model (nn.Module): what `apply_method` returned, untrained, on its device.
+        scenes (Sequence): of `load_few`.
+        config (TrainConfig): steps at most, rate, seed, images per step.
+        generic (Path | None): scenes of another kind, whose loss is measured before and after.
+        fit (bool): start the cores by one step down their gradient, see `start_cores_at`.
+        note (Callable): is told the step and its loss.
+
+    Raises:
+        ValueError: nothing is trainable, or the backbone predicts no depth or no cameras for images without depth.
+        FloatingPointError: a loss is not finite.
+    """
+    device = choose_device(config.device)
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise ValueError("model must have trainable parameters, got none")
+    started = time.monotonic()
+    before = measure_few(model, scenes, config, generic)
+    start = start_cores_at(model, lambda: _start_loss(model, scenes, config, device)) if fit else None
+    set_modes(model)
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay)
+    judged = any(scene.held_out for scene in scenes)
+    steps = config.steps if judged else min(config.steps, UNJUDGED_STEPS)
+    best, best_step, kept = math.inf, 0, _copies(parameters)
+    curve: list[tuple[int, float]] = []
+    generator = torch.Generator().manual_seed(config.seed)
+    step = 0
+    for step in range(steps + 1):
+        if judged and step % _EVERY == 0:
+            curve.append((step, _mean(lambda scene: held_out_loss(model, scene, config, device), scenes, held=True)))
+            if curve[-1][1] < best:
+                best, best_step, kept = curve[-1][1], step, _copies(parameters)
+            elif step - best_step >= _EVERY * _PATIENCE:
+                break
+        if step == steps:
+            break
+        scene = scenes[step % len(scenes)]
+        frames = _draw(scene.taught, config.images_per_step, generator)
+        loss = _loss(model, scene, frames, _pairs(len(frames), generator), config, device)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {step} must be finite, got {loss.item()} on {scene.name}")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config.lr, config.warmup)
+        optimizer.step()
+        note(step, loss.item())
+    if judged:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
+    else:
+        best_step = step
+    after = measure_few(model, scenes, config, generic)
+    teachers = {"depth" if scene.scene is not None else "views" for scene in scenes}
+    return FewResult(
+        images=sum(len(scene.images) for scene in scenes),
+        held_out=sum(len(scene.held_out) for scene in scenes),
+        teacher="both" if len(teachers) > 1 else teachers.pop(),
+        steps=step,
+        best_step=best_step,
+        seconds=time.monotonic() - started,
+        start=start,
+        before=before,
+        after=after,
+        curve=curve,
+    )
+
+
+@torch.no_grad()
+def measure_few(
+    model: nn.Module, scenes: Sequence[FewScene], config: TrainConfig, generic: Path | None = None
+) -> dict[str, float]:
+    """``loss`` and ``abs_rel``, each of ``_images``, ``_held_out`` and ``_generic``.
+
+    Means over scenes; what cannot be measured is not there. Abs Rel is taken after one scale per scene (`scale` of
+    docs/evaluation.md), all views in one forward pass. Generic scenes are the first 4, 4 evenly spaced views of each.
+    """
+    device = choose_device(config.device)
+    values = {"loss_images": _mean(lambda scene: float(_taught_loss(model, scene, config, device)), scenes)}
+    if any(scene.held_out for scene in scenes):
+        values["loss_held_out"] = _mean(lambda scene: held_out_loss(model, scene, config, device), scenes, held=True)
+    for name, frames in (("images", "taught"), ("held_out", "held_out")):
+        known = [scene for scene in scenes if scene.scene is not None and getattr(scene, frames)]
+        if known:
+            values[f"abs_rel_{name}"] = _mean(
+                lambda scene, frames=frames: _abs_rel(model, scene, getattr(scene, frames), device), known
+            )
+    if generic is not None:
+        others = _generic(generic, scenes[0].images.shape[-1])
+        values["loss_generic"] = _mean(
+            lambda scene: float(_loss(model, scene, scene.taught, [], config, device)), others
+        )
+        values["abs_rel_generic"] = _mean(lambda scene: _abs_rel(model, scene, scene.taught, device), others)
+    return values
+
+
+def format_few(result: FewResult) -> str:
+    """A table of before and after, and how the run ended; no final newline."""
+    names = {"images": "given images", "held_out": "held-out views", "generic": "generic scenes"}
+    lines = [f"{'':28}{'before':>10}{'after':>10}"]
+    for kind, unit in (("loss", "loss"), ("abs_rel", "AbsRel")):
+        for where, words in names.items():
+            if f"{kind}_{where}" in result.before:
+                values = (result.before[f"{kind}_{where}"], result.after[f"{kind}_{where}"])
+                lines.append(f"{f'{unit}, {words}':28}" + "".join(f"{value:10.4g}" for value in values))
+    stopped = f"weights of step {result.best_step} of {result.steps}"
+    if not result.held_out:
+        stopped += ", no view to hold out"
+    taught = {"depth": "depth and cameras", "views": "the views' agreement", "both": "depth or the views' agreement"}
+    lines.append(f"{result.images} images, taught by {taught[result.teacher]}; {stopped}; {result.seconds:.0f} s")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, scene: FewScene, config: TrainConfig, device: torch.device) -> float:
+    """The loss of a scene's held-out views: beside its first one where there is depth, else against all others."""
+    if scene.scene is not None:
+        return float(_loss(model, scene, (scene.taught[0], *scene.held_out), [], config, device))
+    pairs = [pair for held in scene.held_out for other in scene.taught for pair in ((held, other), (other, held))]
+    return float(_loss(model, scene, range(len(scene.images)), pairs, config, device))
+
+
+def _loss(
+    model: nn.Module,
+    scene: FewScene,
+    frames: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    config: TrainConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """The loss of some views of a scene; ``pairs`` are positions in ``frames``."""
+    chosen = list(frames)
+    if scene.scene is not None:
+        batch = _batch(scene.scene, chosen)
+        part, scale = normalize_scenes(batch)
+        part["scene_scale"] = scale
+        return loss_terms(model, part, LossCounts.of(batch), config, device)["loss"]
+    backbone, images = backbone_of(model), scene.images[chosen].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        prediction = backbone(model, images[None])
+    extrinsics, intrinsics = prediction.extrinsics, prediction.intrinsics
+    if prediction.stages:
+        extrinsics, intrinsics = decode_pose(prediction.stages[-1].float(), (images.shape[-2], images.shape[-1]))
+    if prediction.depth is None or extrinsics is None or intrinsics is None:
+        raise ValueError(f"images without depth need a backbone that predicts depth and cameras, not {backbone.name}")
+    return consistency_loss(images, prediction.depth[0].float(), extrinsics[0], intrinsics[0], pairs)["loss"]
+
+
+def _start_loss(
+    model: nn.Module, scenes: Sequence[FewScene], config: TrainConfig, device: torch.device
+) -> torch.Tensor:
+    """The mean loss of all that is trained on, the same at every call."""
+    return torch.stack([_taught_loss(model, scene, config, device) for scene in scenes]).mean()
+
+
+def _taught_loss(model: nn.Module, scene: FewScene, config: TrainConfig, device: torch.device) -> torch.Tensor:
+    frames = scene.taught[: config.images_per_step]
+    return _loss(model, scene, frames, _all_pairs(len(frames)), config, device)
+
+
+def _batch(scene: Scene, frames: list[int]) -> dict[str, Any]:
+    """Views as a batch of one scene, see `datasets.multiview.collate`."""
+    depths = torch.from_numpy(scene.depths[frames])[None]
+    return {
+        "images": _tensor(scene.images[frames])[None],
+        "depths": depths,
+        "point_masks": depths > 0,
+        "extrinsics": torch.from_numpy(scene.extrinsics[frames]).float()[None],
+        "intrinsics": torch.from_numpy(scene.intrinsics[frames]).float()[None],
+        "has_depth": torch.tensor([scene.has_depth]),
+        "translation_known": torch.tensor([scene.translation_known]),
+    }
+
+
+def _tensor(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def _generic(root: Path, image_size: int) -> list[FewScene]:
+    scenes = []
+    for path in find_scenes(root):
+        file = SceneFile(path)
+        if not (file.has_depth and file.has_cameras):
+            continue
+        count = min(_GENERIC_FRAMES, len(file))
+        frames = [index * len(file) // count for index in range(count)]
+        scene = load_scene(path, image_size=image_size, frames=frames)
+        scenes.append(FewScene(file.name, _tensor(scene.images), scene, ()))
+        if len(scenes) == _GENERIC_SCENES:
+            break
+    if not scenes:
+        raise ValueError(f"generic must hold a scene with depth and cameras, found none in {root}")
+    return scenes
+
+
+def _abs_rel(model: nn.Module, scene: FewScene, frames: Sequence[int], device: torch.device) -> float:
+    from subspace3d.evaluation.alignment import scale_alignment
+    from subspace3d.evaluation.depth import absolute_relative
+    from subspace3d.evaluation.predict import predict
+
+    assert scene.scene is not None
+    pred, true = predict(model, scene.scene.images, device).depths, scene.scene.depths
+    set_modes(model)
+    mask = true > 0
+    scale = scale_alignment(pred, true, mask)
+    chosen = list(frames)
+    return absolute_relative(scale * pred[chosen], true[chosen], mask[chosen])
+
+
+def _mean(value: Callable[[FewScene], float], scenes: Sequence[FewScene], held: bool = False) -> float:
+    values = [value(scene) for scene in scenes if scene.held_out or not held]
+    return math.fsum(values) / len(values)
+
+
+def _copies(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _draw(frames: Sequence[int], most: int, generator: torch.Generator) -> list[int]:
+    order = torch.randperm(len(frames), generator=generator)[:most].tolist()
+    return [frames[index] for index in order]
+
+
+def _all_pairs(count: int) -> list[tuple[int, int]]:
+    """Every view with its next 4."""
+    return [(i, (i + away) % count) for i in range(count) for away in range(1, min(_PARTNERS, count - 1) + 1)]
+
+
+def _pairs(count: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Every view with at most 4 others, drawn anew."""
+    pairs = []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        pairs += [(i, j) for j in _draw(others, _PARTNERS, generator)]
+    return pairs
