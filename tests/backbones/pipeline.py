@@ -40,13 +40,19 @@ class Ran:
         return load_backbone(BackboneRecord(**self.json("run/tuned/tuned.json")["backbone"])).eval()
 
 
-def run_pipeline(name: str, folder: Path, weights: Sequence[str] = ("--weights", "random")) -> Ran:
-    """adapt, adapt --gradient-only, mine, fit, finetune, evaluate and export with ``--backbone name``."""
+def run_pipeline(
+    name: str, folder: Path, weights: Sequence[str] = ("--weights", "random"), train: Sequence[str] = ()
+) -> Ran:
+    """adapt, adapt --gradient-only, mine, fit, finetune, evaluate and export with ``--backbone name``.
+
+    Args:
+        train: further flags of what is trained.
+    """
     for index in range(2):
         write_plane_scenes(folder / f"scenes/texture/set_{index}", scenes=1, views=3, seed=index)
     scenes = ["--scenes", str(folder / "scenes/texture/set_0")]
     backbone = ["--backbone", name, *weights]
-    tuned = ["--train.lr", "0.003", *TRAIN]
+    tuned = ["--train.lr", "0.003", *TRAIN, *train]
     adapt = ["adapt", "--scenes", str(folder / "scenes"), *backbone, "--rank", "2", "--targets", "cores"]
     main([*adapt, "--out", str(folder / "adapters"), "--train.steps", "2", *tuned])
     main([*adapt, "--out", str(folder / "gradients"), "--gradient-only", "--gradient-steps", "2", *TRAIN])
@@ -68,7 +74,8 @@ def run_pipeline(name: str, folder: Path, weights: Sequence[str] = ("--weights",
 
 
 @torch.no_grad()
-def predict(model: nn.Module, seed: int = 1, frames: int = 3, size: int = 28) -> Prediction:
+def predict(model: nn.Module, seed: int = 1, frames: int = 3) -> Prediction:
+    size = 2 * backbone_of(model).patch_size
     images = torch.rand(1, frames, 3, size, size, generator=torch.Generator().manual_seed(seed))
     return backbone_of(model)(model.eval(), images)
 

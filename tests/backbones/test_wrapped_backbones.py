@@ -169,11 +169,14 @@ def test_presets_match_adaptable_modules_and_parts_cover_them(name: str) -> None
     check_uses(model, {"cores": placement.cores, "heads": placement.adapters})
     for module in everything:
         assert not backbone.is_frozen(module) and backbone.part_of(module) != "other", module
-    # what is neither frozen nor targeted: transposed convolutions, norms, tokens, positions, and a wide layer's bias
+    # what is neither frozen nor targeted: positions, and in Pi3X convolutions that pad by repetition
     rest = {
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and not backbone.is_frozen(name) and name not in everything
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        and not backbone.is_frozen(name)
+        and name not in everything
+        and getattr(module, "padding_mode", "zeros") == "zeros"
     }
     assert rest <= {"position", "aggregator.position"}
     assert count_parameters(model, "subspace", rank=2, K=3)["total"] > 0

@@ -7,6 +7,7 @@ libraries that the network does not import, so `INSTALL` takes it without them.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,10 @@ class _Package:
     def __init__(self) -> None:
         # otherwise it prints a line for every network and forward pass
         os.environ.setdefault("DA3_LOG_LEVEL", "WARN")
-        from depth_anything_3.cfg import create_object, load_config
-        from depth_anything_3.registry import MODEL_REGISTRY
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its libraries, about names it uses of them
+            from depth_anything_3.cfg import create_object, load_config
+            from depth_anything_3.registry import MODEL_REGISTRY
 
         self.create_object, self.load_config, self.MODEL_REGISTRY = create_object, load_config, MODEL_REGISTRY
 

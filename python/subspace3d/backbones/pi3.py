@@ -16,11 +16,6 @@ from subspace3d.backbones.weights import load_weights
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 _DECODERS = rf"(point|camera)_decoder\.(projects|linear_out|blocks\.\d+\.{_LINEARS})"
 _CAMERA = r"camera_head\.(res_conv\.\d+\.res_conv[123]|more_mlps\.[02]|fc_t|fc_rot)"
-_POINTS = {
-    "pi3": r"point_head\.proj",
-    # entry 0 of an upsampler is a transposed convolution, entries 1 and up are residual blocks; padding is replicated
-    "pi3x": r"point_head\.(upsample_blocks\.\d+\.(0\.1|[1-9]\d*\.layers\.[25])|output_block\.\d+\.[02])",
-}
 # Inputs beside images, which are not given here.
 _CONDITIONS = ("depth_encoder", "depth_emb", "ray_embed", "pose_inject_blk")
 
@@ -48,7 +43,9 @@ class Pi3Backbone(PointMapBackbone):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        cores, heads = rf"decoder\.\d+\.{_LINEARS}", rf"({_DECODERS}|{_CAMERA}|{_POINTS[name]})"
+        # the convolutions of Pi3X's point head pad by repetition, for which PEFT has no LoRA
+        points = r"|point_head\.proj" if name == "pi3" else ""
+        cores, heads = rf"decoder\.\d+\.{_LINEARS}", rf"({_DECODERS}|{_CAMERA}{points})"
         self.targets = {"cores": cores, "heads": heads, "all": f"({cores}|{heads})"}
         repository = "yyfz233/Pi3" if name == "pi3" else "yyfz233/Pi3X"
         self.weights_advice = f"model.safetensors from https://huggingface.co/{repository}"

@@ -35,8 +35,6 @@ PRESETS: dict[str, str] = {
     "mapanything-apache": "subspace3d.backbones.mapanything",
 }
 """Name -> module with a function ``preset(name)`` that returns the backbone."""
-TARGETS = ("cores", "heads", "all")
-"""Target presets that every backbone has; it may have others, such as ``aggregator``."""
 Kind = Literal["depth", "confidence", "extrinsics", "intrinsics"]
 _ATTRIBUTE = "subspace3d_backbone"
 
@@ -90,8 +88,8 @@ class Backbone:
         scale: unit of its depths and translations. scene: the mean distance of a scene's points from the first camera,
             which is what it learns and is compared in; metric: metres; free: any, each scene in its own.
         frame: its world. first: the first image's camera; free: any.
-        targets: preset -> expression that the full names of the modules match; `TARGETS` and others. ``cores`` are the
-            Linears that subspace and psv put a core on, ``heads`` those that get a LoRA beside them.
+        targets: preset -> expression that the full names of the modules match. ``cores`` are the Linears that subspace
+            and psv put a core on, ``heads`` the modules that get a LoRA beside them, ``all`` both; there may be others.
         parts: prefix of module names -> part, for clipping and counts. What has none is in the part ``other``.
         frozen: prefixes of module names that no method trains, full tuning neither.
         encoder: name of the frozen module that maps ``[N, 3, H, W]`` to ``[N, patches, dim]``, whose results can be
@@ -250,8 +248,7 @@ def find_backbone(name: str) -> Backbone:
     """The backbone of a preset, or the one that ``package.module:factory`` gives.
 
     A factory is a `Backbone` subclass or a function without arguments that returns one; or a function that takes
-    ``weights`` and returns a network, which is taken for a VGGT unless a backbone is attached to it. Modules are also
-    looked for in the working folder.
+    ``weights`` and returns a network, which is taken for a VGGT. Modules are also looked for in the working folder.
 
     Raises:
         ValueError: no such preset, or nothing of that kind.
@@ -294,7 +291,7 @@ def _import(module: str) -> Any:
 
 def attach(model: nn.Module, backbone: Backbone) -> nn.Module:
     """Make `backbone_of` find ``backbone`` in ``model`` and in whatever wraps it; returns ``model``."""
-    model.__dict__.setdefault(_ATTRIBUTE, backbone)
+    model.__dict__[_ATTRIBUTE] = backbone
     return model
 
 

@@ -57,7 +57,7 @@ class VGGTBackbone(Backbone):
 
 
 class VGGTFromFactory(VGGTBackbone):
-    """What a function makes of ``weights``: a user's own VGGT, or a network with a backbone attached."""
+    """What a function makes of ``weights``: a user's own VGGT."""
 
     def __init__(self, factory: Callable[..., object]) -> None:
         super().__init__()

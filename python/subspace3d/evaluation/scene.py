@@ -17,8 +17,7 @@ def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 
     """Predict all views of a scene in one forward pass and measure every metric of docs/evaluation.md.
 
     Args:
-        model (torch.nn.Module): maps images [1, S, 3, H, W] in 0..1 to ``pose_enc`` [1, S, 9] and ``depth``
-            [1, S, H, W, 1], as a VGGT does; left in evaluation mode.
+        model (torch.nn.Module): what a backbone built, plain or adapted, or any VGGT; left in evaluation mode.
         scene (Scene): what `load_scene` returned, at a size the model takes.
         icp_threshold (float): largest correspondence distance of ICP, in the scene's unit.
 

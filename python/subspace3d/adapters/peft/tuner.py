@@ -217,7 +217,15 @@ class SubspaceModel(BaseTuner):
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        names: dict[int, list[str]] = {}
+        for key, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(key)
+        # a parameter that the model has under several names is saved under one of them
+        others = {key: same for same in names.values() if len(same) > 1 for key in same}
         for key, value in model.state_dict().items():
+            stored = next((other for other in others.get(key, ()) if other in mapped), None)
+            if key not in mapped and stored is not None:
+                mapped[key] = mapped[stored]
             if key.endswith(_basis_suffixes(adapter_name)):
                 # already in place; named here so that PEFT does not report it as missing
                 mapped[key] = value

@@ -1,0 +1,78 @@
+"""The whole pipeline from the command line on every wrapped backbone, with small networks in their packages' place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from backbones.pipeline import TRAIN, check_pipeline, run_pipeline
+from safetensors.torch import save_file
+from training.plane_scenes import write_plane_scenes
+
+from subspace3d.backbones.build import build_backbone
+from subspace3d.backbones.protocol import find_backbone
+from subspace3d.cli import main
+from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.basis import load_authors
+from subspace3d.formats.subspace import load_subspace
+
+pytestmark = pytest.mark.usefixtures("other_packages")
+
+BACKBONES = ("pi3", "pi3x", "vggt-omega", "mapanything-apache")
+# of a minute on a busy core: one always, the others with --slow
+ONE_ALWAYS = ["pi3", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES[1:])]
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two patches a side in the place of the published 518 or 512 pixels."""
+    for name in BACKBONES:
+        backbone = type(find_backbone(name))
+        monkeypatch.setattr(backbone, "image_size", 2 * backbone.patch_size)
+
+
+def _weights(name: str, folder: Path) -> Path:
+    """A file of weights, as a user has it."""
+    torch.manual_seed(3)
+    folder.mkdir()
+    model = build_backbone(name, "random")
+    if name.startswith("mapanything"):
+        (folder / "config.json").write_text(json.dumps({"dim": 16}))
+    # of a tensor with two names safetensors keeps one
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    path = folder / "model.safetensors"
+    save_file({key: value.detach().clone() for key, value in tensors.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ONE_ALWAYS)
+def test_the_whole_pipeline(name: str, small_images: None, tmp_path: Path, capsys) -> None:
+    backbone = find_backbone(name)
+    weights = ("--weights", str(_weights(name, tmp_path / "weights")))
+    # poses differ between the pairs of frames that are drawn, points hardly
+    ran = run_pipeline(name, tmp_path, weights, ("--train.lr", "0.02", "--train.camera-weight", "0.1"))
+    check_pipeline(ran, str(backbone.licence))
+    assert ran.json("evaluation/results.json")["backbone"]["lacks"] == dict(backbone.lacks)
+    assert load_subspace(tmp_path / "gradients.safetensors").header["licence"] == [backbone.licence]
+    for source, folder in (("tuned", "adapters"), ("gradient", "gradients")):
+        adapter = read_adapter(tmp_path / folder / "texture/set_0")
+        assert adapter.source == source and str(adapter.base_model).startswith(f"{name}@")
+    if name.startswith("pi3"):
+        main(["export", str(tmp_path / "run"), "--to", "authors", "--out", str(tmp_path / "theirs.safetensors")])
+        basis = load_authors(tmp_path / "theirs.safetensors")
+        parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        assert set(basis) == {f"decoder.{layer}.{part}" for layer in range(4) for part in parts}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_random_weights_and_the_count_need_no_file(name: str, small_images: None, tmp_path: Path, capsys) -> None:
+    write_plane_scenes(tmp_path / "scenes", scenes=1, views=2)
+    run = ["finetune", "--backbone", name, "--weights", "random", "--scenes", str(tmp_path / "scenes")]
+    psv = ["--method", "psv", "--core-size", "3", "--rank", "2"]
+    main([*run, *psv, "--out", str(tmp_path / "run"), "--train.steps", "1", *TRAIN])
+    trained = json.loads((tmp_path / "run/tuned/tuned.json").read_text())["trainable"]["total"]
+    capsys.readouterr()
+    main(["params", "--backbone", name, *psv])
+    assert capsys.readouterr().out.startswith(f"{trained:,}")
