@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-setup:  ## create .venv with pinned requirements and build the package into it
+setup:  ## create .venv with pinned requirements (4 GB, about 5 minutes) and build the package into it; as root installs apt packages too
 	@bash scripts/bootstrap.sh
 
 lint: setup  ## ruff and mypy
@@ -34,8 +34,9 @@ sanitize: setup  ## the tests of the native code under AddressSanitizer and UBSa
 demo: setup  ## run the whole method at nano scale and write a report
 	$(BIN)/subspace3d demo --out runs/demo
 
-experiments: setup  ## the paper's tables at nano scale (about 3 hours on two cores; resumes), writes docs/results.md
+experiments: setup  ## the paper's tables and the directions at nano scale (each about 3 hours on two cores; resumes), into docs
 	$(BIN)/python -m experiments --out runs/experiments --publish .
+	$(BIN)/python -m experiments.directions --out runs/experiments --publish .
 
 pretrain-nano: setup  ## pre-train vggt-nano from scratch (about a day on one core; resumes)
 	$(BIN)/python -m experiments.pretraining --out runs/pretrain --threads 1 --workers 1

@@ -64,7 +64,7 @@ fi
 
 bench mining --dense 1
 bench linear --views 8 --rounds 15
-bench linear --views 8 --rounds 15 --precision bf16 --peers frozen fold factored lora lora-xs unsloth lorafusion
+bench linear --views 8 --rounds 15 --precision bf16 --peers frozen fold factored lora lora-xs unsloth axolotl lorafusion
 bench linear --views 24 --rounds 10 --peers frozen fold factored lora
 bench block --views 8 --rounds 10
 bench step --views 2 --rounds 5

@@ -15,6 +15,7 @@
 #include "rank_update.h"
 #ifdef SUBSPACE_HAS_CUDA
 #include "core_grad.h"
+#include "kernel_image.h"
 #endif
 
 namespace py = pybind11;
@@ -88,6 +89,17 @@ void irls_on_gpu(const py::bytes& words, Address stream) {
   irls_cuda(job, at<void>(stream));
 }
 
+py::dict image() {
+  const KernelImage found = kernel_image();
+  py::dict fields;
+  fields["status"] = found.status;
+  fields["message"] = found.message;
+  fields["binary"] = found.binary;
+  fields["ptx"] = found.ptx;
+  fields["max_rank"] = rank_update_max_rank(found.shared_bytes);
+  return fields;
+}
+
 // jobs: address of the host array, whose first_block words are set here.
 py::tuple plan_rank_updates(Address jobs, std::int64_t count) {
   auto* array = at<RankUpdate>(jobs);
@@ -126,7 +138,12 @@ py::dict build_info() {
   py::dict info;
   info["version"] = SUBSPACE_VERSION;
   info["compiler"] = SUBSPACE_COMPILER;
-  info["cpp_standard"] = static_cast<long long>(__cplusplus / 100 % 100);
+#ifdef _MSVC_LANG
+  constexpr long long standard = _MSVC_LANG;  // __cplusplus stays at 1997 there
+#else
+  constexpr long long standard = __cplusplus;
+#endif
+  info["cpp_standard"] = standard / 100 % 100;
   info["threads"] = true;
 #ifdef SUBSPACE_HAS_CUDA
   info["cuda_built"] = true;
@@ -162,7 +179,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("same_bytes", &same_bytes, py::arg("left"), py::arg("right"), py::arg("count"));
 #ifdef SUBSPACE_HAS_CUDA
   m.attr("cuda_built") = true;
-  m.attr("rank_update_max_rank") = kRankUpdateMaxRank;
+  m.def("kernel_image", &image);
   m.def("plan_rank_updates", &plan_rank_updates, py::arg("jobs"), py::arg("count"));
   m.def("rank_update", &rank_update, py::arg("jobs"), py::arg("device_jobs"), py::arg("count"), py::arg("blocks"),
         py::arg("tiles_per_block"), py::arg("base_dtype"), py::arg("left_dtype"), py::arg("out_dtype"),

@@ -31,8 +31,11 @@ struct RankUpdate {
 };
 static_assert(sizeof(RankUpdate) == 16 * 8, "Python fills an array of sixteen words a job");
 
-// The left factor of a block's rows stays in shared memory.
+// The left factor of a block's rows stays in shared memory, so a card sets a limit of its own too.
 constexpr std::int64_t kRankUpdateMaxRank = 384;
+
+// The largest K whose blocks need at most `shared_bytes` of shared memory; 0 where none does.
+std::int64_t rank_update_max_rank(std::int64_t shared_bytes);
 
 struct RankUpdateTypes {
   DType base;

@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import joined_cluster
 from subspace3d.jobs.pool import run_jobs
+from subspace3d.machine import one_thread_each
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 
@@ -71,7 +71,7 @@ def run_all(context: Context, jobs: Sequence[Job], label: str) -> dict[str, str]
     if not todo:
         print(f"{label}: all {len(jobs)} done before", flush=True)
         return {}
-    with joined_cluster(context.config) as cluster, _one_thread_each():
+    with joined_cluster(context.config) as cluster, one_thread_each():
         device = cluster.device if cluster is not None else "auto"
         shared = _Shared(context, todo, device, cluster.cpus if cluster is not None else 1)
         workers = min(context.workers, len(todo))
@@ -109,19 +109,6 @@ def _settings(context: Context, job: Job) -> dict[str, Any] | None:
 
 def _folder(context: Context, job: Job) -> Path:
     return context.layout.run(job.run) if job.run else context.layout.out / "runs" / job.task / BASE
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started within it use one thread each: they fill the cores better than teams of threads do."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:

@@ -36,7 +36,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # ---- Python packages -------------------------------------------------------------------------------------------------
-[ -x $venv/bin/python ] || { say "creating $venv"; "$python" -m venv $venv; }
+[ -x $venv/bin/python ] || { say "creating $venv; about 4 GB and 5 minutes until it is ready"; "$python" -m venv $venv; }
 pip() { $venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 install_torch() {
@@ -64,6 +64,8 @@ if [ ! -e "$venv/.requirements-$wanted" ]; then
   install_torch
   say "installing requirements-dev.txt (a few minutes the first time)"
   pip install --quiet -r requirements-dev.txt
+  # it pins numpy<2 and libraries of its application; the tests use its network alone
+  pip install --quiet --no-deps depth-anything-3==0.1.1
   rm -f $venv/.requirements-*
   touch "$venv/.requirements-$wanted"
 fi

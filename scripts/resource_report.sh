@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 {
   "$nvcc" --version | tail -2 | head -1
-  for arch in sm_80 sm_90a; do
+  for arch in sm_75 sm_80 sm_86 sm_89 sm_90a sm_100 sm_120; do
     for source in csrc/cuda/*.cu; do
       "$nvcc" -std=c++17 -O3 -Icsrc -arch=$arch -cubin -Xptxas -v -o "$work/out.cubin" "$source" 2>"$work/log" \
         || { cat "$work/log" >&2; exit 1; }

@@ -10,7 +10,7 @@ import torch
 
 import subspace_ext as se
 
-ARCHITECTURES = ["80-real", "90a-real", "90-virtual"]
+ARCHITECTURES = ["75-real", "80-real", "86-real", "89-real", "90a-real", "100-real", "120-real", "80-virtual"]
 
 
 def main() -> None:

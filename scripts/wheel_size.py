@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/wheels.md"
+LARGEST = 25_000_000
 PARTS = (
     ("weights of vggt-nano", r"\.safetensors$"),
     ("native module with its CUDA kernels", r"^subspace_ext/_C\..*\.so$"),
@@ -36,6 +37,8 @@ def main() -> None:
     (wheel,) = map(Path, sys.argv[1:])
     found = table(wheel)
     print(found)
+    if wheel.stat().st_size > LARGEST:
+        sys.exit(f"wheel_size: error: {wheel.name} must have at most {LARGEST / 1e6:.0f} MB")
     before = PAGE.read_text(encoding="utf-8")
     after = re.sub(
         r"(<!-- sizes -->\n).*?(<!-- /sizes -->)",

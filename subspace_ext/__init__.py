@@ -9,7 +9,7 @@ from importlib import metadata
 
 from subspace_ext._native import NativeUnavailableError
 from subspace_ext.basis import combine_subspaces, disentanglement
-from subspace_ext.build import build_info
+from subspace_ext.build import build_info, kernel_images
 from subspace_ext.core import SubspaceCore
 from subspace_ext.mining import MinedSubspace, MiningState, mine_subspace
 from subspace_ext.nn import SubspaceConv2d, SubspaceLinear, group_folds
@@ -31,6 +31,7 @@ __all__ = [
     "combine_subspaces",
     "disentanglement",
     "group_folds",
+    "kernel_images",
     "mine_subspace",
     "subspace_linear",
 ]

@@ -30,3 +30,20 @@ def build_info() -> dict[str, Any]:
         "cuda_available": torch.cuda.is_available(),
         "torch": torch.__version__,
     }
+
+
+def kernel_images() -> list[str]:
+    """For each GPU that torch sees: which of the module's CUDA images it runs, or "none: " and the reason.
+
+    Loads one kernel on each of them.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [_described(_native.kernel_image(torch.device("cuda", index))) for index in range(count)]
+
+
+def _described(image: _native.KernelImage) -> str:
+    if image.refusal is not None:
+        return f"none: {image.refusal}"
+    if image.binary == image.ptx:
+        return f"the machine code of sm_{image.binary}"
+    return f"PTX of compute_{image.ptx}, compiled by the driver for sm_{image.binary}"

@@ -81,6 +81,7 @@ def kernel_device(request, monkeypatch) -> torch.device:
     if request.param == "emulated":
         monkeypatch.setattr(_native, "_C", request.getfixturevalue("emulated_module"))
         monkeypatch.setattr(_native, "KERNEL_DEVICE", "cpu")
+        _native.kernel_image.cache_clear()
     real = torch.empty
 
     def poisoned(*args, **kwargs):

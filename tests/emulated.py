@@ -29,7 +29,7 @@ def _sources() -> list[Path]:
     ]
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, defines: tuple[str, ...] = ()) -> Path:
     """The library in `folder`, compiled anew where sources changed; RuntimeError with what the compiler said."""
     import pybind11
 
@@ -46,7 +46,7 @@ def build(folder: Path) -> Path:
     flags += ['-DSUBSPACE_VERSION="emulated"', '-DSUBSPACE_COMPILER="emulated"', "-DSUBSPACE_HAS_CUDA"]
     flags += ['-DSUBSPACE_CUDA_VERSION="emulated"', '-DSUBSPACE_CUDA_ARCHS="emulated"']
     flags += [f"-I{path}" for path in includes]
-    flags += SANITIZE
+    flags += [*SANITIZE, *(f"-D{name}" for name in defines)]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}.o"
@@ -69,13 +69,16 @@ def build(folder: Path) -> Path:
     return library
 
 
-def load() -> ModuleType | None:
-    """The emulated module; None where there is no C++ compiler."""
-    if shutil.which("c++") is None:
+def load(plain: bool = False) -> ModuleType | None:
+    """The emulated module; None where there is no C++ compiler or no source.
+
+    plain: as Turing and compilers without vector types get it.
+    """
+    if shutil.which("c++") is None or not (ROOT / "csrc").is_dir():
         return None
-    spec = importlib.util.spec_from_file_location(
-        "emulated._C", build(ROOT / f"build/emulated{'-sanitized' if SANITIZE else ''}")
-    )
+    name = f"emulated{'-plain' if plain else ''}{'-sanitized' if SANITIZE else ''}"
+    defines = ("SUBSPACE_EMULATED_TURING", "SUBSPACE_PLAIN_LANES") if plain else ()
+    spec = importlib.util.spec_from_file_location(f"{name}._C", build(ROOT / "build" / name, defines))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/lane.h"
+
 // One binary for every x86-64: the hot loops are compiled twice and the loader picks. A clone named after a processor
 // ("arch=haswell") would be picked on that very model only; feature levels are picked wherever they are present.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -14,13 +16,12 @@
 #else
 #define SUBSPACE_MULTIVERSION
 #endif
-#define SUBSPACE_INLINE inline __attribute__((always_inline))
 
 namespace subspace {
 namespace {
 
-// Four doubles, one AVX2 register; loads need no alignment.
-typedef double Lane __attribute__((vector_size(4 * sizeof(double)), aligned(sizeof(double))));
+// Four doubles, one AVX2 register.
+SUBSPACE_LANE(Lane, double, 4);
 constexpr int kWidth = 4;
 static_assert(kLane == 2 * kWidth, "rows are padded to two registers");
 
@@ -61,8 +62,8 @@ SUBSPACE_INLINE void multiply_panels(std::int64_t m, std::int64_t n, std::int64_
   for (std::int64_t j = 0; j < n; j += kLane) {
     std::int64_t i = 0;
     for (; i + kTileRows <= m; i += kTileRows) {
-      multiply_tile<kTileRows, kAdd>(depth, a + i * row_stride, row_stride, column_stride, b + j, ldb,
-                                     c + i * ldc + j, ldc);
+      multiply_tile<kTileRows, kAdd>(depth, a + i * row_stride, row_stride, column_stride, b + j, ldb, c + i * ldc + j,
+                                     ldc);
     }
     for (; i < m; ++i) {
       multiply_tile<1, kAdd>(depth, a + i * row_stride, row_stride, column_stride, b + j, ldb, c + i * ldc + j, ldc);
@@ -81,7 +82,8 @@ void add_lower(std::int64_t n, std::int64_t depth, const double* a, const double
   }
 }
 
-// y = A x for a symmetric A [n, ld] of which the lower triangle is read; the padding of x is zero, that of y becomes so.
+// y = A x for a symmetric A [n, ld] of which the lower triangle is read; the padding of x is zero, that of y becomes
+// so.
 SUBSPACE_MULTIVERSION
 void symmetric_times(std::int64_t n, const double* a, std::int64_t ld, const double* x, double* y) {
   std::fill(y, y + lanes(n), 0.0);
@@ -132,9 +134,11 @@ void count_above(std::int64_t n, const double* diagonal, const double* squares, 
   for (std::int64_t i = 0; i < n; ++i) {
     for (int q = 0; q < kLanes; ++q) {
       Lane next = diagonal[i] - shift[q] - squares[i] / pivot[q];
-      const Lane size = next < zero ? -next : next;
-      next = size < tiny ? -tiny : next;
-      count[q] += next > zero ? one : zero;
+      Lane size, above;
+      choose(next < zero, -next, next, size);
+      choose(size < tiny, -tiny, next, next);
+      choose(next > zero, one, zero, above);
+      count[q] += above;
       pivot[q] = next;
     }
   }
@@ -150,8 +154,8 @@ void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const double* 
 }
 
 SUBSPACE_MULTIVERSION
-void add_product(std::int64_t m, std::int64_t n, std::int64_t depth, const double* a, std::int64_t lda,
-                 const double* b, std::int64_t ldb, double* c, std::int64_t ldc) {
+void add_product(std::int64_t m, std::int64_t n, std::int64_t depth, const double* a, std::int64_t lda, const double* b,
+                 std::int64_t ldb, double* c, std::int64_t ldc) {
   multiply_panels<true>(m, n, depth, a, lda, 1, b, ldb, c, ldc);
 }
 

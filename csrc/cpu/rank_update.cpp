@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/lane.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define SUBSPACE_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -18,20 +19,20 @@
 namespace subspace {
 namespace {
 
-// Sixteen floats: one AVX-512 register or two of AVX2; loads need no alignment.
-typedef float Lane __attribute__((vector_size(16 * sizeof(float)), aligned(sizeof(float))));
+// Sixteen floats: one AVX-512 register or two of AVX2.
+SUBSPACE_LANE(Lane, float, 16);
 constexpr std::int64_t kLane = 16;
 constexpr std::int64_t kRows = 6;      // of a tile: its sums fill the registers of AVX2
 constexpr std::int64_t kStripe = 96;   // rows that share the transposed columns of the right factor
 
-inline __attribute__((always_inline)) const Lane& lane(const float* p) { return *reinterpret_cast<const Lane*>(p); }
+SUBSPACE_INLINE const Lane& lane(const float* p) { return *reinterpret_cast<const Lane*>(p); }
 
 std::int64_t round_up(std::int64_t size, std::int64_t step) { return (size + step - 1) / step * step; }
 
 // sums [Rows, 16] = a [Rows, depth] b [depth, 16], both contiguous in their rows.
 template <int Rows>
-inline __attribute__((always_inline)) void multiply(std::int64_t depth, const float* a, std::int64_t a_stride,
-                                                    const float* b, Lane (&sums)[kRows]) {
+SUBSPACE_INLINE void multiply(std::int64_t depth, const float* a, std::int64_t a_stride, const float* b,
+                              Lane (&sums)[kRows]) {
   for (int i = 0; i < Rows; ++i) sums[i] = Lane{};
   for (std::int64_t k = 0; k < depth; ++k) {
     const Lane right = lane(b + k * kLane);
@@ -39,27 +40,23 @@ inline __attribute__((always_inline)) void multiply(std::int64_t depth, const fl
   }
 }
 
-typedef std::uint32_t Words __attribute__((vector_size(16 * sizeof(std::uint32_t))));
-typedef std::uint16_t Halves __attribute__((vector_size(16 * sizeof(std::uint16_t)), aligned(sizeof(std::uint16_t))));
-
-inline __attribute__((always_inline)) void store(const Lane& value, float* out) {
-  *reinterpret_cast<Lane*>(out) = value;
-}
+SUBSPACE_INLINE void store(const Lane& value, float* out) { *reinterpret_cast<Lane*>(out) = value; }
 
 // To the nearest bfloat16, ties to even; NaN stays NaN.
-inline __attribute__((always_inline)) void store(const Lane& value, std::uint16_t* out) {
-  Words bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Words kept = value == value ? rounded : bits | 0x400000;
-  *reinterpret_cast<Halves*>(out) = __builtin_convertvector(kept >> 16, Halves);
+SUBSPACE_INLINE void store(const Lane& value, std::uint16_t* out) {
+  std::uint32_t bits[kLane];
+  std::memcpy(bits, &value, sizeof bits);
+  for (int i = 0; i < kLane; ++i) {
+    const std::uint32_t rounded = bits[i] + 0x7fff + ((bits[i] >> 16) & 1);
+    const bool is_nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+    out[i] = static_cast<std::uint16_t>((is_nan ? bits[i] | 0x400000 : rounded) >> 16);
+  }
 }
 
 // Rows x 16 elements of out = base + sums, of which `width` columns exist.
 template <int Rows, class Out>
-inline __attribute__((always_inline)) void finish(const Lane (&sums)[kRows], const float* base,
-                                                  std::int64_t base_stride, Out* out, std::int64_t out_stride,
-                                                  std::int64_t width) {
+SUBSPACE_INLINE void finish(const Lane (&sums)[kRows], const float* base, std::int64_t base_stride, Out* out,
+                            std::int64_t out_stride, std::int64_t width) {
   for (int i = 0; i < Rows; ++i) {
     const float* in = base + i * base_stride;
     Out* result = out + i * out_stride;
@@ -81,7 +78,7 @@ struct Scratch {
 
 // One stripe of rows of one job. Everything is inlined into its clones, or the clones would gain nothing.
 template <class Out>
-inline __attribute__((always_inline)) void work(const RankUpdate& job, std::int64_t first, Scratch& scratch) {
+SUBSPACE_INLINE void work(const RankUpdate& job, std::int64_t first, Scratch& scratch) {
   const std::int64_t rank = job.rank, depth = round_up(rank, kLane);
   const std::int64_t rows = std::min(kStripe, job.rows - first);
   const float scale = static_cast<float>(job.scale);
@@ -130,9 +127,7 @@ inline __attribute__((always_inline)) void work(const RankUpdate& job, std::int6
 }
 
 SUBSPACE_MULTIVERSION
-void stripe_to_float(const RankUpdate& job, std::int64_t first, Scratch& scratch) {
-  work<float>(job, first, scratch);
-}
+void stripe_to_float(const RankUpdate& job, std::int64_t first, Scratch& scratch) { work<float>(job, first, scratch); }
 
 SUBSPACE_MULTIVERSION
 void stripe_to_bfloat16(const RankUpdate& job, std::int64_t first, Scratch& scratch) {

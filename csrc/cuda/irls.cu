@@ -119,7 +119,14 @@ struct Block {
   }
 };
 
-__global__ void __launch_bounds__(kThreads, 2)
+// Turing needs a few registers more than two blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocksPlaced = 1;
+#else
+constexpr int kBlocksPlaced = 2;
+#endif
+
+__global__ void __launch_bounds__(kThreads, kBlocksPlaced)
     irls_kernel(const IrlsJob job, const IrlsShape<int> shape, std::int64_t doubles_per_block) {
   // What every thread needs alike is kept in shared memory: there is too much of it for the registers.
   __shared__ IrlsJob shared_job;

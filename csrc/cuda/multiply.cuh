@@ -1,8 +1,9 @@
 // Products of tiles in shared memory on tensor cores.
 //
-// An operand counts as the sum of its kParts leading TF32 parts of 11 bits each; three parts are all of a float32. The
+// An operand counts as the sum of its leading TF32 parts of 11 bits each; three parts are all of a float32. The
 // products of parts that together leave out more than the sum keeps are not made: 1, 3 or 6 are, for a relative error
-// of about 2^-11, 2^-22 or that of float32. One part is all of a bfloat16 or float16.
+// of about 2^-11, 2^-22 or that of float32. One part is all of a bfloat16 or float16. Cards without
+// TF32 multiply float32 values whole.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -15,11 +16,12 @@ struct WarpTile {
   float sum[kRowTiles][kColumnTiles][4] = {};
 
   // Adds a b over `kDepth` columns. a(i, k) and b(k, j) give the elements of the warp's operands.
-  template <int kParts, int kDepth, class A, class B>
+  template <int kWanted, int kDepth, class A, class B>
   __device__ void multiply(A a, B b) {
+    constexpr int kParts = subspace::kParts<kWanted>;
     const int g = static_cast<int>(threadIdx.x % 32) / 4;
     const int t = static_cast<int>(threadIdx.x % 4);
-#pragma unroll
+#pragma unroll kUnrolledSteps
     for (int k = 0; k < kDepth; k += 8) {
       float left[kParts][kRowTiles][4], right[kParts][kColumnTiles][2];
 #pragma unroll

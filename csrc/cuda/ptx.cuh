@@ -1,9 +1,12 @@
 // The instructions that C++ has no word for: one TF32 matrix product, asynchronous copies, the dynamic shared memory.
+// Turing, which lacks the first two, takes the functions of plain.cuh in their place.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "cuda/plain.cuh"
 
 namespace subspace {
 
@@ -12,6 +15,17 @@ __device__ inline unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char bytes[];
   return bytes;
 }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+
+using namespace plain;
+
+#else
+
+// Operands that a value is taken apart into where kWanted of 11 bits are wanted.
+template <int kWanted>
+constexpr int kParts = kWanted;
+constexpr int kUnrolledSteps = 4;  // of eight columns each
 
 // The nearest value of 10 mantissa bits, ties away from zero.
 __device__ inline float to_tf32(float value) {
@@ -52,5 +66,7 @@ template <int kPending>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
 }
+
+#endif
 
 }  // namespace subspace

@@ -23,6 +23,14 @@ constexpr int kWarpColumns = 32;
 // then lie in 32 different banks.
 constexpr int kStride = kDepth + 4;
 
+// Blocks that a multiprocessor holds at a time at K = 64, by its shared memory: 64 KB on Turing, 100 on Ampere's and
+// Blackwell's smaller cards and on Ada, 163 or more on the others. Fewer registers than that leaves would be of no use.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kBlocksPlaced = 1;
+#else
+constexpr int kBlocksPlaced = 2;
+#endif
+
 constexpr std::int64_t kBlocksWanted = 1024;  // two to three for each place on a large card
 
 __host__ __device__ constexpr std::int64_t round_up(std::int64_t size, std::int64_t step) {
@@ -55,7 +63,7 @@ __device__ int job_of(const RankUpdate* jobs, int count, std::int64_t block) {
 
 // Parts of a factor that the products need for a result of this type: bfloat16 keeps 8 bits, float16 keeps 11.
 template <class Out>
-constexpr int kParts = std::is_same_v<Out, bf16> ? 1 : std::is_same_v<Out, fp16> ? 2 : 3;
+constexpr int kPartsOf = std::is_same_v<Out, bf16> ? 1 : std::is_same_v<Out, fp16> ? 2 : 3;
 
 template <class Base, class Left, class Out>
 class Block {
@@ -143,7 +151,7 @@ class Block {
 
   __device__ void multiply(Tile& tile, const float* left, int left_stride, const float* right) {
     const float* own_right = right + warp_column_ * kStride;
-    tile.template multiply<kParts<Out>, kDepth>([&](int i, int k) { return left[i * left_stride + k]; },
+    tile.template multiply<kPartsOf<Out>, kDepth>([&](int i, int k) { return left[i * left_stride + k]; },
                                            [&](int k, int j) { return own_right[j * kStride + k]; });
   }
 
@@ -254,7 +262,7 @@ class Block {
 };
 
 template <class Base, class Left, class Out>
-__global__ void __launch_bounds__(kThreads, kParts<Out> == 3 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kPartsOf<Out> == 3 ? 1 : kBlocksPlaced)
     rank_update_kernel(const RankUpdate single, const RankUpdate* jobs, int count, int tiles_per_block,
                        Rounding rounding, std::int64_t seed) {
   __shared__ RankUpdate job;
@@ -272,6 +280,12 @@ __global__ void __launch_bounds__(kThreads, kParts<Out> == 3 ? 1 : 2)
 std::int64_t tiles_of(std::int64_t size, std::int64_t tile) { return (size + tile - 1) / tile; }
 
 }  // namespace
+
+std::int64_t rank_update_max_rank(std::int64_t bytes) {
+  std::int64_t rank = kRankUpdateMaxRank;
+  while (rank > 0 && shared_bytes(rank) > static_cast<std::size_t>(bytes)) rank -= kDepth;
+  return rank;
+}
 
 RankUpdatePlan rank_update_plan(RankUpdate* jobs, std::int64_t count) {
   std::int64_t tiles = 0;

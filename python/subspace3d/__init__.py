@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subspace3d.adapters.basis import build_basis as build_basis
     from subspace3d.adapters.inject import inject as inject
-    from subspace3d.adapters.peft_tuner import SubspaceConfig as SubspaceConfig
+    from subspace3d.adapters.peft.tuner import SubspaceConfig as SubspaceConfig
     from subspace3d.backbones.build import build_backbone as build_backbone
     from subspace3d.datasets.multiview import MultiViewDataset as MultiViewDataset
     from subspace3d.evaluation.scene import evaluate_scene as evaluate_scene
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MultiViewDataset": "datasets.multiview",
-    "SubspaceConfig": "adapters.peft_tuner",
+    "SubspaceConfig": "adapters.peft.tuner",
     "TrainConfig": "training.config",
     "build_backbone": "backbones.build",
     "build_basis": "adapters.basis",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
+from subspace3d import system
 from subspace3d.reading import LARGEST_RECORD, DamagedError, open_regular, parse_json, read_bytes
 from subspace3d.schema import check
 
@@ -48,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _sweep_once(path.parent)
     # the suffix is kept because image and array writers choose their format by it
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
-    temporary = Path(name)
+    temporary, held = Path(name), [handle]
     try:
         _claim(handle)
         yield temporary
@@ -56,11 +56,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what could be written
             os.fsync(file.fileno())
+        if system.HOLDS_OPEN_FILES:
+            os.close(held.pop())
         os.replace(temporary, path)
     finally:
-        os.close(handle)
+        for handle in held:
+            os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
@@ -79,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
     temporary = _temporary_folder(path, ".tmp")
-    handle = os.open(temporary, os.O_RDONLY)
+    handle = system.open_folder(temporary)
     try:
         _claim(handle)
         yield temporary
@@ -91,7 +94,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         elif not _exchange(temporary, path):
             _set_aside_and_replace(temporary, path)
     finally:
-        os.close(handle)
+        _let_go(handle)
         if temporary.exists():
             shutil.rmtree(temporary)
 
@@ -120,9 +123,9 @@ def sweep(folder: Path) -> None:
         leftover = Path(folder) / name
         with contextlib.suppress(OSError):  # another process sweeps too, or locks do not exist here
             # without O_NONBLOCK a FIFO of such a name would hang
-            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(leftover, os.O_RDONLY | system.WITHOUT_FOLLOWING | system.WITHOUT_WAITING)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(handle)
                 if stat.S_ISDIR(os.fstat(handle).st_mode):
                     _put_back(leftover)
                     shutil.rmtree(leftover)
@@ -144,7 +147,7 @@ def open_to_append(path: Path) -> IO[str]:
         ValueError: ``path`` is a link, a FIFO or anything else than a regular file.
     """
     _check_type(path, stat.S_ISREG, "regular file")
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | system.WITHOUT_FOLLOWING | system.WITHOUT_WAITING
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8")
 
 
@@ -174,7 +177,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _set_aside_and_replace(temporary: Path, path: Path) -> None:
     old = _temporary_folder(path, ".old")
-    handle = os.open(old, os.O_RDONLY)
+    handle = system.open_folder(old)
     try:
         _claim(handle)
         os.replace(path, old / path.name)
@@ -186,7 +189,7 @@ def _set_aside_and_replace(temporary: Path, path: Path) -> None:
             raise
         shutil.rmtree(old)
     finally:
-        os.close(handle)
+        _let_go(handle)
 
 
 def _put_back(leftover: Path) -> None:
@@ -196,11 +199,17 @@ def _put_back(leftover: Path) -> None:
         os.replace(leftover / final.name, final)
 
 
-def _claim(handle: int) -> None:
+def _claim(handle: int | None) -> None:
     """Mark a temporary file or folder as in use; the system lets go of it when the process ends, however it ends."""
-    # where the file system has no locks nothing is ever swept
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # where there are no locks nothing is ever swept
+    if handle is not None:
+        with contextlib.suppress(OSError):
+            system.lock(handle)
+
+
+def _let_go(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def _sweep_once(folder: Path) -> None:
@@ -366,6 +375,29 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if metadata.get("crc32") != expected:
         raise DamagedError(f"{path} is damaged: its content does not have the checksum it was written with")
     return tensors, read_header(path, metadata)
+
+
+def load_some(path: Path, keys: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Only the tensors called ``keys``, under the names they stand for; of a file that `load_tensors` has read before.
+
+    Raises:
+        DamagedError: the file does not hold one of them; names the file.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(key) for name, key in keys.items()}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DamagedError(f"{path} is not the safetensors file it was: {error}") from error
+
+
+def state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written anew: its number, size and time of writing."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

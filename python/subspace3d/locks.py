@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from subspace3d import system
 
 
 class FolderInUse(ValueError):
@@ -43,10 +44,7 @@ def exclusive(folder: Path, name: str = "") -> Iterator[None]:
     finally:
         _held.discard(path)
         if handle is not None:
-            # a lock is empty: a file with content belongs to somebody else
-            if _is_still_there(path, handle) and os.fstat(handle).st_size == 0:
-                path.unlink(missing_ok=True)
-            os.close(handle)
+            _release(path, handle)
         # a stage that refused its input leaves nothing behind, one that did its work a folder that is not empty
         with contextlib.suppress(OSError):
             for parent in created:
@@ -57,18 +55,21 @@ def _acquire(path: Path, refusal: str) -> int | None:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            made_here = not os.path.lexists(path)
             handle = _open(path)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return None
             raise
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(handle)
         except BlockingIOError:
             os.close(handle)
             raise FolderInUse(f"out: {refusal}") from None
         except OSError:
             os.close(handle)
+            if made_here:
+                path.unlink(missing_ok=True)
             return None
         if _is_still_there(path, handle):
             return handle
@@ -76,10 +77,24 @@ def _acquire(path: Path, refusal: str) -> int | None:
         os.close(handle)
 
 
+def _release(path: Path, handle: int) -> None:
+    # a lock is empty: a file with content belongs to somebody else
+    ours = _is_still_there(path, handle) and os.fstat(handle).st_size == 0
+    if system.HOLDS_OPEN_FILES:
+        os.close(handle)
+        with contextlib.suppress(PermissionError):  # the next process has opened it
+            if ours:
+                path.unlink(missing_ok=True)
+        return
+    if ours:
+        path.unlink(missing_ok=True)
+    os.close(handle)
+
+
 def _open(path: Path) -> int:
     """Open a lock as it is: no link is followed, no content dropped, no FIFO waited for."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | system.WITHOUT_FOLLOWING | system.WITHOUT_WAITING, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise ValueError(f"out: the lock {path} must be a regular file: {error.strerror}") from None
@@ -91,6 +106,8 @@ def _open(path: Path) -> int:
 
 
 def _is_still_there(path: Path, handle: int) -> bool:
+    if system.HOLDS_OPEN_FILES:
+        return True
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:

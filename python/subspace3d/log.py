@@ -21,3 +21,10 @@ def show(quiet: bool = False) -> None:
         logger.addHandler(_PlainLines())
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    leave_out_the_irrelevant()
+
+
+def leave_out_the_irrelevant() -> None:
+    """Silence what other packages warn of although nothing here depends on it."""
+    # PEFT imports bitsandbytes where it is installed, which then misses kernels for 4-bit weights on the CPU
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

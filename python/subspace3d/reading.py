@@ -14,11 +14,12 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
+from subspace3d import system
+
 LARGEST_RECORD = 1 << 26
 """Bytes of a JSON file; a scene of 10,000 frames has 4 million."""
 MOST_VALUES = 1 << 21
 """Values in a JSON file; each costs about a hundred bytes once it is read."""
-_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class DamagedError(ValueError):
@@ -37,7 +38,7 @@ def open_regular(path: Path, largest: int | None = None) -> IO[bytes]:
         ValueError: it is a folder, a named pipe, a socket or a device, or it is larger than ``largest``.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
+        handle = os.open(path, os.O_RDONLY | system.WITHOUT_WAITING)
     except (FileNotFoundError, PermissionError):
         raise
     except (OSError, ValueError) as error:  # a socket, a loop of links, a name the system cannot have

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__
+from subspace3d.machine import usable_cores
 
 
 def differing(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -48,7 +48,6 @@ def command_line() -> str:
 
 def processor() -> str:
     """Name of the CPU and the cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     info = Path("/proc/cpuinfo")
     name = platform.processor() or platform.machine()
     if info.is_file():
@@ -56,7 +55,7 @@ def processor() -> str:
             if line.startswith("model name"):
                 name = " ".join(line.partition(":")[2].split())
                 break
-    return f"{name}, {cores} cores"
+    return f"{name}, {usable_cores()} cores"
 
 
 def commit() -> str:

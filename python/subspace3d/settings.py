@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,14 @@ def flags(path: Path, config_class: type) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML or TOML, or a key that ``config_class`` does not have.
+        ValueError: not YAML or TOML, a key that ``config_class`` does not have, or a value that no setting has.
     """
     try:
         settings = read_table(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"config: no such file: {path}") from None
     settings.pop("provenance", None)
+    _check_plain(settings, path)
     return _flags(settings, config_class, prefix="", path=path)
 
 
@@ -114,7 +116,9 @@ def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tu
     now = to_dict(config)
     # a setting that an earlier version did not have was as its default is
     unset = {_key(field): _plain(field.default) for field in dataclasses.fields(config)}
-    before = {**unset, **read_table(record)}
+    stored = read_table(record)
+    _check_plain(stored, record)
+    before = {**unset, **stored}
     return records.differing(before, {name.rstrip("_"): now[name.rstrip("_")] for name in names})
 
 
@@ -133,6 +137,21 @@ def read_table(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{path} must hold a table of settings, got {type(table).__name__}")
     return table
+
+
+def _check_plain(table: dict[Any, Any], path: Path) -> None:
+    """Raise ValueError unless keys are text and values what JSON has: YAML also makes dates, sets and bytes."""
+    for key, value in table.items():
+        require(isinstance(key, str), f"{path}: a key", "text", key)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                _check_plain(item, path)
+            else:
+                # quoted, a date is text
+                allowed = isinstance(item, (str, int, float, bool, list, type(None)))
+                require(allowed, f"{path}: {key}", "text, a number, true, false or null", item)
+                finite = not isinstance(item, float) or math.isfinite(item)
+                require(finite, f"{path}: {key}", "a finite number", item)
 
 
 def _parse(text: str, suffix: str) -> Any:

@@ -77,7 +77,7 @@ def fits(base: Tensor, left: Tensor, mid: Tensor, right: Tensor, dtype: torch.dt
     """Whether the kernel can take these and round to `dtype`: devices, dtypes, and a rank that shared memory holds."""
     if not _native.takes(base, left, mid, right) or dtype not in _native.DTYPE_CODES:
         return False
-    return mid.shape[0] <= _native.module().rank_update_max_rank
+    return mid.shape[0] <= _native.kernel_image(base.device).max_rank
 
 
 def fits_host(base: Tensor, left: Tensor, mid: Tensor, right: Tensor, dtype: torch.dtype) -> bool:

@@ -27,8 +27,8 @@ import subspace_ext as se
 from subspace3d.adapters import SubspaceConfig
 from subspace3d.adapters.basis import basis_for_model
 from subspace3d.adapters.methods import apply_method
-from subspace3d.adapters.peft_layers import SubspaceLayer
-from subspace3d.adapters.peft_release import check_release
+from subspace3d.adapters.peft.layers import SubspaceLayer
+from subspace3d.adapters.peft.release import check_release
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_regex
 from subspace3d.formats.basis import Basis, basis_digest, save_basis

@@ -1,5 +1,9 @@
 """The big VGGT without storage, and a tiny one with every part of it that runs in milliseconds."""
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -31,3 +35,13 @@ def tiny() -> VGGT:
 def big() -> VGGT:
     with torch.device("meta"):
         return VGGT(CONFIGS["vggt-1b"])
+
+
+@pytest.fixture
+def other_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pi3, VGGT-Omega and MapAnything are installed, as the small networks in ``standins``."""
+    monkeypatch.syspath_prepend(Path(__file__).with_name("standins"))
+    yield
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("pi3", "vggt_omega", "mapanything", "standin_layers"):
+            del sys.modules[name]

@@ -155,6 +155,44 @@ def test_a_state_dict_beside_other_things_is_found_with_a_word(tiny: VGGT, tmp_p
         load_weights(other, tmp_path / "w.pt")
 
 
+def test_a_checkpoint_of_the_reference_trainer_is_read(tiny: VGGT, tmp_path: Path, capsys) -> None:
+    """What its save_checkpoint writes under DDP, optimizer and scaler included."""
+    small = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-4)
+    small(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    checkpoint = {
+        "prev_epoch": 3,
+        "steps": {"train": 7, "val": 0},
+        "time_elapsed": 12.5,
+        "optimizer": [optimizer.state_dict()],
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "model": {f"module.{name}": tensor for name, tensor in tiny.state_dict().items()},
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    other = VGGT(tiny.config)
+    load_weights(other, tmp_path / "checkpoint.pt")
+    assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in other.state_dict().items())
+    said = capsys.readouterr().out
+    assert "the weights are those under 'model'; beside them: optimizer, prev_epoch, scaler, steps" in said
+    assert "the wrapper's prefix 'module.' was taken off every name" in said
+
+
+def test_a_compiled_part_is_unwrapped_and_two_tensors_of_one_name_are_refused(tiny, tmp_path: Path, capsys) -> None:
+    part = "aggregator."
+    state = {name.replace(part, part + "_orig_mod.", 1): tensor.clone() for name, tensor in tiny.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    other = VGGT(tiny.config)
+    load_weights(other, tmp_path / "w.safetensors")
+    assert all(torch.equal(value, tiny.state_dict()[name]) for name, value in other.state_dict().items())
+    wrapped = sum("_orig_mod" in name for name in state)
+    assert f"prefix '_orig_mod.' was taken off {wrapped} of {len(state)} names" in capsys.readouterr().out
+    name = "aggregator.camera_token"
+    save_file({**state, name: tiny.state_dict()[name].clone()}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"names differ in the wrapper's prefix '_orig_mod\.' alone"):
+        load_weights(other, tmp_path / "w.safetensors")
+
+
 def test_views_shared_storages_and_types_are_read_exactly(tmp_path: Path) -> None:
     base = torch.arange(24.0)
     state = {

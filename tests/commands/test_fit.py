@@ -12,12 +12,13 @@ from training.plane_scenes import write_plane_scenes
 from training.tiny import CONFIG
 
 from subspace3d.adapters.basis import basis_for_model
-from subspace3d.backbones import vggt
+from subspace3d.backbones.config import CONFIGS
 from subspace3d.backbones.record import load_backbone, record_backbone
-from subspace3d.commands import adapt, fit, mine
+from subspace3d.commands import adapt, fit, mine, report
 from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.fit import FitConfig
 from subspace3d.commands.mine import MineConfig
+from subspace3d.commands.report import ReportConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import read_json, write_json
 from subspace3d.training.gradients import summed_gradients
@@ -27,7 +28,7 @@ TRAIN = dataclasses.replace(CONFIG, augment=False, check_memory=False)
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vggt, "named_config", lambda name: TINY)
+    monkeypatch.setitem(CONFIGS, "vggt-nano", dataclasses.replace(TINY, name="vggt-nano"))
 
 
 def config(tmp_path: Path, *subspaces: Path, **changes: object) -> FitConfig:
@@ -57,6 +58,8 @@ def test_random_subspaces_do_not_fit_and_the_values_are_those_of_the_gradient(tm
         share = record["modules"][name]["shares"]["basis"]["core"]
         assert share == pytest.approx(float(energy.sum() / sums.double().square().sum()), rel=1e-3, abs=1e-6)
     assert record["shares"]["basis"]["core"] == pytest.approx(float(inside.sum() / whole.sum()), rel=1e-3)
+    page = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert record["sentence"] in page and f"directions, K = {record['K']}" in page
     assert record["by_part"]["basis"] == pytest.approx((inside / whole).tolist(), rel=1e-3)
     # of random subspaces about what chance says
     assert 0.2 < record["shares"]["basis"]["core"] / record["shares"]["random"]["core"] < 5

@@ -324,3 +324,20 @@ def test_units_far_off_are_named_with_their_factor(rendered: Path, tmp_path: Pat
     assert "depth is in another unit than the translations" in found.message
     told = float(found.detail.split("depth times ")[1].split()[0])
     assert told == pytest.approx(1 / factor, rel=0.03)
+
+
+@pytest.mark.parametrize("spoil", ["unit", "inverse"])
+def test_a_long_slow_video_is_judged_by_its_parallax(tmp_path: Path, spoil: str) -> None:
+    """40 views, each hardly different from the next: read wrongly, neighbours agree all the same."""
+    intrinsic = camera_matrix(64, 48)
+    poses = camera_path(40, 0.3)
+    images, depths = zip(*(view(intrinsic, pose, 48, 64) for pose in poses))
+    folder = tmp_path / "scene"
+    write_scene(folder, np.stack(images), np.stack(depths), np.stack([intrinsic] * 40), np.stack(poses), {})
+    assert messages(check(folder)) == []
+    if spoil == "unit":
+        edit(folder, lambda record: record.update(depth_scale=5 * record["depth_scale"]))
+    else:
+        edit(folder, change_poses(inverse))
+    found = messages(check(folder))
+    assert len(found) == 1 and ("another unit" if spoil == "unit" else "(c2w)") in found[0], found

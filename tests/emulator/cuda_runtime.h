@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <tuple>
@@ -37,8 +38,19 @@ using std::max;
 using std::min;
 
 typedef void* cudaStream_t;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+
+struct cudaFuncAttributes {
+  int binaryVersion, ptxVersion;
+};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -49,8 +61,13 @@ struct cudaLaunchConfig_t {
 namespace emulator {
 
 constexpr std::size_t kStackBytes = 128 * 1024;
-constexpr std::size_t kSharedLimit = 163 * 1024;  // of a block on the smallest card that is built for
+constexpr int kSharedLimit = 163 * 1024;  // of a block on an A100
 constexpr unsigned kWarp = 32;
+
+inline int shared_limit() {
+  const char* bytes = std::getenv("EMULATED_SHARED_BYTES");
+  return bytes ? std::atoi(bytes) : kSharedLimit;
+}
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
@@ -188,12 +205,38 @@ inline double __shfl_xor_sync(unsigned, double value, int distance) {
   return emulator::exchange(&value, 1, [other](const double(*shown)[6]) { return shown[other][0]; });
 }
 
+inline float __shfl_sync(unsigned, float value, int lane) {
+  const double own = value;
+  return static_cast<float>(
+      emulator::exchange(&own, 1, [lane](const double(*shown)[6]) { return shown[lane][0]; }));
+}
+
 inline const char* cudaGetErrorString(cudaError_t status) {
-  return status == cudaErrorLaunchFailure ? "a barrier was not reached by all threads" : "invalid argument";
+  switch (status) {
+    case cudaErrorLaunchFailure: return "a barrier was not reached by all threads";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    default: return "invalid argument";
+  }
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  return static_cast<std::size_t>(bytes) <= emulator::kSharedLimit ? cudaSuccess : cudaErrorInvalidValue;
+  return bytes <= emulator::shared_limit() ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// The environment names the card: EMULATED_CUDA_ERROR, what loading a kernel answers; EMULATED_SHARED_BYTES.
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {80, 80};
+  const char* error = std::getenv("EMULATED_CUDA_ERROR");
+  return error ? static_cast<cudaError_t>(std::atoi(error)) : cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulator::shared_limit();
+  return cudaSuccess;
 }
 
 template <class... Parameters, class... Arguments>

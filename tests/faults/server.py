@@ -22,7 +22,7 @@ COMMANDS = ("generate", "adapt", "finetune", "mine", "analyze", "evaluate", "rep
 MODULES = (
     "torch", "peft", "PIL.Image", "scipy.io", "scipy.spatial", "matplotlib.figure", "yaml", "tyro", "tqdm",
     *(f"subspace3d.commands.{name}" for name in COMMANDS),
-    "subspace3d.adapters.peft_tuner", "subspace3d.evaluation.evaluate", "subspace3d.mining.analyze",
+    "subspace3d.adapters.peft.tuner", "subspace3d.evaluation.evaluate", "subspace3d.mining.analyze",
     "subspace3d.mining.mine", "subspace3d.reporting.report", "subspace3d.training.adapters",
     "subspace3d.training.tuned",
 )  # fmt: skip

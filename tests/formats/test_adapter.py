@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from mining.synthetic_adapters import random_pair, write_adapter
 from safetensors.torch import load_file, save_file
 
-from subspace3d.formats.adapter import read_adapter
+from subspace3d import inject
+from subspace3d.formats.adapter import WEIGHTS_NAME, read_adapter
 from subspace3d.formats.adapter_folders import find_adapters, search_adapters
+from subspace3d.formats.basis import load_basis
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 
@@ -89,26 +92,86 @@ def test_unknown_parts_of_a_lora_are_refused_by_name(tmp_path, pair, key):
         read_adapter(folder)
 
 
-def test_the_authors_cores_are_read_exactly(tmp_path, pair):
-    folder = write_adapter(tmp_path / "a", {NAME: pair}, lora_alpha=2 * len(pair[1]))
-    generator = torch.Generator().manual_seed(0)
-    v, core, u = (torch.randn(size, generator=generator) for size in ((5, 8), (5, 5), (6, 5)))
-    parts = {"lora_A.0": v, "lora_B.0": core, "lora_B.1": u}
-    cores = {f"base_model.model.blocks.7.{part}.weight": tensor for part, tensor in parts.items()}
-    weights = folder / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    save_file({**tensors, **cores}, weights)
-    lora_b, lora_a = read_adapter(folder).modules["blocks.7"]
-    expected = 2 * u.double() @ core.double() @ v.double()
-    torch.testing.assert_close(lora_b.double() @ lora_a.double(), expected, rtol=1e-6, atol=1e-6)
-    assert set(read_adapter(folder).modules) == {NAME, "blocks.7"}
+# as their patched PEFT saves them: the pattern's default is always there
+AUTHORS_SETTINGS = {"apply_svd_lora": False, "pattern_svd_lora": "block", "use_predefined_space": "/space.safetensors"}
 
-    save_file({**tensors, **{key: value for key, value in cores.items() if "B.1" not in key}}, weights)
+
+def _authors_run(folder, pair, generator):
+    """A folder of the authors' code, K = 5 beside r, and what it was saved from: LoRA's A and B are Sequentials."""
+    write_adapter(folder, {NAME: pair}, lora_alpha=2 * len(pair[1]), **AUTHORS_SETTINGS)
+    lora_a = torch.nn.Sequential(torch.nn.Linear(8, 5, bias=False))
+    lora_b = torch.nn.Sequential(torch.nn.Linear(5, 5, bias=False), torch.nn.Linear(5, 6, bias=False))
+    for layer in (*lora_a, *lora_b):
+        torch.nn.init.normal_(layer.weight, generator=generator)
+    cores = {
+        f"base_model.model.blocks.7.lora_{side}.{key}": tensor
+        for side, module in (("A", lora_a), ("B", lora_b))
+        for key, tensor in module.state_dict().items()
+    }
+    weights = folder / "adapter_model.safetensors"
+    plain = load_file(weights)
+    save_file({**plain, **cores}, weights)
+    return plain, cores, torch.nn.Sequential(lora_a, lora_b)
+
+
+def test_the_authors_cores_are_read_exactly(tmp_path, pair):
+    generator = torch.Generator().manual_seed(0)
+    _, cores, theirs = _authors_run(tmp_path / "a", pair, generator)
+    adapter = read_adapter(tmp_path / "a")
+    assert set(adapter.modules) == {NAME, "blocks.7"} and set(adapter.cores) == {"blocks.7"}
+    core = adapter.cores["blocks.7"]
+    for mine, stored in ((core.v.T, "A.0"), (core.c, "B.0"), (core.u, "B.1")):
+        assert torch.equal(mine, cores[f"base_model.model.blocks.7.lora_{stored}.weight"])
+    assert core.scale == 2
+
+    x = torch.randn(9, 8, generator=generator, dtype=torch.float64)
+    expected = 2 * theirs.double()(x)
+    lora_b, lora_a = adapter.modules["blocks.7"]
+    rounding = float(torch.finfo(torch.float32).eps) * float(expected.detach().abs().max()) * 8
+    torch.testing.assert_close(x @ (lora_b.double() @ lora_a.double()).T, expected.detach(), rtol=0, atol=rounding)
+
+    # the same bases and core as a layer of ours
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleDict({"7": torch.nn.Linear(8, 6).double()})})
+    before = model.get_submodule("blocks.7")(x)
+    inject(model, {"blocks.7": (core.u, core.v)}, core.scale)
+    layer = model.get_submodule("blocks.7")
+    with torch.no_grad():
+        layer.core.c.copy_(core.c)
+    torch.testing.assert_close((layer(x) - before).detach(), expected.detach(), rtol=0, atol=rounding)
+
+
+def test_the_basis_of_an_authors_run_is_a_basis(tmp_path, pair, capsys):
+    _, cores, _ = _authors_run(tmp_path / "lora-save", pair, torch.Generator().manual_seed(0))
+    basis = load_basis(tmp_path / "lora-save" / "adapter_model.safetensors")
+    assert set(basis) == {"blocks.7"}
+    assert torch.equal(basis["blocks.7"][0], cores["base_model.model.blocks.7.lora_B.1.weight"])
+    assert torch.equal(basis["blocks.7"][1].T, cores["base_model.model.blocks.7.lora_A.0.weight"])
+    assert "the basis is that of its 1 cores; 1 plain LoRA pairs are no part of it" in capsys.readouterr().out
+    (tmp_path / "lora-save" / "adapter_model.safetensors").rename(tmp_path / "lora-save" / "b.safetensors")
+    with pytest.raises(ValueError, match=r"read from an adapter folder, whose weights are called adapter_model"):
+        load_basis(tmp_path / "lora-save" / "b.safetensors")
+
+
+def test_incomplete_cores_are_refused(tmp_path, pair):
+    folder = tmp_path / "a"
+    plain, cores, _ = _authors_run(folder, pair, torch.Generator().manual_seed(0))
+    weights = folder / "adapter_model.safetensors"
+    save_file({**plain, **{key: value for key, value in cores.items() if "B.1" not in key}}, weights)
     with pytest.raises(ValueError, match=r"blocks\.7 has a core but no lora_B\.1\.weight"):
         read_adapter(folder)
-    save_file({**tensors, **cores, "base_model.model.blocks.7.lora_B.0.weight": torch.ones(5, 4)}, weights)
+    save_file({**plain, **cores, "base_model.model.blocks.7.lora_B.0.weight": torch.ones(5, 4)}, weights)
     with pytest.raises(ValueError, match=r"blocks\.7 must have lora_A\.0 \[K, in\]"):
         read_adapter(folder)
+    save_file(plain, weights)
+    with pytest.raises(ValueError, match=r"use_predefined_space is on, but no module of .* has a core"):
+        read_adapter(folder)
+
+
+def test_a_plain_lora_of_the_authors_peft_is_one(tmp_path, pair):
+    settings = {**AUTHORS_SETTINGS, "use_predefined_space": ""}
+    ours = read_adapter(write_adapter(tmp_path / "ours", {NAME: pair})).modules[NAME]
+    theirs = read_adapter(write_adapter(tmp_path / "theirs", {NAME: pair}, **settings))
+    assert not theirs.cores and all(map(torch.equal, theirs.modules[NAME], ours))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +206,16 @@ def test_checkpoints_copies_and_links_are_told_apart(tmp_path, pair):
     assert found.folders == [root / "a", root / "linked"]
     assert len(found.checkpoints) == 5 and found.copies == {root / "z": root / "a"}
     assert "2 adapters taken; left out: 5 checkpoints" in found.summary() and "1 copies" in found.summary()
+
+
+def test_earlier_epochs_of_the_authors_trainer_are_checkpoints(tmp_path, pair):
+    for alpha, name in enumerate(("lora-save", "lora-save-5", "lora-save-10"), 1):
+        write_adapter(tmp_path / "ckpts" / name, {NAME: pair}, lora_alpha=alpha)
+    found = search_adapters(tmp_path)
+    assert found.folders == [tmp_path / "ckpts" / "lora-save"] and len(found.checkpoints) == 2
+    shutil.rmtree(tmp_path / "ckpts" / "lora-save")
+    with pytest.raises(ValueError, match="ckpts holds 2 checkpoints of one training"):
+        search_adapters(tmp_path)
 
 
 def test_checkpoints_without_a_result_are_refused(tmp_path, pair):
@@ -239,3 +312,14 @@ def test_truncated_files_are_refused(tmp_path, pair):
     (folder / "adapter_config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="must be an object"):
         read_adapter(folder)
+
+
+def test_factors_stay_in_the_file_and_one_written_anew_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", {"fc": (torch.ones(3, 2), torch.ones(2, 5))})
+    adapter = read_adapter(tmp_path / "a")
+    first, again = adapter.modules["fc"], adapter.modules["fc"]
+    assert first[0] is not again[0] and torch.equal(first[0], again[0])
+    write_adapter(tmp_path / "b", {"fc": (torch.zeros(3, 2), torch.ones(2, 5))})
+    (tmp_path / "b" / WEIGHTS_NAME).replace(tmp_path / "a" / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match="must stay as it is while it is used"):
+        adapter.modules["fc"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from subspace3d.formats.basis import load_authors, save_authors
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subspaces, save_subspace
@@ -78,8 +78,6 @@ def test_authors_layout_has_their_keys_and_shapes_and_reads_back(tmp_path):
     }
     path = tmp_path / "basis.safetensors"
     save_authors(path, basis)
-    from safetensors.torch import load_file
-
     shapes = {key: tuple(tensor.shape) for key, tensor in load_file(path).items()}
     assert shapes == {
         "frame_blocks.attn.qkv.3.A": (5, 4),
@@ -94,6 +92,19 @@ def test_authors_layout_has_their_keys_and_shapes_and_reads_back(tmp_path):
         torch.testing.assert_close(read[name][1], v, rtol=0, atol=0)
 
 
+def test_authors_layout_of_pi3_reads_back(tmp_path):
+    path = tmp_path / "basis.safetensors"
+    names = ("decoder.0.attn.qkv", "decoder.2.mlp.fc1", "decoder.10.attn.proj")
+    basis = {name: (torch.randn(12, 5), torch.randn(4, 5)) for name in names}
+    save_authors(path, basis)
+    keys = {"decoder.attn.qkv.0", "decoder.mlp.fc1.2", "decoder.attn.proj.10"}
+    assert load_file(path).keys() == {f"{key}.{side}" for key in keys for side in "AB"}
+    read = load_authors(path)
+    assert tuple(read) == names and all(
+        torch.equal(mine, theirs) for name in names for mine, theirs in zip(read[name], basis[name])
+    )
+
+
 def test_authors_layout_refuses_what_it_cannot_hold(tmp_path):
     path = tmp_path / "basis.safetensors"
     with pytest.raises(ValueError, match=r"no key for 'camera_head\.trunk\.0\.attn\.qkv'"):
@@ -101,7 +112,8 @@ def test_authors_layout_refuses_what_it_cannot_hold(tmp_path):
     assert not path.exists()
     key = "frame_blocks.attn.qkv.0"
     for tensors, message in (
-        ({"decoder.attn.qkv.0.A": torch.ones(1, 2)}, "is foreign"),
+        ({"decoder.attn.qkv.A": torch.ones(1, 2)}, "is foreign"),
+        ({"camera_decoder.attn.qkv.0.A": torch.ones(1, 2)}, "is foreign"),
         ({f"{key}.A": torch.ones(1, 2)}, "has no B"),
         ({f"{key}.A": torch.ones(1, 2), f"{key}.B": torch.ones(2, 3)}, r"must have A \[K, in\]"),
     ):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import official_layouts
+from datasets import benchmark_layouts, official_layouts, own_captures
 from mining.synthetic_adapters import random_pair, write_adapter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -29,7 +29,17 @@ from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.commands.mine import MineConfig
 from subspace3d.datasets.multiview import read_mixture
-from subspace3d.datasets.readers import clearpose, handshake, mesh_files, rgbd_folder
+from subspace3d.datasets.readers import (
+    binary_depth,
+    clearpose,
+    co3d,
+    colmap_model,
+    handshake,
+    mesh_files,
+    nerfstudio,
+    rgbd_folder,
+)
+from subspace3d.datasets.readers.source import Report
 from subspace3d.files import read_record, write_json
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
@@ -155,7 +165,7 @@ def _consume(kind: str, find: Callable[..., list], allow_pickle: bool = True) ->
 
     def read(folder: Path) -> object:
         config = ConvertConfig(out=folder / "out", from_=kind, root=folder, frame_step=1, allow_pickle=allow_pickle)  # type: ignore[arg-type]
-        return [list(scene.read(lambda text: None).frames) for scene in find(config, folder, lambda text: None)]
+        return [list(scene.read(Report()).frames) for scene in find(config, folder, Report())]
 
     return read
 
@@ -232,6 +242,19 @@ def _exr(folder: Path) -> None:
     load_mitsuba().Bitmap(depth).write(str(folder / "d.exr"))
 
 
+def _depth(name: str) -> Callable[[Path], None]:
+    """A depth map in the format that the suffix of ``name`` says."""
+    metres = np.arange(42, dtype=np.float32).reshape(6, 7)
+
+    def make(folder: Path) -> None:
+        if name.endswith(".npz"):
+            np.savez_compressed(folder / name, metres)
+        else:
+            Image.fromarray((1000 * metres).astype(np.uint16)).save(folder / name)
+
+    return make
+
+
 def _grey(folder: Path) -> None:
     Image.fromarray(np.arange(42, dtype=np.uint16).reshape(6, 7) * 1500).save(folder / "g.png")
 
@@ -254,7 +277,7 @@ def _tuned_adapter(method: str) -> Callable[[Path], None]:
         torch.manual_seed(0)
         model = _Tiny()
         if method == "subspace":
-            from subspace3d.adapters.peft_tuner import SubspaceConfig
+            from subspace3d.adapters.peft.tuner import SubspaceConfig
 
             basis = {"fc": (torch.eye(2), torch.eye(3)[:, :2])}
             save_basis(folder / "basis.safetensors", basis)
@@ -289,6 +312,18 @@ def _yaml(folder: Path) -> None:
     (folder / "mix.yaml").write_text("real: 0.4\nsynthetic: 0.6\n")
 
 
+def _colmap(binary: bool) -> Callable[[Path], object]:
+    return lambda folder: own_captures.write_colmap(folder, 2, binary=binary, at=".")
+
+
+def _pfm(folder: Path) -> None:
+    (folder / "d.pfm").write_bytes(benchmark_layouts.pfm(np.ones((5, 7), np.float32)))
+
+
+def _npz_depth(folder: Path) -> None:
+    np.savez_compressed(folder / "d.npz", depth=np.ones((5, 7), np.float32))
+
+
 def _clearpose(folder: Path) -> None:
     official_layouts.write_clearpose_scene(folder / "set1/scene1", [0, 1])
 
@@ -316,6 +351,8 @@ READERS = {
     "image, bmp": Reader(_image("bmp"), "i.bmp", lambda folder: read_rgb(folder / "i.bmp")),
     "image, 16-bit grey": Reader(_grey, "g.png", lambda folder: read_rgb(folder / "g.png")),
     "depth exr": Reader(_exr, "d.exr", lambda folder: read_raw_depth(folder / "d.exr", 1.0)),
+    "depth npz": Reader(_depth("d.npz"), "d.npz", lambda folder: read_raw_depth(folder / "d.npz", 1.0)),
+    "depth tiff": Reader(_depth("d.tiff"), "d.tiff", lambda folder: read_raw_depth(folder / "d.tiff", 1000.0)),
     "weights, pt": Reader(_state_dict, "w.pt", lambda folder: load_weights(torch.nn.Linear(3, 2), folder / "w.pt")),
     "tuned lora, configuration": Reader(_tuned_adapter("lora"), "adapter/adapter_config.json", _attach("lora")),
     "tuned lora, weights": Reader(_tuned_adapter("lora"), "adapter/adapter_model.safetensors", _attach("lora")),
@@ -354,6 +391,21 @@ READERS = {
     "RGB-D list": Reader(
         lambda folder: official_layouts.write_tum_folder(folder, 2), "rgb.txt", _consume("rgbd", rgbd_folder.find)
     ),
+    "images.bin": Reader(_colmap(True), "images.bin", colmap_model.read_model),
+    "cameras.bin": Reader(_colmap(True), "cameras.bin", colmap_model.read_model),
+    "images.txt": Reader(_colmap(False), "images.txt", colmap_model.read_model),
+    "cameras.txt": Reader(_colmap(False), "cameras.txt", colmap_model.read_model),
+    "transforms.json": Reader(
+        lambda folder: own_captures.write_nerfstudio(folder, 2),
+        "transforms.json",
+        _consume("nerfstudio", nerfstudio.find),
+        share=0.3,
+    ),
+    "annotations": Reader(
+        lambda folder: benchmark_layouts.co3d(folder, "."), "apple_train.jgz", _consume("co3d", co3d.find), share=0.3
+    ),
+    "PFM": Reader(_pfm, "d.pfm", lambda folder: binary_depth.read_pfm(folder / "d.pfm")),
+    "npz depth": Reader(_npz_depth, "d.npz", lambda folder: read_raw_depth(folder / "d.npz", 1e-3)),
     "OBJ": Reader(_mesh, "m.obj", lambda folder: mesh_files.read_obj(folder / "m.obj")),
     "MTL": Reader(_mesh, "m.mtl", lambda folder: mesh_files.read_obj(folder / "m.obj")),
     "PLY, ascii": Reader(_mesh, "a.ply", lambda folder: mesh_files.read_ply(folder / "a.ply")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ import pytest
 import torch
 from fuzz.readers import READERS, npy_of, zip_of
 from mining.synthetic_adapters import write_adapter
+from PIL import Image
 
 from subspace3d import files, settings
 from subspace3d.backbones.weights import load_weights
@@ -142,6 +144,21 @@ def test_webp_canvas(tmp_path: Path) -> None:
     (tmp_path / "b.webp").write_bytes(b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk + bytes(64))
     with pytest.raises(ValueError, match=r"b\.webp is not a whole image: 16384 x 16384 pixels"):
         open_image(tmp_path / "b.webp")
+
+
+def test_jpeg_of_many_scans(tmp_path: Path) -> None:
+    """A scan of sixteen bytes takes the time of all pixels; a thousand of them take a thousand times as long."""
+    data = io.BytesIO()
+    Image.fromarray(np.zeros((1024, 1024), np.uint8)).save(data, "JPEG", progressive=True)
+    whole = data.getvalue()
+    last_scan = whole[whole.rfind(b"\xff\xda") : -2]
+    (tmp_path / "j.jpg").write_bytes(whole[:-2] + 1000 * last_scan + whole[-2:])
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"j\.jpg is not a whole image: it has 10\d\d scans, more than 64"):
+        open_image(tmp_path / "j.jpg")
+    assert time.process_time() - start < 1
+    (tmp_path / "j.jpg").write_bytes(whole[:-2] + 50 * last_scan + whole[-2:])
+    assert open_image(tmp_path / "j.jpg").size == (1024, 1024)
 
 
 def test_tiff_tile(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_planted_orthogonal_and_identical_attributes(tmp_path, rng):
     one, two = _orthogonal_bases(rng, 2)
     for attribute, bases in (("texture", one), ("camera", two), ("zebra", one)):
         _mine(tmp_path, attribute, bases, rng)
-    path = analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "analysis"))
+    path = analyze.run(AnalyzeConfig(tmp_path / "analysis", (tmp_path / "subspaces",)))
     analysis = json.loads(path.read_text())
     assert analysis["attributes"] == ["texture", "camera", "zebra"]
     for side in ("output", "input"):
@@ -67,7 +67,7 @@ def test_planted_orthogonal_and_identical_attributes(tmp_path, rng):
 def test_the_same_files_are_not_analyzed_twice_and_changed_ones_are(tmp_path, rng, capsys):
     (bases,) = _orthogonal_bases(rng, 1)
     _mine(tmp_path, "texture", bases, rng)
-    config = AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a")
+    config = AnalyzeConfig(tmp_path / "a", (tmp_path / "subspaces",))
     first = analyze.run(config).stat().st_mtime_ns
     assert analyze.run(config).stat().st_mtime_ns == first
     assert "already made" in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_a_bad_adapter_is_named(tmp_path, rng, capsys):
             modules = {name: (torch.randn_like(b), torch.randn_like(a)) for name, (b, a) in modules.items()}
         write_adapter(tmp_path / "adapters" / "texture" / f"set_{number}", modules)
     mine.run(MineConfig(tmp_path / "adapters", tmp_path / "subspaces" / "texture.safetensors", k=RANK))
-    analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a"))
+    analyze.run(AnalyzeConfig(tmp_path / "a", (tmp_path / "subspaces",)))
     weights = json.loads((tmp_path / "a" / "analysis.json").read_text())["weights"]["texture"]
     assert weights["down_weighted"] == ["texture/set_2"]
     assert weights["below_half"][2] == 1.0
@@ -128,7 +128,7 @@ def test_a_module_nobody_trained_has_no_eigenvalues(tmp_path, rng):
     one["head.out"] = (0 * one["head.out"][0], one["head.out"][1])
     _mine(tmp_path, "texture", one, rng)
     _mine(tmp_path, "camera", two, rng)
-    analysis = json.loads(analyze.run(AnalyzeConfig((tmp_path / "subspaces",), tmp_path / "a")).read_text())
+    analysis = json.loads(analyze.run(AnalyzeConfig(tmp_path / "a", (tmp_path / "subspaces",))).read_text())
     pair = analysis["disentanglement"]["output"][0]
     assert pair["modules"]["head.out"]["eigenvalues"] == []
     assert pair["mean_smallest"] == pytest.approx(1, abs=FLOAT32)
@@ -140,9 +140,9 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, rng):
     _mine(tmp_path / "y", "camera", bases, rng, base_model="another")
     _mine(tmp_path / "z", "camera", {NAMES[0]: bases[NAMES[0]]}, rng)
     with pytest.raises(ValueError, match="base models must agree: texture has 'planted', camera has 'another'"):
-        analyze.run(AnalyzeConfig((tmp_path / "x" / "subspaces", tmp_path / "y" / "subspaces"), tmp_path / "a"))
+        analyze.run(AnalyzeConfig(tmp_path / "a", (tmp_path / "x" / "subspaces", tmp_path / "y" / "subspaces")))
     with pytest.raises(ValueError, match=f"modules must agree: {NAMES[1]} is in only one"):
-        analyze.run(AnalyzeConfig((tmp_path / "x" / "subspaces", tmp_path / "z" / "subspaces"), tmp_path / "a"))
+        analyze.run(AnalyzeConfig(tmp_path / "a", (tmp_path / "x" / "subspaces", tmp_path / "z" / "subspaces")))
     assert not (tmp_path / "a").exists()
 
 

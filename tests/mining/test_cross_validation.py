@@ -39,7 +39,7 @@ _BASES = {name: (orthonormal(_RNG, OUT, 2 * RANK), orthonormal(_RNG, IN, 2 * RAN
 
 
 def test_a_shared_subspace_is_stable_and_explains_its_own_adapters_alone(planted):
-    path = analyze.run(AnalyzeConfig((planted / "mined",), planted / "out", adapters=(planted / "adapters",)))
+    path = analyze.run(AnalyzeConfig(planted / "out", (planted / "mined",), adapters=(planted / "adapters",)))
     validation = json.loads(path.read_text())["cross_validation"]
     for attribute, other in (("texture", "camera"), ("camera", "texture")):
         explained = validation["explained"][attribute]
@@ -91,7 +91,7 @@ def test_leaving_one_out_is_mining_the_others_densely(tmp_path, rng):
 def test_one_adapter_cannot_be_left_out(tmp_path, rng):
     write_adapter(tmp_path / "adapters" / "only", {NAMES[0]: random_pair(rng, OUT, IN, RANK)})
     mine.run(MineConfig(tmp_path / "adapters", tmp_path / "mined" / "texture.safetensors", k=RANK))
-    path = analyze.run(AnalyzeConfig((tmp_path / "mined",), tmp_path / "out", adapters=(tmp_path / "adapters",)))
+    path = analyze.run(AnalyzeConfig(tmp_path / "out", (tmp_path / "mined",), adapters=(tmp_path / "adapters",)))
     validation = json.loads(path.read_text())["cross_validation"]
     assert validation["stability"]["texture"] is None
     assert validation["explained"]["texture"]["held_out"] is None
@@ -100,9 +100,9 @@ def test_one_adapter_cannot_be_left_out(tmp_path, rng):
 
 
 def test_an_analysis_without_adapters_is_made_anew_when_they_are_given(planted):
-    config = AnalyzeConfig((planted / "mined",), planted / "out")
+    config = AnalyzeConfig(planted / "out", (planted / "mined",))
     assert json.loads(analyze.run(config).read_text())["cross_validation"] is None
-    given = AnalyzeConfig((planted / "mined",), planted / "out", adapters=(planted / "adapters",))
+    given = AnalyzeConfig(planted / "out", (planted / "mined",), adapters=(planted / "adapters",))
     made = analyze.run(given).stat().st_mtime_ns
     assert json.loads((planted / "out" / "analysis.json").read_text())["cross_validation"] is not None
     # neither asks for more than is there

@@ -139,7 +139,7 @@ def write_run(run: Path, attributes: tuple[str, ...] = ATTRIBUTES, layers: int =
     write_adapters(run / "adapters", attributes, layers)
     for attribute in attributes:
         mine.run(MineConfig(run / "adapters" / attribute, run / "subspaces" / f"{attribute}.safetensors", k=RANK))
-    analyze.run(AnalyzeConfig((run / "subspaces",), run / "analysis", adapters=(run / "adapters",)))
+    analyze.run(AnalyzeConfig(run / "analysis", (run / "subspaces",), adapters=(run / "adapters",)))
     # a scene name with markup in it, which the page must show and not obey
     write_results(run / "evaluation", ["scene<b>&0", *(f"scene_{index:04d}" for index in range(1, scenes))])
     for method, trainable in TRAINABLE.items():

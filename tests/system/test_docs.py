@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz.readers import READERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", ROOT / "notices/README.md"]
@@ -53,3 +54,21 @@ def test_the_guide_has_every_page() -> None:
         line for block in re.findall(r"```\{toctree\}\n(.*?)```", index, flags=re.DOTALL) for line in block.split()
     }
     assert pages <= listed
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    functions = {name for text in tests.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    named = set(re.findall(r"`(?:[\w/]*/)?(test_\w+)(?:\.py)?(?:::test_\w+)?(\.\.\.)?`", page))
+    assert len(named) > 30
+    files = {path.stem for path in tests}
+    for name, cut in named:
+        known = name in files | functions or (cut and any(each.startswith(name) for each in functions))
+        assert known, name
+    # a line of a table without a test promises what nothing shows
+    for line in page.split("## Faults")[1].split("## Hostile numbers")[0].splitlines():
+        if line.startswith("| ") and not line.startswith(("| what happens", "| promise")):
+            assert "`test" in line or "tests/" in line, line
+    count = re.search(r"for each of (\d+) readers", page)
+    assert count is not None and int(count[1]) == len(READERS)

@@ -61,3 +61,29 @@ def test_doctor_lists_what_is_missing_by_extra(monkeypatch) -> None:
     facts = doctor.examine()
     assert facts["missing"]["tune"] == ["peft"] and "eval" not in facts["missing"]
     assert "peft: pip install 'subspace3d[tune]'" in doctor._text(facts)
+
+
+@pytest.mark.parametrize(
+    ("version", "free_threaded", "left_out", "who"),
+    [
+        ("3.11.9", 0, {}, None),
+        ("3.15.0", 0, {"eval": ["open3d"]}, "Python 3.15"),
+        ("3.14.0", 1, {"eval": ["open3d"], "render": ["mitsuba"]}, "free-threaded Python 3.14"),
+    ],
+)
+def test_what_has_no_release_for_a_new_python_is_said(monkeypatch, version, free_threaded, left_out, who) -> None:
+    monkeypatch.setattr(extras.platform, "python_version_tuple", lambda: tuple(version.split(".")))
+    monkeypatch.setattr(extras.sysconfig, "get_config_var", lambda name: free_threaded)
+    extras.read.cache_clear()
+    try:
+        facts = doctor.examine()
+        assert facts["not_for_this_python"] == left_out
+        assert set(extras.read().of_extra["eval"]) >= {"scipy", "matplotlib", "pillow"}
+        lines = [line for line in doctor._text(facts).splitlines() if line.startswith("left out")]
+        assert len(lines) == len(left_out)
+        for line, (extra, names) in zip(lines, left_out.items()):
+            assert f"{names[0]}: no release for {who} yet; the rest of subspace3d[{extra}] works" in line
+            assert extras.install_line(names[0]) == f"it has no release for {who}; an older Python has"
+        assert extras.install_line("scipy") == "pip install 'subspace3d[eval]'"
+    finally:
+        extras.read.cache_clear()

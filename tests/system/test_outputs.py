@@ -74,7 +74,10 @@ CASES = {
     ),
     "mine": Case(("adapters",), lambda out: MineConfig(adapters=Path("adapters"), out=out), writes_file=True),
     "analyze": Case(
-        ("subspaces", "adapters"), lambda out: AnalyzeConfig((Path("subspaces"),), out, (Path("adapters"),))
+        ("subspaces", "adapters"), lambda out: AnalyzeConfig(out, (Path("subspaces"),), (Path("adapters"),))
+    ),
+    "analyze --compare": Case(
+        ("subspaces", "run/tuned"), lambda out: AnalyzeConfig(out, compare=(Path("subspaces"), Path("run/tuned")))
     ),
     "finetune": Case(
         ("scenes", "subspaces"),

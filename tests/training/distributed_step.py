@@ -28,8 +28,8 @@ class SaveGradients:
         return 0.01 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
 
     def after_step(self, step: int) -> None:
-        with joined_processes(choose_device("cpu")) as processes:
-            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        with joined_processes(choose_device(CONFIG.device)) as processes:
+            gradients = {name: p.grad.cpu() for name, p in self.model.named_parameters() if p.grad is not None}
             save_tensors(self.folder / f"gradients-{processes.count}-{processes.rank}.safetensors", gradients)
 
     def tensors(self) -> dict[str, torch.Tensor]:

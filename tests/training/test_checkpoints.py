@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from subspace3d.files import DamagedError
 from subspace3d.training import checkpoints
 
 
@@ -114,3 +116,25 @@ def test_what_a_killed_save_left_goes_with_the_checkpoints(tmp_path: Path) -> No
     (folder / ".step_2.s3d-abcdefgh.tmp/step_2").mkdir(parents=True)
     checkpoints.remove_all(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "3"}, "step must be at least 0"),
+        ({"step": 4}, "step must be that of step_3, got 4"),
+        ({"losses": [1.0, None]}, r"losses\[1\] must be a number"),
+        ({"seconds": -1.0}, "seconds must be at least 0"),
+        ({"settings": []}, "settings must be an object"),
+        ({"images": 1.5}, "images must be at least 0"),
+    ],
+)
+def test_a_state_of_other_types_is_damage(tmp_path, change, message):
+    path = tmp_path / "step_3"
+    path.mkdir()
+    state = {"step": 3, "settings": {}, "losses": [1.0], "seconds": 2.0, "images": 6}
+    (path / "state.json").write_text(json.dumps(state))
+    assert checkpoints.read_state(path) == state
+    (path / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(DamagedError, match=message):
+        checkpoints.read_state(path)

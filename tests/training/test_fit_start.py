@@ -14,7 +14,7 @@ from training.tiny import CONFIG
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import SUBSPACE_SCALE, place
-from subspace3d.backbones import vggt
+from subspace3d.backbones.config import CONFIGS
 from subspace3d.commands import finetune
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
@@ -97,7 +97,7 @@ def test_cores_that_are_not_zero_are_left_alone(dataset: MultiViewDataset) -> No
 def test_finetune_records_the_start_and_refuses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adapters.models import TINY
 
-    monkeypatch.setattr(vggt, "named_config", lambda name: TINY)
+    monkeypatch.setitem(CONFIGS, "vggt-nano", dataclasses.replace(TINY, name="vggt-nano"))
     train = dataclasses.replace(CONFIG, steps=1, save_every=1, augment=False, check_memory=False)
     scenes = write_plane_scenes(tmp_path / "scenes", scenes=2, views=3)
     config = FinetuneConfig(

@@ -15,6 +15,7 @@ from training.tiny import CONFIG
 
 from subspace3d.adapters.placement import select_modules
 from subspace3d.backbones import vggt
+from subspace3d.backbones.config import CONFIGS
 from subspace3d.commands import adapt, mine
 from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.mine import MineConfig
@@ -105,6 +106,17 @@ def test_a_gradient_that_is_not_finite_is_named(dataset: MultiViewDataset) -> No
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_threads_asked_for_are_used(dataset: MultiViewDataset) -> None:
+    model, before = tiny_vggt(), torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        config = dataclasses.replace(CONFIG, threads=before)
+        list(summed_gradients(model, weights_of(model), dataset, config, ((0,),)))
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_parts_without_steps_are_refused(dataset: MultiViewDataset) -> None:
     model = tiny_vggt()
     with pytest.raises(ValueError, match="parts must each have at least one step"):
@@ -115,7 +127,7 @@ def test_parts_without_steps_are_refused(dataset: MultiViewDataset) -> None:
 
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vggt, "named_config", lambda name: TINY)
+    monkeypatch.setitem(CONFIGS, "vggt-nano", dataclasses.replace(TINY, name="vggt-nano"))
 
 
 def adapt_config(tmp_path: Path, **changes: object) -> AdaptConfig:

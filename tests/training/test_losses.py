@@ -16,6 +16,7 @@ from subspace3d.backbones.losses import (
     multitask_loss,
 )
 from subspace3d.backbones.pose import encode_pose
+from subspace3d.backbones.protocol import Prediction
 
 
 def _batch(scenes: int = 1, frames: int = 2, size: int = 14) -> dict:
@@ -171,6 +172,29 @@ def _uneven_step() -> tuple[dict, dict]:
 
 def _leaves(predictions: dict) -> list[torch.Tensor]:
     return [*predictions["pose_enc_list"], predictions["depth"], predictions["depth_conf"]]
+
+
+def test_what_a_backbone_does_not_predict_has_no_term() -> None:
+    batch = _batch()
+    depth = torch.full((1, 2, 14, 14), 1.5, requires_grad=True)
+    # an error of one half everywhere, no gradient of it, and no weight of it without confidence
+    alone = multitask_loss(Prediction(depth), batch)
+    assert alone["loss"].item() == pytest.approx(0.5) and "camera" not in alone
+    assert alone["depth_confidence"].item() == 0
+    # a camera moved by 0.3 along x, with half the focal length: fov 2 atan(2) in place of 2 atan(1)
+    extrinsics = batch["extrinsics"].clone()
+    extrinsics[..., 0, 3] = 0.3
+    intrinsics = batch["intrinsics"].clone()
+    intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = 14 / 4
+    intrinsics.requires_grad_()
+    both = multitask_loss(Prediction(depth, extrinsics=extrinsics, intrinsics=intrinsics), batch, camera_weight=2.0)
+    camera = 0.1 + 0.5 * 2 * (math.atan(2) - math.atan(1))
+    assert both["camera"].item() == pytest.approx(camera, rel=1e-5)
+    assert both["loss"].item() == pytest.approx(2 * camera + 0.5, rel=1e-5)
+    both["loss"].backward()
+    assert intrinsics.grad is not None and intrinsics.grad[..., 0, 0].all() and depth.grad is not None
+    with pytest.raises(ValueError, match="predictions must have depth, or extrinsics and intrinsics"):
+        multitask_loss(Prediction(extrinsics=extrinsics), batch)
 
 
 @pytest.mark.parametrize("split", [(1, 2), (2, 1), (1, 1, 1)])

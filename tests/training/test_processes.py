@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from subspace3d.files import load_tensors, read_json
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
+from subspace3d.training.stop import stop_requests
 
 FLAGS = [
     *("--train.frames", "2", "2", "--train.image-size", "28", "--train.device", "cpu", "--train.threads", "1"),
@@ -47,17 +50,20 @@ def _command(folder: Path, verb: str, out: Path, scenes: str, *flags: str) -> li
     ]
 
 
-def _torchrun(*arguments: str) -> None:
+def _torchrun(*arguments: str, device: str = "cpu") -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SUBSPACE_TEST_DEVICE": device}
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_gradients_of_two_processes_are_those_of_the_joint_batch(folder: Path) -> None:
-    scenes, script = folder / "scenes/a", str(Path(distributed_step.__file__))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gradients_of_two_processes_are_those_of_the_joint_batch(folder: Path, tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU for each of two processes is needed")
+    scenes, script, folder = folder / "scenes/a", str(Path(distributed_step.__file__)), tmp_path
     distributed_step.main(scenes, folder / "alone")
-    _torchrun(script, str(scenes), str(folder / "pair"))
+    _torchrun(script, str(scenes), str(folder / "pair"), device=device)
     expected, _ = load_tensors(folder / "gradients-1-0.safetensors")
     for rank in (0, 1):
         found, _ = load_tensors(folder / f"gradients-2-{rank}.safetensors")
@@ -245,18 +251,14 @@ def test_processes_part_five_hundred_times(tmp_path: Path) -> None:
     _part(tmp_path, times=500, limit=1200)
 
 
-def test_a_lost_partner_ends_the_other_with_a_message(folder: Path, tmp_path: Path) -> None:
-    """One of two processes is killed: the other ends within seconds, in one line, and its checkpoint is whole."""
-    command = _command(folder, "finetune", tmp_path / "run", "a", "--method", "lora", "--rank", "2")
-    command += ["--train.steps", "400", "--train.save-every", "2", "--train.images-per-step", "4"]
-    port = str(29500 + os.getpid() % 1000)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-    }
+@contextlib.contextmanager
+def _two(command: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """Both processes of a run, without torchrun, which would end the one when the other ends."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
     pair = [
         subprocess.Popen(
             command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -265,16 +267,68 @@ def test_a_lost_partner_ends_the_other_with_a_message(folder: Path, tmp_path: Pa
         for rank in range(2)
     ]  # fmt: skip
     try:
+        yield pair
+    finally:
+        for process in pair:
+            process.kill()
+
+
+def test_a_lost_partner_ends_the_other_with_a_message(folder: Path, tmp_path: Path) -> None:
+    """One of two processes is killed: the other ends within seconds, in one line, and its checkpoint is whole."""
+    command = _command(folder, "finetune", tmp_path / "run", "a", "--method", "lora", "--rank", "2")
+    command += ["--train.steps", "400", "--train.save-every", "2", "--train.images-per-step", "4"]
+    with _two(command) as pair:
         deadline = time.monotonic() + 150
         while not list(tmp_path.glob("run/checkpoints/step_*/state.json")):
             assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
             time.sleep(0.1)
         pair[1].kill()
         _, text = pair[0].communicate(timeout=60)
-    finally:
-        for process in pair:
-            process.kill()
     assert pair[0].returncode == 2 and "another process of this run has ended" in text, text[-2000:]
     assert "Traceback" not in text
     newest = checkpoints.latest(tmp_path / "run/checkpoints")
     assert newest is not None and checkpoints.read_state(newest, ("step",))["step"] >= 2
+
+
+def _whole_step(run: Path) -> int:
+    """The step of the newest checkpoint, which another process can continue from."""
+    newest = checkpoints.latest(run / "checkpoints")
+    assert newest is not None
+    for name in ("model", "optimizer", "extra"):
+        load_tensors(newest / f"{name}.safetensors")
+    return checkpoints.read_state(newest)["step"]
+
+
+def test_an_exception_in_one_process_ends_the_other_with_a_message(folder: Path, tmp_path: Path) -> None:
+    script = str(Path(distributed_run.__file__))
+    with _two([sys.executable, script, str(folder / "scenes/a"), str(tmp_path / "run"), "4", "fails"]) as pair:
+        texts = [process.communicate(timeout=100)[1] for process in pair]
+    assert "this process has a fault of its own" in texts[1], texts[1][-2000:]
+    assert "another process of this run has ended" in texts[0], texts[0][-2000:]
+    assert all(process.returncode == 1 for process in pair)
+    assert _whole_step(tmp_path / "run") == 3
+    distributed_run.main(folder / "scenes/a", tmp_path / "run")
+    assert _whole_step(tmp_path / "run") == distributed_run.STEPS
+
+
+def test_a_signal_to_one_process_stops_both_after_the_step(folder: Path, tmp_path: Path) -> None:
+    script = str(Path(distributed_run.__file__))
+    with _two([sys.executable, script, str(folder / "scenes/a"), str(tmp_path / "run"), "4", "signal"]) as pair:
+        texts = [process.communicate(timeout=100)[1] for process in pair]
+    assert [process.returncode for process in pair] == [143, 143], texts
+    assert "stopped after step" in texts[0] and "Traceback" not in "".join(texts)
+    assert _whole_step(tmp_path / "run") in (4, 5)  # the signal may come after the processes have asked each other
+
+
+def test_a_second_signal_ends_a_run_at_once() -> None:
+    with pytest.raises(SystemExit) as end, stop_requests() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert received == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert end.value.code == 143
+    with pytest.raises(KeyboardInterrupt), stop_requests() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ CONFIG = TrainConfig(
     images_per_step=3,
     save_every=3,
     augment=True,
-    device="cpu",
+    device=os.environ.get("SUBSPACE_TEST_DEVICE", "cpu"),
     threads=1,
 )
 

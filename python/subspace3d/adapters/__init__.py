@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subspace3d.adapters.peft_tuner import SubspaceConfig, SubspaceModel
+    from subspace3d.adapters.peft.tuner import SubspaceConfig, SubspaceModel
 
 __all__ = ["SubspaceConfig", "SubspaceModel"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from subspace3d.adapters import peft_tuner
+        from subspace3d.adapters.peft import tuner
 
-        return getattr(peft_tuner, name)
+        return getattr(tuner, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ def adapter_factors(model: nn.Module, adapter: str = "default") -> Factors:
     from peft.tuners.adalora.layer import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
 
-    from subspace3d.adapters.peft_layers import SubspaceLayer
+    from subspace3d.adapters.peft.layers import SubspaceLayer
 
     factors: Factors = {}
     with torch.no_grad():

@@ -96,7 +96,7 @@ def add_lora(model: nn.Module, rank: int, targets: str, base_model: str | None =
 
 
 def _add_cores(model: nn.Module, rank: int, basis: Basis, base_model: str | None, heads: Heads) -> nn.Module:
-    from subspace3d.adapters.peft_tuner import SubspaceConfig
+    from subspace3d.adapters.peft.tuner import SubspaceConfig
 
     on_heads = backbone_of(model).targets["heads"] if heads == "lora" else None
     settings: dict[str, Any] = {"lora_modules": on_heads, "r": rank, "lora_alpha": 2 * rank}

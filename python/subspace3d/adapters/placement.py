@@ -199,14 +199,16 @@ def check_uses(model: nn.Module, chosen: Mapping[str, Iterable[str]]) -> None:
     Raises:
         ValueError: a module has several names in the model, or its parent reads its weight without calling it.
     """
-    names: dict[nn.Module, list[str]] = {}
+    # a parent with two names holds its child once: replacing the child there reaches every use through either name
+    uses: dict[nn.Module, dict[tuple[int, str], str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
+        parent, _, child = name.rpartition(".")
+        uses.setdefault(module, {}).setdefault((id(model.get_submodule(parent)), child), name)
     for argument, wanted in chosen.items():
         for name in wanted:
             module = model.get_submodule(name)
-            if len(names[module]) > 1:
-                others = ", ".join(other for other in names[module] if other != name)
+            if len(uses[module]) > 1:
+                others = ", ".join(other for other in uses[module].values() if other != name)
                 raise ValueError(
                     f"{argument} must leave out {name}: it is one module with {others}, and only one of its uses would "
                     "be adapted"

@@ -144,7 +144,7 @@ def _adalora_config(path: Path, stored: dict[str, Any], model: nn.Module) -> Any
 
 
 def _subspace_config(path: Path, stored: dict[str, Any], model: nn.Module, basis: Path) -> Any:
-    from subspace3d.adapters.peft_tuner import SubspaceConfig
+    from subspace3d.adapters.peft.tuner import SubspaceConfig
     from subspace3d.formats.basis import load_basis
 
     config = check(stored, _Subspace, path)

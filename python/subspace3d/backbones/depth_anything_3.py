@@ -10,16 +10,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
+from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.protocol import Backbone, Prediction
 
-INSTALL = "pip install addict omegaconf einops && pip install --no-deps depth-anything-3"
+INSTALL = "pip install 'subspace3d[da3]' && pip install --no-deps depth-anything-3"
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 # The rays of the second head, whose modules end in _aux, are dropped where cameras are decoded. Entries 0 and 1 of
 # resize_layers are transposed convolutions, entry 2 is the identity.
@@ -82,8 +80,8 @@ class DepthAnything3(Backbone):
         self.frozen = (*(f"backbone.pretrained.{part}" for part in inside), *_UNUSED)
 
     def network(self) -> nn.Module:
-        package = _import_package()
-        with _HostRanges():
+        package = import_package()
+        with HostRanges():
             return package.create_object(package.load_config(package.MODEL_REGISTRY[self.name]))
 
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
@@ -125,20 +123,15 @@ class _Package:
         self.create_object, self.load_config, self.MODEL_REGISTRY = create_object, load_config, MODEL_REGISTRY
 
 
-def _import_package() -> _Package:
+def import_package() -> _Package:
+    """What builds a published network, quiet.
+
+    Raises:
+        ModuleNotFoundError: the package or a library of its network is not installed; names the command.
+    """
     try:
         return _Package()
     except ImportError as error:
         raise ModuleNotFoundError(
             f"Depth Anything 3 cannot be imported ({error}); {INSTALL}", name=error.name
         ) from error
-
-
-class _HostRanges(TorchFunctionMode):
-    """The network reads numbers from a range while it is built, which the meta device does not have."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)

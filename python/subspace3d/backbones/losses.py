@@ -46,7 +46,7 @@ class LossCounts:
         """Count in ``point_masks [B, S, H, W]`` bool; see `camera_loss` for what else is looked at."""
         masks = batch["point_masks"]
         scales = (masks[..., :: 2**scale, :: 2**scale] for scale in range(_GRADIENT_SCALES))
-        posed, scaled = _counted(batch)
+        posed, scaled = counted_scenes(batch)
         return cls(
             cameras=int(posed.sum()) * masks.shape[1],
             translations=int(scaled.sum()) * masks.shape[1],
@@ -79,7 +79,7 @@ def camera_loss(
     masks = batch["point_masks"]
     counts = LossCounts.of(batch) if counts is None else counts
     target = encode_pose(batch["extrinsics"], batch["intrinsics"], (masks.shape[-2], masks.shape[-1]))
-    posed, scaled = _counted(batch)
+    posed, scaled = counted_scenes(batch)
     total = target.new_zeros(())
     terms: dict[str, torch.Tensor] = {}
     stages = len(pose_enc_list)
@@ -238,7 +238,7 @@ def multitask_loss(
     return {"loss": weighted[0] if len(weighted) == 1 else weighted[0] + weighted[1], **terms}
 
 
-def _counted(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def counted_scenes(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """Scenes whose rotations and fields of view count, and scenes whose translations count, each ``[B]``."""
     scaled = batch["point_masks"][:, 0].sum(dim=(1, 2)) > _LEAST_POINTS
     posed = scaled | ~batch["has_depth"] if "has_depth" in batch else scaled

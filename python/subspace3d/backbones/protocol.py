@@ -28,6 +28,11 @@ PRESETS: dict[str, str] = {
     "da3-small": "subspace3d.backbones.depth_anything_3",
     "da3-base": "subspace3d.backbones.depth_anything_3",
     "da3-large": "subspace3d.backbones.depth_anything_3",
+    "vggt-omega": "subspace3d.backbones.omega",
+    "pi3": "subspace3d.backbones.pi3",
+    "pi3x": "subspace3d.backbones.pi3",
+    "mapanything": "subspace3d.backbones.mapanything",
+    "mapanything-apache": "subspace3d.backbones.mapanything",
 }
 """Name -> module with a function ``preset(name)`` that returns the backbone."""
 TARGETS = ("cores", "heads", "all")

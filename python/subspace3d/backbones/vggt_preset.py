@@ -80,7 +80,7 @@ def preset(name: str) -> Backbone:
         backbone.shipped = NANO_WEIGHTS
         backbone.licence = "Apache-2.0"
     else:
-        backbone.licence = "VGGT Licence (non-commercial; facebook/VGGT-1B)"
+        backbone.licence = "VGGT License, non-commercial"
         backbone.weights_advice = f"{HUB_FILE} or model.pt from https://huggingface.co/{HUB_REPOSITORY}"
     return backbone
 

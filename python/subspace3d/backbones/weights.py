@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from subspace3d.log import logger
 HUB_REPOSITORY = "facebook/VGGT-1B"
 HUB_FILE = "model.safetensors"
 _WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
-_PREFIXES = ("_orig_mod.", "module.")
+_PREFIXES = ("_orig_mod.", "module.")  # torch.compile's, DataParallel's
+_COMPILED = re.compile(r"(^|\.)_orig_mod\.")
 IGNORED_PARTS = ("point_head", "track_head")
 """Parts of a published checkpoint that this implementation leaves out."""
 
@@ -55,7 +57,7 @@ def load_weights(
     stored = _unwrap(path, _read(path), (*_PREFIXES, *prefixes))
     ignored = Counter(part for name in stored if (part := name.partition(".")[0]) in ignored_parts)
     stored = {name: tensor for name, tensor in stored.items() if name.partition(".")[0] not in ignored_parts}
-    expected = model.state_dict()
+    expected = _expected(model, stored)
     _check_fit(path, stored, expected)
     # Tensors of the file are memory maps: copied one by one, the file is never in memory as a whole.
     with torch.no_grad():
@@ -126,14 +128,40 @@ def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _unwrap(path: Path, tensors: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """Take off the prefixes that torch.compile and DataParallel put before every name, and say so."""
+    """Take the prefixes of torch.compile, at any depth, and others that every name has off the names, and say so.
+
+    ``module.`` is a wrapper's only where every name has it, since a module may be called so.
+    """
     while tensors:
         prefix = next((each for each in prefixes if all(name.startswith(each) for name in tensors)), None)
-        if prefix is None:
+        if prefix is not None:
+            plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        else:
+            prefix, plain = "_orig_mod.", {_COMPILED.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+        count = len(tensors.keys() - plain.keys())
+        if not count:
             break
-        logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off every name")
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if len(plain) < len(tensors):
+            raise ValueError(f"{path}: names differ in the wrapper's prefix {prefix!r} alone: which of them is meant?")
+        of = "every name" if count == len(tensors) else f"{count} of {len(tensors)} names"
+        logger.info(f"{path}: the wrapper's prefix {prefix!r} was taken off {of}")
+        tensors = plain
     return tensors
+
+
+def _expected(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors; of one that it has under several names those names that are stored, or else all."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    others = {
+        name
+        for same in names.values()
+        if len(same) > 1 and any(name in stored for name in same)
+        for name in same
+        if name not in stored
+    }
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in others}
 
 
 def _check_fit(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -29,6 +29,9 @@ machine that others use too, where wall time says how busy they are; it means a 
 FLUSH_BYTES = 2**28
 """Written between the rounds on a GPU: more than any L2 cache holds."""
 
+PEER_LIBRARIES = ("peft", "triton", "unsloth", "axolotl", "lorafusion")
+"""Whose versions a row names, where they are installed."""
+
 
 # ---- where a number comes from ---------------------------------------------------------------------------------------
 def device_name(device: torch.device) -> str:
@@ -46,7 +49,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("peft", "triton", "unsloth", "lorafusion") if _version(name)},
+        "versions": {name: _version(name) for name in PEER_LIBRARIES if _version(name)},
         "commit": records.commit(),
     }
     if device.type == "cuda":

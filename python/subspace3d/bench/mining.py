@@ -9,14 +9,13 @@ algorithm in plain PyTorch, on the cores of one matrix.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import subspace_ext as se
+from subspace3d import system
 from subspace3d.bench import harness
 from subspace3d.bench.config import BenchConfig
 from subspace3d.bench.shapes import SHAPES, LinearShape
@@ -114,7 +113,7 @@ def _case(config: BenchConfig, spectrum: str, shape: LinearShape, device: torch.
             "error": error,
         }
     if device.type == "cpu":
-        row["peak_memory_bytes"] = _peak_resident_bytes()
+        row["peak_memory_bytes"] = system.peak_resident_bytes()
     return row
 
 
@@ -148,11 +147,6 @@ def dense_iteration(lora_b: Tensor, lora_a: Tensor, mined: se.MinedSubspace, k: 
         )
         error = max(error, *(float((got - want).norm() / want.norm()) for got, want in pairs))
     return seconds / len(lora_b), error
-
-
-def _peak_resident_bytes() -> int:
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -189,6 +189,18 @@ def unsloth(problem: Problem) -> Peer:
     return Peer(forward, {"a": a, "b": b}, [*_owned(linear), a, b], lambda t: SCALE * t["b"] @ t["a"])
 
 
+def axolotl(problem: Problem) -> Peer:
+    """Axolotl's LoRA_O, which takes the bias with it; neither dropout nor DoRA."""
+    from axolotl.kernels.lora import LoRA_O
+
+    linear, (a, b) = problem.linear(), _factors(problem)
+
+    def forward(x: Tensor) -> Tensor:
+        return LoRA_O.apply(x[None], None, linear.weight, linear.bias, None, a, b, SCALE, None, None)[0]
+
+    return Peer(forward, {"a": a, "b": b}, [*_owned(linear), a, b], lambda t: SCALE * t["b"] @ t["a"])
+
+
 def lorafusion(problem: Problem) -> Peer:
     """LoRAFusion's fused linear without dropout."""
     from lorafusion.ops.lora_v1 import fused_linear_lora
@@ -246,6 +258,7 @@ PEERS: dict[str, Callable[[Problem], Peer]] = {
     "lora-xs": lora_xs,
     "tinylora": tinylora,
     "unsloth": unsloth,
+    "axolotl": axolotl,
     "lorafusion": lorafusion,
 }
 
@@ -263,6 +276,7 @@ def label(name: str, core: int, rank: int) -> str:
         "lora-xs": f"LoRA-XS order K={core}",
         "tinylora": f"PEFT TinyLoRA K={core}",
         "unsloth": f"Unsloth LoRA_W r={rank}",
+        "axolotl": f"axolotl LoRA_O r={rank}",
         "lorafusion": f"LoRAFusion r={rank}",
     }[name]
 

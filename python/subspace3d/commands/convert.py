@@ -26,6 +26,17 @@ _READERS = {
     "colmap": ("colmap", "find"),
     "nerfstudio": ("nerfstudio", "find"),
     "images": ("images", "find"),
+    "co3d": ("co3d", "find"),
+    "7scenes": ("indoor", "find_7scenes"),
+    "nrgbd": ("indoor", "find_nrgbd"),
+    "scannet": ("indoor", "find_scannet"),
+    "scannet++": ("indoor", "find_scannetpp"),
+    "bonn": ("indoor", "find_bonn"),
+    "hiroom": ("indoor", "find_hiroom"),
+    "eth3d": ("stereo", "find_eth3d"),
+    "dtu": ("stereo", "find_dtu"),
+    "sintel": ("stereo", "find_sintel"),
+    "da3-bench": ("stereo", "find_da3_bench"),
     "thuman": ("scans", "find_thuman"),
     "2k2k": ("scans", "find_2k2k"),
     "clearpose": ("clearpose", "find"),
@@ -36,18 +47,21 @@ _READERS = {
 # settings that decide what a scene looks like, by kind
 _IMAGE_SETTINGS = ("from_", "frame_step", "max_side")
 _VIEW_SETTINGS = (*_IMAGE_SETTINGS, "depth_scale", "exif")
-_IDENTITY = {
-    "colmap": _VIEW_SETTINGS,
-    "nerfstudio": _VIEW_SETTINGS,
-    "images": _VIEW_SETTINGS,
-    "thuman": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
-    "2k2k": ("from_", "resolution", "spp", "scan_views", "scan_scale"),
+_SCAN_SETTINGS = ("from_", "resolution", "spp", "scan_views", "scan_scale")
+_IDENTITY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_READERS, _VIEW_SETTINGS),
+    "thuman": _SCAN_SETTINGS,
+    "2k2k": _SCAN_SETTINGS,
     "clearpose": _IMAGE_SETTINGS,
     "soap": _IMAGE_SETTINGS,
     "hndr": _IMAGE_SETTINGS,
     "rgbd": (*_VIEW_SETTINGS, "poses"),
+    "bonn": (*_VIEW_SETTINGS, "poses"),
 }
-_SPLIT_SOURCES = ("thuman", "2k2k", "clearpose")
+_SUFFIXES = {
+    **dict.fromkeys(("thuman", "2k2k", "clearpose", "co3d"), ("_train", "_test")),
+    "7scenes": ("_train", "_test", ""),
+}
 _SHOWN = 10  # reasons printed
 
 
@@ -75,7 +89,7 @@ class ConvertConfig(ReaderConfig):
         return [outputs.Output("out", self.out, outputs.FOLDER), *self._targets().declared()]
 
     def _targets(self) -> outputs.DatasetTargets:
-        suffixes = ("_train", "_test") if self.from_ in _SPLIT_SOURCES else ("",)
+        suffixes = _SUFFIXES.get(self.from_, ("",))
         return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, True, outputs.CONVERT_SETTINGS)
 
     def replace_others(self) -> None:

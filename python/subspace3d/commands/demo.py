@@ -7,18 +7,24 @@ done, so a run that was cut off continues where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from subspace3d import __version__, outputs, records, settings
 from subspace3d.choices import ATTRIBUTES, Attribute, Method
-from subspace3d.commands import adapt, analyze, evaluate, finetune, generate, mine, report
+from subspace3d.commands import adapt, analyze, evaluate, finetune, fit, generate, mine, report
+from subspace3d.jobs.side_by_side import Call, run_side_by_side
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
 from subspace3d.progress import format_duration
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.rates import usual_rate
+
+REFERENCE_STEP = 0.43
+"""Seconds of `time_step` where the costs of the stages were measured: two cores of an AMD EPYC."""
+REFERENCE_CORES = 2
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,11 @@ class Scale:
     views: int
     resolution: int
     spp: int
-    rank: int  # of the adapters that are mined
+    adapter_rank: int
+    batches: int  # whose gradient is an adapter
     k: int  # per attribute
-    adapt: TrainConfig
-    tune: TrainConfig
-    minutes: float  # measured on two cores
+    rank: int  # of LoRA: on all modules, and on the heads beside cores
+    train: TrainConfig
 
 
 NANO = Scale(
@@ -62,21 +68,11 @@ NANO = Scale(
     views=6,
     resolution=112,
     spp=16,
-    rank=4,
+    adapter_rank=8,
+    batches=4,
     k=4,
-    adapt=TrainConfig(steps=28, lr=2e-3, frames=(2, 4), images_per_step=8, save_every=28, checkpointing=False),
-    tune=TrainConfig(steps=90, lr=1e-3, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False),
-    minutes=8,
-)
-_SMOKE_TRAIN = TrainConfig(
-    steps=2,
-    lr=1e-3,
-    frames=(2, 2),
-    images_per_step=2,
-    image_size=56,
-    save_every=2,
-    checkpointing=False,
-    check_memory=False,
+    rank=4,
+    train=TrainConfig(steps=90, frames=(2, 4), images_per_step=8, save_every=45, checkpointing=False),
 )
 SMOKE = Scale(
     attributes=("texture", "camera"),
@@ -86,25 +82,41 @@ SMOKE = Scale(
     views=2,
     resolution=56,
     spp=1,
-    rank=2,
+    adapter_rank=2,
+    batches=2,
     k=2,
-    adapt=_SMOKE_TRAIN,
-    tune=_SMOKE_TRAIN,
-    minutes=1,
+    rank=2,
+    train=TrainConfig(
+        steps=2,
+        frames=(2, 2),
+        images_per_step=2,
+        image_size=56,
+        save_every=2,
+        checkpointing=False,
+        check_memory=False,
+    ),
 )
-TUNED: tuple[Method, ...] = ("full", "lora", "subspace")
+TUNED: tuple[Method, ...] = ("full", "lora", "psv", "subspace")
 
 
 @dataclass(frozen=True)
 class Stage:
     title: str
-    share: float  # of the whole run's time, measured
     work: Callable[[], Any]
+    cost: float
+    """Seconds on the two cores of the reference machine; of the smoke scale, roughly."""
+    parts: int = 1
+    """Processes that it keeps busy at most."""
+
+    def expected(self, cores: int, speed: float) -> float:
+        """Seconds on ``cores`` cores, each ``speed`` times as fast as the reference's."""
+        return self.cost / speed * min(self.parts, REFERENCE_CORES) / min(self.parts, cores)
 
 
 def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
     out = config.out
     scenes, subspaces = out / "scenes", out / "subspaces"
+    train = replace(scale.train, seed=config.seed)
     rendering = generate.GenerateConfig(
         out=scenes, views=scale.views, resolution=scale.resolution, spp=scale.spp, seed=config.seed
     )
@@ -122,33 +134,57 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
             )
         generate.run(replace(rendering, task="glass", scenes=scale.task_scenes, seed=config.seed + 1))
 
-    def tune_adapters() -> None:
-        train = replace(scale.adapt, seed=config.seed)
-        adapt.run(adapt.AdaptConfig(scenes=scenes / "attributes", out=out / "adapters", rank=scale.rank, train=train))
+    def take_gradients() -> None:
+        adapt.run(
+            adapt.AdaptConfig(
+                scenes=scenes / "attributes",
+                out=out / "adapters",
+                rank=scale.adapter_rank,
+                gradient_only=True,
+                gradient_steps=scale.batches,
+                workers=usable_cores(),
+                train=train,
+            )
+        )
 
     def mine_subspaces() -> None:
         for attribute in scale.attributes:
             mine.run(
                 mine.MineConfig(
-                    adapters=out / "adapters" / attribute, out=subspaces / f"{attribute}.safetensors", k=scale.k
+                    adapters=out / "adapters" / attribute,
+                    out=subspaces / f"{attribute}.safetensors",
+                    k=scale.k,
+                    model="shared",
                 )
             )
-        analyze.run(analyze.AnalyzeConfig((subspaces,), out / "analysis", adapters=(out / "adapters",)))
+        analyze.run(analyze.AnalyzeConfig(out / "analysis", (subspaces,), adapters=(out / "adapters",)))
 
-    def finetune_with(method: Method) -> Callable[[], None]:
-        def work() -> None:
-            finetune.run(
+    def ask_for_fit() -> None:
+        try:
+            fit.run(fit.FitConfig(scenes=scenes / "glass_train", subspaces=(subspaces,), out=out / "fit", train=train))
+        except SystemExit as answer:  # it does not fit: worth knowing, and no reason to stop
+            if answer.code != fit.DOES_NOT_FIT:
+                raise
+
+    def tune() -> None:
+        core_size = scale.k * len(scale.attributes)
+        calls: dict[str, Call] = {
+            method: Call(
+                finetune.run,
                 finetune.FinetuneConfig(
                     scenes=scenes / "glass_train",
                     out=out / "tuned" / method,
                     method=method,
                     subspaces=(subspaces,) if method == "subspace" else (),
+                    core_size=core_size if method == "psv" else 0,
                     rank=scale.rank,
-                    train=replace(scale.tune, lr=usual_rate("vggt-nano", method), seed=config.seed),
-                )
+                    train=replace(train, lr=usual_rate("vggt-nano", method)),
+                ),
+                out / "logs" / f"finetune-{method}.txt",
             )
-
-        return work
+            for method in TUNED
+        }
+        run_side_by_side("finetune", calls, out)
 
     def measure() -> None:
         evaluate.run(
@@ -161,14 +197,55 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
         )
 
     datasets = len(scale.attributes) * scale.datasets
+    rendered = datasets * scale.scenes + scale.task_scenes * 7 // 5
+    tuning = f"finetune: {', '.join(TUNED)} on transparent objects, side by side"
     return [
-        Stage(f"generate: render {datasets} attribute data sets and the task's scenes", 0.2, render),
-        Stage(f"adapt: tune {datasets} LoRA adapters of rank {scale.rank}", 0.4, tune_adapters),
-        Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", 0.02, mine_subspaces),
-        *(Stage(f"finetune: {method} on transparent objects", 0.1, finetune_with(method)) for method in TUNED),
-        Stage("evaluate: base and tuned models on held-out scenes", 0.07, measure),
-        Stage("report", 0.01, lambda: report.run(report.ReportConfig(run=out))),
+        Stage(f"generate: render {datasets} attribute data sets and the task's scenes", render, 96, rendered),
+        Stage(
+            f"adapt: the gradient of each data set as an adapter of rank {scale.adapter_rank}",
+            take_gradients,
+            30,
+            datasets,
+        ),
+        Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", mine_subspaces, 10),
+        Stage("fit: do the subspaces suit the task's scenes?", ask_for_fit, 10),
+        Stage(tuning, tune, 130, len(TUNED)),
+        Stage("evaluate: base and tuned models on held-out scenes", measure, 30),
+        Stage("report", lambda: report.run(report.ReportConfig(run=out)), 5),
     ]
+
+
+def time_step() -> float:
+    """Seconds of a training step of vggt-nano with LoRA on one thread of this machine, the least of a few."""
+    import torch
+
+    from subspace3d.adapters.methods import add_lora
+    from subspace3d.backbones.vggt import build_vggt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = add_lora(build_vggt("vggt-nano", weights="random"), NANO.rank, "all")
+        images = torch.rand(1, NANO.train.images_per_step, 3, NANO.resolution, NANO.resolution)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            model(images)["depth"].mean().backward()
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times)
+
+
+def seconds_left(stages: Sequence[Stage], done: int, elapsed: float, cores: int, speed: float) -> float:
+    """What the stages after the first ``done`` will take.
+
+    Measured costs, scaled by what the stages before have taken of theirs, but never to less: a run that continues
+    skips what it finds, and is quick only there.
+    """
+    expected = [stage.expected(cores, speed) for stage in stages]
+    before = sum(expected[:done])
+    return sum(expected[done:]) * max(1.0, elapsed / before if before else 1.0)
 
 
 def run(config: DemoConfig) -> None:
@@ -176,22 +253,25 @@ def run(config: DemoConfig) -> None:
     scale = SMOKE if config.smoke else NANO
     _check_folder(config)
     stages = _stages(config, scale)
+    cores = usable_cores()
+    # the smoke scale is over before a step is timed
+    speed = 1.0 if config.smoke else REFERENCE_STEP / time_step()
+    whole = sum(stage.expected(cores, speed) for stage in stages)
+    estimate = "about a minute" if config.smoke else f"about {max(1, round(whole / 60))} minutes on this machine"
     logger.info(
-        f"demo at {'smoke' if config.smoke else 'nano'} scale in {config.out}, about {scale.minutes:g} minutes on two "
-        "cores; interrupt at will, the same command continues it",
+        f"demo at {'smoke' if config.smoke else 'nano'} scale in {config.out}, {estimate} ({cores} cores); "
+        "interrupt at will, the same command continues it",
     )
     start = time.monotonic()
-    done = 0.0
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(stages):
         elapsed = time.monotonic() - start
-        expected = scale.minutes * 60 * (1 - done)
-        # a continued run skips what is done, so its own pace counts only where it is slower than the measured one
-        left = format_duration(max(expected, elapsed / done * (1 - done)) if done else expected)
-        logger.info(
-            f"[{number}/{len(stages)}] {stage.title}  ({format_duration(elapsed)} so far, about {left} left)",
+        left = (
+            ""
+            if config.smoke
+            else f", about {format_duration(seconds_left(stages, number, elapsed, cores, speed))} left"
         )
+        logger.info(f"[{number + 1}/{len(stages)}] {stage.title}  ({format_duration(elapsed)} so far{left})")
         stage.work()
-        done += stage.share
     if config.smoke:
         logger.info("smoke scale: the numbers only show that every stage ran")
     logger.info(f"open {config.out / 'report' / 'index.html'}; the same live: subspace3d view {config.out}")

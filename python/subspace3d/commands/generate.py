@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.pool import run_here, run_jobs
 from subspace3d.jobs.work import exit_on_failures
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
 from subspace3d.mitsuba_variant import choose_variant
 from subspace3d.progress import Progress
 from subspace3d.scenes.config import SceneConfig
@@ -174,7 +174,7 @@ def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Pat
         for scene in range(_count(config, index))
     ]
     missing = [scene for scene in scenes if not (config.out / scene / "scene.json").is_file()]
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     # one process drives a GPU better than several
     workers = max(1, min(config.workers or (1 if variant == "cuda" else cores), len(missing)))
     rendering = _Rendering(config, max(1, cores // workers) if cluster is None else cluster.cpus)

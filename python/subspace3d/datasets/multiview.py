@@ -219,8 +219,8 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             file = SceneFile(self.folders[index])
             if not file.has_cameras:
                 raise ValueError(
-                    f"{file.file} has frames without cameras, and batches for training compare with cameras: train on "
-                    "scenes that have them, or tune on these images alone with finetune --few"
+                    f"{file.file} has frames without cameras, with which training compares: convert a capture that has "
+                    "them (COLMAP, nerfstudio, rgbd), or tune by what needs images alone"
                 )
             self._files.put(index, file, file.file.stat().st_size)
         return file

@@ -194,13 +194,14 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
         report.unchecked = "fewer than two whole views"
     if report.unchecked:
         return
-    pairs = reprojection.choose_pairs(len(views))
+    pairs = reprojection.telling_pairs(len(views))
     stored = reprojection.measure(views, pairs, STORED)
     report.agreement = None if math.isnan(stored.share) else stored.share
     fault = _mix_up(stored, views, pairs)
     if fault is not None:
         report.add("error", *fault)
         return
+    stored = reprojection.measure(views, reprojection.choose_pairs(len(views)), STORED)
     decided = stored.agreeing + stored.contradicting
     if decided < LEAST_POINTS:
         report.unchecked = "the views have too little in common"

@@ -137,10 +137,13 @@ def evaluate(
         ValueError: two run folders have one name, or no scene can be evaluated.
         ImportError: SciPy, or for the protocol da3 Open3D, cannot be imported; names the remedy.
     """
+    from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import record_backbone
     from subspace3d.formats.scene import find_scenes
 
     options = options or Options()
+    frames = options.frames or FRAMES
+    find_backbone(backbone).checked_size(0, (frames, frames))
     methods = method_folders(tuned)
     check_backbones(methods, backbone)
     record = record_backbone(backbone, weights)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -21,7 +21,8 @@ from subspace3d.backbones.protocol import backbone_of
 from subspace3d.patterns import compile_pattern
 from subspace3d.schema import Positive, PositiveInt, check
 
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Pair = tuple[torch.Tensor, torch.Tensor]
+Factors = dict[str, Pair]
 """Module name -> (``lora_b [out, r]``, ``lora_a [r, in]``) with ``delta W = lora_b lora_a``, scaling included."""
 
 Source = Literal["tuned", "gradient"]
@@ -47,6 +48,9 @@ _KNOWN_SETTINGS = frozenset({
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_rslora",
 })  # fmt: skip
+# Of the authors' PEFT: where the frozen bases came from. The first two ask for cores; the last has a default.
+_ASK_FOR_CORES = ("apply_svd_lora", "use_predefined_space")
+_AUTHORS_SETTINGS = frozenset({*_ASK_FOR_CORES, "pattern_svd_lora"})
 
 
 class _Config(TypedDict):
@@ -58,6 +62,23 @@ class _Config(TypedDict):
     use_rslora: NotRequired[bool | None]
     init_lora_weights: NotRequired[bool | str | None]
     base_model_name_or_path: NotRequired[str | None]
+    apply_svd_lora: NotRequired[bool | None]
+    use_predefined_space: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class Core:
+    """Frozen bases and the trained core of one module: ``delta = scale * u c v^T``.
+
+    Attributes:
+        u: ``[out, K]``, c: ``[K, K]``, v: ``[in, K]``, as stored.
+        scale: ``lora_alpha / r`` of the configuration, ``/ sqrt(r)`` with rslora, whatever K.
+    """
+
+    u: torch.Tensor
+    c: torch.Tensor
+    v: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -68,18 +89,59 @@ class Adapter:
         path: the folder it was read from.
         base_model: ``base_model_name_or_path`` of its configuration; None when that is missing or empty.
         modules: module name without PEFT's prefix -> (lora_b ``[out, r]``, lora_a ``[r, in]``), float32, or float64
-            where stored so. A Conv2d is unrolled: ``in = Cin * kh * kw``.
+            where stored so. A Conv2d is unrolled: ``in = Cin * kh * kw``. Those of `read_adapter` stay in the file, and
+            each is read when it is asked for.
         ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
         unwrapped: prefixes of wrappers that were taken off the names: ``_orig_mod.``, ``module.``.
         source: gradient where the header of the weights says so (`write_lora`), else tuned.
+        cores: of the modules that the method's authors' code trained in a basis; their products are in ``modules`` too.
     """
 
     path: Path
     base_model: str | None
-    modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    modules: Mapping[str, Pair]
     ignored: tuple[str, ...]
     unwrapped: tuple[str, ...] = ()
     source: Source = "tuned"
+    cores: Mapping[str, Core] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where the factors of one module stand in the file, and what they are multiplied with."""
+
+    keys: Mapping[str, str]
+    rank: int
+    scaling: float
+
+
+class StoredFactors(Mapping[str, Pair]):
+    """Module -> its factors, read from the file each time they are asked for, so that many adapters need no memory.
+
+    Raises:
+        ValueError: when asked for a module, if the file has been written anew since it was checked.
+    """
+
+    def __init__(self, path: Path, modules: Mapping[str, _Stored]) -> None:
+        self._path, self._modules = path, modules
+        self._state = files.state(path)
+
+    def __getitem__(self, name: str) -> Pair:
+        stored = self._modules[name]
+        if files.state(self._path) != self._state:
+            raise ValueError(f"{self._path} must stay as it is while it is used: it was written anew")
+        return _factors(self._path, name, files.load_some(self._path, stored.keys), stored)[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def is_core_key(key: str) -> bool:
+    """Whether a tensor of this name in an adapter's file is the core of a module."""
+    return key.endswith(".lora_B.0.weight")
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -102,7 +164,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(f"{weights_path}: source must be tuned or gradient, got {str(source)[:80]!r}")
     names, unwrapped = _unwrap(tensors)
 
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    found: dict[str, dict[str, str]] = {}
     ignored = []
     for key, name in names.items():
         match = _FACTOR_KEY.fullmatch(name)
@@ -119,13 +181,23 @@ def read_adapter(folder: Path) -> Adapter:
         parts = found.setdefault(match["module"], {})
         if match["part"] in parts:
             raise ValueError(f"{weights_path}: {key} stands twice once the wrappers' prefixes are taken off")
-        parts[match["part"]] = tensors[key]
+        parts[match["part"]] = key
     if not found:
         raise ValueError(f"{weights_path}: holds no lora_A and lora_B weights")
 
-    modules = _modules(weights_path, found, config)
+    stored = _stored(config_path, found, config)
+    cores: dict[str, Core] = {}
+    for name, module in stored.items():
+        # every module is looked at once here, so that what is read later is known to be sound
+        core = _factors(weights_path, name, {part: tensors[key] for part, key in module.keys.items()}, module)[1]
+        if core is not None:
+            cores[name] = core
+    asked = next((name for name in _ASK_FOR_CORES if config.get(name)), None)
+    if asked and not cores:
+        raise ValueError(f"{config_path}: {asked} is on, but no module of {WEIGHTS_NAME} has a core (lora_B.0)")
     base_model = config.get("base_model_name_or_path") or None
-    return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source)
+    modules = StoredFactors(weights_path, stored)
+    return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source, cores)
 
 
 def _unwrap(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -159,7 +231,7 @@ def _read_config(path: Path) -> _Config:
             "not the update. Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     for name, value in stored.items():
-        if value and name not in _KNOWN_SETTINGS:
+        if value and name not in _KNOWN_SETTINGS | _AUTHORS_SETTINGS:
             raise ValueError(f"{path}: {name:.80} must be off, got {value!r:.80}: not a plain low-rank update")
     return check(stored, _Config, path)
 
@@ -189,24 +261,29 @@ def module_values(what: str, pattern: Mapping[str, float], names: Iterable[str])
     return values
 
 
-def _modules(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]], config: _Config) -> Factors:
-    config_path = path.parent / CONFIG_NAME
+def _stored(config_path: Path, found: Mapping[str, Mapping[str, str]], config: _Config) -> dict[str, _Stored]:
     ranks = module_values(f"{config_path}: rank_pattern", config.get("rank_pattern") or {}, found)
     alphas = module_values(f"{config_path}: alpha_pattern", config.get("alpha_pattern") or {}, found)
     modules = {}
     for name in sorted(found):
         rank, alpha = int(ranks.get(name, config["r"])), alphas.get(name, config["lora_alpha"])
-        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        parts = found[name]
-        if set(parts) <= _CORE:
-            lora_b, lora_a = _core_factors(path, name, parts)
-        else:
-            lora_b, lora_a = _pair_factors(path, name, parts, rank)
-        lora_b = _widen(lora_b) * scaling
-        if not torch.isfinite(lora_b).all():
-            raise ValueError(f"{path}: {name} must be finite once scaled by {scaling:g}")
-        modules[name] = lora_b, _widen(lora_a)
+        modules[name] = _Stored(found[name], rank, alpha / (rank**0.5 if config.get("use_rslora") else rank))
     return modules
+
+
+def _factors(path: Path, name: str, parts: Mapping[str, torch.Tensor], stored: _Stored) -> tuple[Pair, Core | None]:
+    """The update of one module, and its core where it has one."""
+    core = None
+    if set(parts) <= _CORE:
+        core = _core(path, name, parts, stored.scaling)
+        lora_a = core.v.T
+        lora_b = (core.u.double() @ core.c.double()).to(torch.promote_types(core.u.dtype, torch.float32))
+    else:
+        lora_b, lora_a = _pair_factors(path, name, parts, stored.rank)
+    lora_b = _widen(lora_b) * stored.scaling
+    if not torch.isfinite(lora_b).all():
+        raise ValueError(f"{path}: {name} must be finite once scaled by {stored.scaling:g}")
+    return (lora_b, _widen(lora_a)), core
 
 
 def _pair_factors(
@@ -227,8 +304,7 @@ def _pair_factors(
     return lora_b, lora_a
 
 
-def _core_factors(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(U c, V^T)``; a core of zeros is an update of zero."""
+def _core(path: Path, name: str, parts: Mapping[str, torch.Tensor], scale: float) -> Core:
     for part in sorted(_CORE):
         if part not in parts:
             raise ValueError(f"{path}: {name} has a core but no lora_{part}.weight")
@@ -239,7 +315,7 @@ def _core_factors(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> t
             f"{path}: {name} must have lora_A.0 [K, in], lora_B.0 [K, K] and lora_B.1 [out, K], "
             f"got {list(v.shape)}, {list(core.shape)} and {list(u.shape)}"
         )
-    return (u.double() @ core.double()).to(torch.float64 if u.dtype == torch.float64 else torch.float32), v
+    return Core(u, core, v.T, scale)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME
 
 _PICKLE_NAME = "adapter_model.bin"
 _TRAINER = re.compile(r"checkpoint-\d+")  # of transformers' trainer, beside its final adapter
+_AUTHORS = re.compile(r"lora-save-\d+")  # of the method's authors' trainer, beside lora-save, its last adapter
 _STEP = re.compile(r"step_\d+")  # RUN/checkpoints/step_N/adapter, of a run of this package
 
 
@@ -102,11 +103,14 @@ def _is_checkpoint(folder: Path, root: Path, adapters: set[Path]) -> bool:
     inside = [folder, *folder.parents][: len(folder.relative_to(root).parts)]
     if any(_TRAINER.fullmatch(part.name) and part.parent in adapters for part in inside):
         return True
+    if any(_AUTHORS.fullmatch(part.name) and part.parent / "lora-save" in adapters for part in inside):
+        return True
     return bool(_STEP.fullmatch(folder.parent.name)) and folder.parent.parent.name == "checkpoints"
 
 
 def _refuse_loose_checkpoints(folders: list[Path]) -> None:
-    parents = Counter(folder.parent for folder in folders if _TRAINER.fullmatch(folder.name))
+    kinds = (_TRAINER, _AUTHORS)
+    parents = Counter(folder.parent for folder in folders if any(kind.fullmatch(folder.name) for kind in kinds))
     for parent, count in parents.items():
         if count > 1:
             raise ValueError(

@@ -11,19 +11,21 @@ import torch
 
 from subspace3d import outputs
 from subspace3d.files import check_values, load_tensors, save_tensors
+from subspace3d.formats.adapter import WEIGHTS_NAME, is_core_key, read_adapter
 from subspace3d.formats.subspace import natural_key
+from subspace3d.log import logger
 
 Basis = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module name -> (``U [out, K]``, ``V [in, K]``), a convolution unrolled to ``in = Cin * kh * kw``."""
 FORMAT = "subspace3d-basis"
 _VERSION = 1
 
+_PART = r"(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
+# VGGT's aggregator, and the decoder of Pi3, whose frame and global blocks alternate in one list
 _AUTHORS_MODULE = re.compile(
-    r"aggregator\.(?P<blocks>frame_blocks|global_blocks)\.(?P<layer>\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))"
+    rf"(?:aggregator\.(?P<blocks>frame_blocks|global_blocks)|(?P<decoder>decoder))\.(?P<layer>\d+)\.{_PART}"
 )
-_AUTHORS_KEY = re.compile(
-    r"(?P<blocks>frame_blocks|global_blocks)\.(?P<part>attn\.(?:qkv|proj)|mlp\.(?:fc1|fc2))\.(?P<layer>\d+)\.(?P<side>[AB])"
-)
+_AUTHORS_KEY = re.compile(rf"(?P<blocks>frame_blocks|global_blocks|decoder)\.{_PART}\.(?P<layer>\d+)\.(?P<side>[AB])")
 
 
 def save_basis(path: Path, basis: Basis) -> None:
@@ -38,7 +40,10 @@ def save_basis(path: Path, basis: Basis) -> None:
 
 
 def load_basis(path: Path) -> Basis:
-    """Read what `save_basis` wrote, or a file in the layout of the authors' release (``.A`` and ``.B``).
+    """Read what `save_basis` wrote, or a file of the method's authors.
+
+    Those are a basis in the layout of their release (``.A`` and ``.B``, `load_authors`), or the weights of a run of
+    their code, adapter_model.safetensors, whose frozen bases are taken without its cores (`read_adapter` has both).
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
@@ -46,7 +51,7 @@ def load_basis(path: Path) -> Basis:
     """
     tensors, header = load_tensors(path)
     if not header:
-        basis = load_authors(path)
+        basis = _bases_of_run(path) if any(map(is_core_key, tensors)) else load_authors(path)
     elif header.get("format") != FORMAT or header.get("version") != _VERSION:
         raise ValueError(
             f"{path}: header format must be {FORMAT!r} version {_VERSION}, got {header.get('format')!r} "
@@ -60,6 +65,16 @@ def load_basis(path: Path) -> Basis:
             if not side.numel():
                 raise ValueError(f"{path}: {name} must have at least one direction")
     return {name: (u.float(), v.float()) for name, (u, v) in basis.items()}
+
+
+def _bases_of_run(path: Path) -> Basis:
+    if path.name != WEIGHTS_NAME:
+        raise ValueError(f"{path}: cores are read from an adapter folder, whose weights are called {WEIGHTS_NAME}")
+    adapter = read_adapter(path.parent)
+    others = len(adapter.modules) - len(adapter.cores)
+    beside = f"; {others} plain LoRA pairs are no part of it" if others else ""
+    logger.info(f"{path}: the basis is that of its {len(adapter.cores)} cores{beside}")
+    return {name: (core.u, core.v.contiguous()) for name, core in adapter.cores.items()}
 
 
 def _pairs_of(path: Path, tensors: Mapping[str, torch.Tensor]) -> Basis:
@@ -84,12 +99,19 @@ def basis_digest(basis: Basis) -> str:
     return digest.hexdigest()
 
 
+def authors_stem(name: str) -> str | None:
+    """What the keys of module ``name`` begin with in the authors' layout; None where it has none."""
+    match = _AUTHORS_MODULE.fullmatch(name)
+    return None if match is None else f"{match['blocks'] or match['decoder']}.{match['part']}.{match['layer']}"
+
+
 def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Write a combined basis in the layout of the authors' release: ``A = V^T [K, in]``, ``B = U [out, K]``.
 
     Args:
         path: safetensors file to write.
-        basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the aggregator's linears have a key in that layout.
+        basis: module name -> (U ``[out, K]``, V ``[in, K]``); only the linears of the blocks of VGGT's aggregator or of
+            Pi3's decoder have a key in that layout.
 
     Raises:
         ValueError: a module has no key in the layout, U and V differ in K, or a foreign file is at ``path``.
@@ -97,12 +119,14 @@ def save_authors(path: Path, basis: Mapping[str, tuple[torch.Tensor, torch.Tenso
     path = outputs.claim(path, outputs.TENSORS)
     tensors = {}
     for name, (u, v) in basis.items():
-        match = _AUTHORS_MODULE.fullmatch(name)
-        if match is None:
-            raise ValueError(f"the authors' layout has no key for {name!r}: it holds the aggregator's linears only")
+        stem = authors_stem(name)
+        if stem is None:
+            raise ValueError(
+                f"the authors' layout has no key for {name!r}: it holds the linears of the blocks of VGGT's "
+                "aggregator and of Pi3's decoder only"
+            )
         if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]:
             raise ValueError(f"{name}: U and V must be [out, K] and [in, K], got {list(u.shape)} and {list(v.shape)}")
-        stem = f"{match['blocks']}.{match['part']}.{match['layer']}"
         tensors[f"{stem}.A"] = v.T
         tensors[f"{stem}.B"] = u
     save_tensors(path, tensors)
@@ -122,10 +146,10 @@ def load_authors(path: Path) -> Basis:
         if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
             raise ValueError(
                 f"{path}: {key!r} {list(tensor.shape)} {tensor.dtype} is foreign; keys are "
-                "{frame_blocks|global_blocks}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
+                "{frame_blocks|global_blocks|decoder}.{attn.qkv|attn.proj|mlp.fc1|mlp.fc2}.{layer}.{A|B}, matrices"
             )
-        name = f"aggregator.{match['blocks']}.{match['layer']}.{match['part']}"
-        halves.setdefault(name, {})[match["side"]] = tensor
+        stack = "decoder" if match["blocks"] == "decoder" else f"aggregator.{match['blocks']}"
+        halves.setdefault(f"{stack}.{match['layer']}.{match['part']}", {})[match["side"]] = tensor
     basis = {}
     for name in sorted(halves, key=natural_key):
         half = halves[name]

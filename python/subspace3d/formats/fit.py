@@ -20,11 +20,20 @@ class _Suggested(TypedDict):
     attributes: list[str] | None
 
 
-class _Record(TypedDict):
+class _Module(TypedDict):
+    norm: float
+    K: int
+    shares: dict[str, dict[str, float | None]]
+
+
+class FitRecord(TypedDict):
     inputs: dict[str, Any]
     sentence: str
     verdict: Literal["fits", "weak", "chance"]
+    K: int
     shares: dict[str, dict[str, float | None]]
+    by_K: dict[str, list[float | None]]
+    modules: dict[str, _Module]
     suggested: _Suggested
 
 
@@ -39,5 +48,5 @@ def read_fit(path: Path) -> dict[str, Any] | None:
     record = read_record(path)
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         return None
-    check(record, _Record, path)
+    check(record, FitRecord, path)
     return record

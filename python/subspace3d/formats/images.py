@@ -20,6 +20,7 @@ EXR_INVALID = 1e9  # renderers write a huge depth where a ray hits nothing
 # what PIL reads besides may run other programs (EPS) or has not been looked at for as long
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MOST_PIXELS = 1 << 27  # 134 million; the arrays behind them are a few times as many bytes
+_MOST_SCANS = 64  # of a JPEG; every one costs the time of all its pixels, however few bytes it has
 _MOST_AXES = 8  # of an array in an npy or npz file
 _LARGEST_FILE = 1 << 30  # bytes of an image file
 _ORIENTATION, _TILE_SIDES = 0x0112, (322, 323)  # tags of EXIF and TIFF
@@ -119,6 +120,7 @@ def _decode(path: Path, size: tuple[int, int] | None) -> tuple[Image, Any]:
                     image = Image.open(file, formats=_FORMATS)
                 # before the pixels, because PIL turns those of a tiff
                 orientation = image.getexif().get(_ORIENTATION, 1)
+                _check_scans(file)
                 image.load()
         except MemoryError:
             raise
@@ -154,6 +156,21 @@ def _check_size(image: Any) -> None:
     tags = getattr(image, "tag_v2", {})
     if math.prod(int(tags.get(side, 1)) for side in _TILE_SIDES) > MOST_PIXELS:
         raise ValueError(f"a tile has more than {MOST_PIXELS} pixels")
+
+
+def _check_scans(file: IO[bytes]) -> None:
+    """Bound the passes over its pixels that a JPEG asks for; encoders write about ten."""
+    place = file.tell()
+    file.seek(0)
+    if file.read(2) == b"\xff\xd8":
+        # coded data never holds the marker of a scan; the pictures of an EXIF header do
+        count, last = 0, b""
+        while chunk := file.read(1 << 20):
+            count += (last + chunk).count(b"\xff\xda")
+            last = chunk[-1:]
+        if count > _MOST_SCANS:
+            raise ValueError(f"it has {count} scans, more than {_MOST_SCANS}")
+    file.seek(place)
 
 
 def _check_webp(start: bytes) -> None:
@@ -225,7 +242,7 @@ def read_stored_depth(path: Path, size: tuple[int, int] | None = None) -> np.nda
             raise ValueError(f"{path} must be a grey {suffix[1:]} of depths, got mode {image.mode}")
         return np.array(image)
     if suffix == ".npy":
-        depth = _read_npy(path)
+        depth = read_numbers(path)
     elif suffix == ".npz":
         depth = _read_npz(path)
     elif suffix == ".exr":
@@ -238,6 +255,12 @@ def read_stored_depth(path: Path, size: tuple[int, int] | None = None) -> np.nda
         wanted = f"[{size[0]}, {size[1]}]" if size is not None else "[height, width]"
         raise ValueError(f"{path} must hold numbers {wanted}, got {depth.dtype} {list(depth.shape)}")
     return depth
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """The array of a .npy file, never unpickled; raises ValueError where it is none of numbers."""
+    with open_regular(path, 16 * MOST_PIXELS) as file:
+        return _numbers(file, file.seek(0, 2), path)
 
 
 def check_npy(file: IO[bytes], length: int) -> bool:
@@ -265,11 +288,6 @@ def save_png(path: Path, array: np.ndarray) -> None:
 
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.ascontiguousarray(array)).save(path, compress_level=6)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    with open_regular(path, 16 * MOST_PIXELS) as file:
-        return _numbers(file, file.seek(0, 2), path)
 
 
 def _read_npz(path: Path) -> np.ndarray:

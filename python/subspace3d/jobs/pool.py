@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from subspace3d import system
 from subspace3d.jobs.work import Work, describe, sigterm_exits
+from subspace3d.log import leave_out_the_irrelevant
 
 if TYPE_CHECKING:
     from subspace3d.jobs.cluster import Cluster
@@ -79,7 +80,7 @@ def run_jobs(
                     kind, message = ready.recv()
                 except EOFError:
                     process.join()
-                    hint = ", out of memory?" if process.exitcode == -signal.SIGKILL else ""
+                    hint = ", out of memory?" if process.exitcode == system.KILLED else ""
                     kind, message = "failed", f"its process died (exit code {process.exitcode}{hint})"
                 if kind == "no start":
                     raise ValueError(message)
@@ -119,6 +120,7 @@ def run_here(
 
 def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: Any, worker: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_out_the_irrelevant()
     # closed by the parent: no more jobs; interrupted: the parent reports it
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         name = connection.recv()

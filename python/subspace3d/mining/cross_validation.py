@@ -22,6 +22,7 @@ from subspace3d.formats.subspace import SubspaceFile
 from subspace3d.mining.stacks import (
     Factors,
     Group,
+    Together,
     batches,
     energy,
     group_modules,
@@ -170,7 +171,7 @@ def _groups(
         missing = subspace.modules.keys() - adapter.modules.keys()
         if missing:
             raise ValueError(f"adapters of {attribute} must change {min(missing)}, {adapter.path} does not")
-    factors = {name: [adapter.modules[name] for adapter in adapters] for name in subspace.modules}
+    factors = Together(adapters, subspace.modules)
     sizes = {name: module.u.shape[1] for name, module in subspace.modules.items()}
     return [(group, names, factors) for group, names in group_modules(factors, sizes).items()]
 

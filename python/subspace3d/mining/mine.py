@@ -15,7 +15,7 @@ import subspace_ext
 from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
 from subspace3d.mining.selection import HeldOut, Model, choose_k, compare_models, sharing
-from subspace3d.mining.stacks import Factors, Group, batches, explained_energy, group_modules, stack
+from subspace3d.mining.stacks import Factors, Group, Together, batches, explained_energy, group_modules, stack
 from subspace3d.progress import Progress
 
 _USUAL_K = 16  # at which models are compared before k is chosen
@@ -78,7 +78,7 @@ def mine_adapters(
             every module, or a model to be chosen for a single adapter.
     """
     check_same_modules(adapters, base_model)
-    factors = {name: [adapter.modules[name] for adapter in adapters] for name in adapters[0].modules}
+    factors = Together(adapters, adapters[0].modules)
     options = dataclasses.asdict(settings)
     held_out, notes = None, []
     if model == "auto":
@@ -115,6 +115,7 @@ def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> Non
         ValueError: they do not; the message names the first difference.
     """
     first = adapters[0]
+    sizes = {name: (len(lora_b), lora_a.shape[1]) for name, (lora_b, lora_a) in first.modules.items()}
     for other in adapters[1:]:
         if other.base_model != first.base_model and not base_model:
             raise ValueError(
@@ -128,12 +129,11 @@ def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> Non
                     f"adapters must change the same modules: {here.path} has {missing[0]}"
                     f"{f' and {len(missing) - 1} more' if missing[1:] else ''}, {there.path} has not"
                 )
-        for name, (lora_b, lora_a) in first.modules.items():
-            sizes = (len(lora_b), lora_a.shape[1])
-            other_sizes = (len(other.modules[name][0]), other.modules[name][1].shape[1])
-            if sizes != other_sizes:
+        for name, (lora_b, lora_a) in other.modules.items():
+            other_sizes = (len(lora_b), lora_a.shape[1])
+            if sizes[name] != other_sizes:
                 raise ValueError(
-                    f"{name} must have one size [out, in]: {first.path} has {list(sizes)}, "
+                    f"{name} must have one size [out, in]: {first.path} has {list(sizes[name])}, "
                     f"{other.path} has {list(other_sizes)}"
                 )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
+from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import natural_key
 
 # A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
@@ -27,6 +28,22 @@ class Group:
     k: int
 
 
+class Together(Mapping[str, Factors]):
+    """Module -> its factors in every adapter, read module by module: what has been mined is not kept in memory."""
+
+    def __init__(self, adapters: Sequence[Adapter], names: Iterable[str]) -> None:
+        self._adapters, self._names = adapters, list(names)
+
+    def __getitem__(self, name: str) -> Factors:
+        return [adapter.modules[name] for adapter in self._adapters]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def group_modules(factors: Mapping[str, Factors], k: int | Mapping[str, int]) -> dict[Group, list[str]]:
     """Modules by what makes them stackable; a module too narrow for its ``k`` gets ``min(out, in, sum of ranks)``.
 
@@ -36,8 +53,9 @@ def group_modules(factors: Mapping[str, Factors], k: int | Mapping[str, int]) ->
     groups: defaultdict[Group, list[str]] = defaultdict(list)
     most = 0
     for name in sorted(factors, key=natural_key):
-        ranks = [len(lora_a) for _, lora_a in factors[name]]
-        out_features, in_features = len(factors[name][0][0]), factors[name][0][1].shape[1]
+        module = factors[name]
+        ranks = [len(lora_a) for _, lora_a in module]
+        out_features, in_features = len(module[0][0]), module[0][1].shape[1]
         most = max(most, sum(ranks))
         own = k if isinstance(k, int) else k[name]
         groups[Group(out_features, in_features, max(ranks), min(own, out_features, in_features, sum(ranks)))].append(

@@ -8,6 +8,7 @@ from typing import Any
 
 from subspace3d import files
 from subspace3d.formats import analysis as analysis_format
+from subspace3d.formats import fit as fit_format
 from subspace3d.formats import results as results_format
 from subspace3d.formats.analysis import AnalysisRecord
 from subspace3d.formats.results import MetricsLine, ResultsRecord
@@ -35,6 +36,7 @@ class RunContent:
         settings: text of config.yaml.
         results: results.json of the evaluation.
         analysis: analysis.json; its figures stand beside it.
+        fit: fit.json of this version; its figure stands beside it.
         curves: name of a training run -> lines of its metrics.jsonl.
         tuned: name of a training run -> its tuned.json.
     """
@@ -43,6 +45,7 @@ class RunContent:
     settings: str | None = None
     results: Document | None = None
     analysis: Document | None = None
+    fit: Document | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -64,6 +67,11 @@ def collect(run: Path) -> RunContent:
     # one of an earlier version is named on the page and not drawn
     if analysis is not None and analysis.value.get("version") == analysis_format.VERSION:
         analysis_format.check_together(check(analysis.value, AnalysisRecord, analysis.path), analysis.path)
+    fit = _find(run, "fit/fit.json", fit_format.FORMAT)
+    if fit is not None and fit.value.get("version") == fit_format.VERSION:
+        check(fit.value, fit_format.FitRecord, fit.path)
+    else:
+        fit = None
     curves, tuned = {}, {}
     for folder in _training_folders(run):
         lines = _read_lines(run, folder / "metrics.jsonl")
@@ -71,14 +79,17 @@ def collect(run: Path) -> RunContent:
             curves[folder.name] = lines
         if (folder / "tuned" / "tuned.json").is_file():
             tuned[folder.name] = dict(read_tuned_record(_inside(run, folder / "tuned" / "tuned.json").parent))
-    if results is None and analysis is None and not curves and not tuned:
-        raise FileNotFoundError(f"run: nothing to report in {run}: no results.json, analysis.json or metrics.jsonl")
+    if results is None and analysis is None and fit is None and not curves and not tuned:
+        raise FileNotFoundError(
+            f"run: nothing to report in {run}: no results.json, analysis.json, fit.json or metrics.jsonl"
+        )
     settings = run / "config.yaml"
     return RunContent(
         run=run,
         settings=read_text(_inside(run, settings), _LARGEST_SETTINGS) if settings.is_file() else None,
         results=results,
         analysis=analysis,
+        fit=fit,
         curves=curves,
         tuned=tuned,
     )

@@ -26,7 +26,12 @@ _FLOOR = 1e-5  # shares below it are drawn at it
 
 
 def draw_fit(record: Mapping[str, Any], path: Path) -> None:
-    """Draw the record of `commands.fit` as a PNG."""
+    """Write the figure of the record of `commands.fit` as a PNG."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(fit_png(record))
+
+
+def fit_png(record: Mapping[str, Any]) -> bytes:
     figure, ((by_k, sides, layers),) = panels(1, 3, 4.3, 3.5)
     _draw_by_size(by_k, record)
     _draw_sides(sides, record)
@@ -34,8 +39,7 @@ def draw_fit(record: Mapping[str, Any], path: Path) -> None:
     by_k.set_ylabel("share of the gradient's energy, %", fontsize=9, color=INK)
     handles, labels = by_k.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(to_png(figure))
+    return to_png(figure)
 
 
 def _percent(value: float | None) -> float:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from subspace3d import files
-from subspace3d.reporting import analysis_sections, depth_section, result_sections, run_sections, space_section
+from subspace3d.reporting import (
+    analysis_sections,
+    depth_section,
+    fit_section,
+    result_sections,
+    run_sections,
+    space_section,
+)
 from subspace3d.reporting.collect import RunContent, collect
 from subspace3d.reporting.html import page
 
@@ -37,6 +44,7 @@ def render(content: RunContent) -> str:
         ("space", "In space", space_section.space(content)),
         ("depth", "Depth", depth_section.depth(content)),
         ("training", "Training", result_sections.training(content)),
+        ("fit", "Fit", fit_section.fit(content.fit)),
         ("spectra", "Spectra", analysis_sections.spectra(content.analysis)),
         ("largest", "Strength by layer", analysis_sections.largest(content.analysis)),
         ("disentanglement", "Disentanglement", analysis_sections.disentanglement(content.analysis)),

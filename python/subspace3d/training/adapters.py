@@ -28,6 +28,7 @@ from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_here, run_jobs
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
 from subspace3d.progress import Progress
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
@@ -89,7 +90,8 @@ def find_datasets(scenes: Path) -> dict[str, Path]:
     folders = sorted({scene.parent for scene in find_scenes(scenes)})
     # a folder that is itself a data set has no relative path to name it by
     return {
-        scenes.resolve().name if folder == scenes else str(folder.relative_to(scenes)): folder for folder in folders
+        scenes.resolve().name if folder == scenes else folder.relative_to(scenes).as_posix(): folder
+        for folder in folders
     }
 
 
@@ -153,7 +155,7 @@ def tune_adapters(jobs: AdapterJobs, todo: list[str], workers: int, cluster: Clu
     else:
         on_gpus = train_config.device in ("auto", "cuda") and torch.cuda.is_available()
         sharing = -(-workers // (torch.cuda.device_count() if on_gpus else 1))
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, usable_cores() // workers)
         jobs = dataclasses.replace(jobs, threads=threads, sharing=sharing, quiet=True)
     done = len(jobs.datasets) - len(todo)
     with Progress("adapt", len(jobs.datasets), "adapter", initial=done) as progress:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
@@ -21,11 +21,26 @@ from subspace3d.files import (
     sweep,
     write_json,
 )
+from subspace3d.schema import NOT_NEGATIVE, Count, PositiveInt, check
 
 KEPT = 2
 """Checkpoints that are kept: the newest ones. An older one goes only after a newer one stands under its name."""
 _CONTENT = {"model.safetensors", "optimizer.safetensors", "extra.safetensors", "adapter", "state.json"}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class State(TypedDict):
+    """state.json: the step, and of what `save` was given what `train` reads back."""
+
+    step: Count
+    settings: NotRequired[dict[str, Any]]
+    processes: NotRequired[PositiveInt]
+    skipped: NotRequired[Count]
+    skipped_in_a_row: NotRequired[Count]
+    images: NotRequired[Count]
+    losses: NotRequired[list[float]]
+    seconds: NotRequired[Annotated[float, NOT_NEGATIVE]]
+    peak_memory_bytes: NotRequired[Count]
 
 
 def save(
@@ -112,9 +127,13 @@ def read_state(path: Path, names: Iterable[str] = ("step",)) -> dict[str, Any]:
     Raises:
         DamagedError: state.json is not what `save` wrote; names it.
     """
-    state = read_record(path / "state.json")
-    if type(state.get("step", 0)) is not int:
-        raise DamagedError(f"{path / 'state.json'}: step must be an integer, got {state['step']!r:.80}")
+    state: dict[str, Any] = read_record(path / "state.json")
+    try:
+        check(state, State, path / "state.json")
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
+    if path.name != f"step_{state['step']}":
+        raise DamagedError(f"{path / 'state.json'}: step must be that of {path.name}, got {state['step']}")
     missing = sorted(set(names) - state.keys())
     if missing:
         raise DamagedError(f"{path / 'state.json'} must have {', '.join(missing)}")

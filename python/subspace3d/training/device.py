@@ -7,8 +7,6 @@ import datetime
 import gc
 import os
 import platform
-import resource
-import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from subspace3d import system
 
 _PARTNER_ANSWERS = datetime.timedelta(minutes=10)
 """A process that waits longer than this for another one takes it for lost; one that has ended is noticed at once."""
@@ -51,8 +51,7 @@ def peak_memory(device: torch.device) -> int:
         # a process may have colons in its name
         fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
         return 1024 * int(fields["VmHWM"].split()[0])
-    # kilobytes, but bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return system.peak_resident_bytes()
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.record import BackboneRecord
-from subspace3d.backbones.targets import target_modules
 from subspace3d.formats.adapter import write_lora
-from subspace3d.formats.basis import load_basis, save_authors
+from subspace3d.formats.basis import authors_stem, load_basis, save_authors
 from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
 
@@ -44,7 +43,7 @@ def export_authors(run: Path, path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no result in ``run``.
-        ValueError: the run is of a method without a basis.
+        ValueError: the run is of a method without a basis, or of a backbone that the layout has no keys for.
     """
     method = read_tuned(run)["method"]
     if method not in CORE_METHODS:
@@ -52,5 +51,11 @@ def export_authors(run: Path, path: Path) -> Path:
             f"run: the method of {run} must be {' or '.join(CORE_METHODS)}, which have a basis, got {method!r}"
         )
     basis = load_basis(tuned_folder(run) / BASIS)
-    save_authors(path, {name: basis[name] for name in target_modules(basis, "aggregator")})
+    kept = {name: pair for name, pair in basis.items() if authors_stem(name) is not None}
+    if not kept:
+        raise ValueError(
+            "run: the authors' layout has keys for VGGT's aggregator and Pi3's decoder, "
+            f"the basis of {run} has neither, but {next(iter(basis))}"
+        )
+    save_authors(path, kept)
     return path

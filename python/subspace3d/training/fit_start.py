@@ -96,7 +96,7 @@ def _zero_cores(model: nn.Module) -> dict[str, tuple[Any, Any]]:
     Raises:
         ValueError: there is none, or one is not zero.
     """
-    from subspace3d.adapters.peft_layers import SubspaceLayer
+    from subspace3d.adapters.peft.layers import SubspaceLayer
 
     cores = {
         f"{name}.{adapter}": (layer, core)

@@ -42,7 +42,7 @@ def summed_gradients(
         model (nn.Module): on the device of ``config``.
         weights (Mapping): name -> weight, a parameter of ``model``: ``[out, in]``, or a convolution's.
         dataset (BatchSource): source of the batches.
-        config (TrainConfig): how batches are drawn, the loss, the precision and the device.
+        config (TrainConfig): how batches are drawn, the loss, the precision, the device and the CPU threads.
         parts (Sequence): steps of the training by part; a step may be in several.
         label (str | None): name in the progress display; none: no display.
         gigabytes (float): most host memory for sums, in 1e9 bytes; one module's are kept whatever their size.
@@ -58,6 +58,8 @@ def summed_gradients(
         raise ValueError("weights must name at least one module, got none")
     if not parts or not all(parts):
         raise ValueError(f"parts must each have at least one step, got {[list(part) for part in parts]}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
     trained = list(trainable_parameters(model).values())
     steps = sorted({step for part in parts for step in part})
     groups = _groups(weights, len(parts), gigabytes)

@@ -176,6 +176,10 @@ def train(
         progress = None
         if processes.is_first and not quiet:
             progress = stack.enter_context(Progress(label, config.steps, initial=run.step))
+            if run.step < config.steps:
+                logger.info(
+                    f"{label}: step {run.step + 1} of {config.steps} begins, {config.images_per_step} images each"
+                )
 
         def draw(step: int) -> Future[StepData] | None:
             return pool.submit(draw_step, dataset, config, step, processes) if step < config.steps else None

@@ -110,7 +110,7 @@ def estimate_memory(model: nn.Module, config: TrainConfig, image_size: int, scen
     kept = sum(core.U.shape[0] * core.V.shape[0] * compute_bytes for core in cores)
     with without_values(model), FakeTensorMode() as fake:
         fakes = {id(tensor): fake.from_tensor(tensor) for tensor in tensors.values()}
-        stand_ins = {f"model.{name}": fakes[id(tensor)] for name, tensor in tensors.items()}
+        stand_ins: dict[str, torch.Tensor] = {f"model.{name}": fakes[id(tensor)] for name, tensor in tensors.items()}
         counter = _LiveBytes()
         with counter:
             images = torch.zeros(scenes, frames, 3, image_size, image_size, device=device)

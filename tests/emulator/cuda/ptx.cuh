@@ -1,11 +1,24 @@
-// csrc/cuda/ptx.cuh for the emulator: the same functions from the documented meaning of the instructions.
+// csrc/cuda/ptx.cuh for the emulator: the same functions from the documented meaning of the instructions, or, with
+// SUBSPACE_EMULATED_TURING, those that Turing runs.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include "cuda/plain.cuh"
+
 namespace subspace {
 
 inline unsigned char* dynamic_shared() { return emulator::block.shared.data(); }
+
+#ifdef SUBSPACE_EMULATED_TURING
+
+using namespace plain;
+
+#else
+
+template <int kWanted>
+constexpr int kParts = kWanted;
+constexpr int kUnrolledSteps = 4;
 
 // Clears the 13 bits that TF32 lacks, as the matrix unit does with operands that were not rounded before.
 inline float truncate_to_tf32(float value) {
@@ -55,5 +68,7 @@ inline void commit_copies() {}
 
 template <int kPending>
 void wait_copies() {}
+
+#endif
 
 }  // namespace subspace

@@ -63,6 +63,7 @@ def _reader(config: ReaderConfig, folder: Path, split: str) -> Callable[[Report]
         if len(factors) != 1 or not min(factors) > 0:
             raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
         scale = 1 / factors.pop()
+        report.count(len(keys), len(keys), len(keys))
         frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report)
         provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": keys}}
         return Content(frames, provenance, depth_scale=scale)

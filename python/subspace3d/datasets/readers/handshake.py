@@ -20,10 +20,11 @@ from subspace3d.datasets.readers.source import (
     Report,
     SourceScene,
     depth_at,
+    is_beyond_png,
     limit_side,
     nearest_rotation,
+    positive_depth,
     rotation_from_quaternion,
-    storable_depth,
 )
 from subspace3d.formats.scene import DEPTH_SCALE, Frame
 
@@ -67,6 +68,10 @@ def _reader(
             finally:
                 bundle.close()
 
+        has_depth = config.from_ == "hndr" or (
+            "num_depth_frames" in bundle.names and _count(bundle, "num_depth_frames")
+        )
+        report.count(len(chosen), len(chosen) if has_depth else 0, len(chosen))
         provenance = {"source": {"kind": config.from_, "bundle": path.name, "frames": list(chosen)}}
         return Content(frames(), provenance, translation_known=config.from_ != "soap")
 
@@ -92,9 +97,10 @@ def _read_soap(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
             nearest = _record(bundle, f"depth_{int(np.abs(times - time).argmin())}", "depth")
             inverse = np.asarray(nearest["depth"], np.float32)
             with np.errstate(divide="ignore"):
-                depth = depth_at(storable_depth(1 / inverse, DEPTH_SCALE), image.shape[:2])
+                depth = depth_at(positive_depth(1 / inverse), image.shape[:2])
         extrinsic = np.concatenate([_FLIP @ rotation_at(time).T, np.zeros((3, 1))], axis=1)
-        yield Frame(image, intrinsic, extrinsic, depth)
+        exact = depth is not None and is_beyond_png(depth, DEPTH_SCALE)
+        yield Frame(image, intrinsic, extrinsic, depth, exact=exact)
 
 
 def _device_rotations(bundle: Bundle) -> Callable[[float], np.ndarray]:
@@ -144,7 +150,7 @@ def _read_hndr(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
         world_to_camera = np.asarray(info["world_to_camera"], np.float64)
         if landscape.shape != (3, 3) or world_to_camera.shape != (4, 4):
             raise ValueError(f"{bundle.path}: info_{index} must have intrinsics [3, 3] and world_to_camera [4, 4]")
-        depth = storable_depth(bundle[f"depth_{index}"], DEPTH_SCALE)
+        depth = positive_depth(bundle[f"depth_{index}"])
         if f"conf_{index}" in bundle.names:
             depth = np.where(np.asarray(bundle[f"conf_{index}"]) >= _LEAST_CONFIDENCE, depth, np.float32(0))
         height, width = image.shape[:2]
@@ -156,7 +162,8 @@ def _read_hndr(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
             (fx, fy), (cx, cy) = np.diag(landscape)[:2], landscape[:2, 2]
             intrinsic = np.array([[fy, 0, width - cy], [0, fx, cx], [0, 0, 1]])
         extrinsic[:, :3] = nearest_rotation(extrinsic[:, :3])
-        yield Frame(image, intrinsic, extrinsic, depth_at(depth, (height, width)))
+        exact = is_beyond_png(depth, DEPTH_SCALE)
+        yield Frame(image, intrinsic, extrinsic, depth_at(depth, (height, width)), exact=exact)
 
 
 def _count(bundle: Bundle, name: str) -> int:

@@ -110,11 +110,16 @@ def depth_at(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return depth[np.ix_(rows, columns)]
 
 
-def storable_depth(depth: np.ndarray, depth_scale: float) -> np.ndarray:
-    """float32; what a 16-bit png cannot hold (not finite, negative, beyond 65535 ``depth_scale``) becomes 0."""
+def positive_depth(depth: np.ndarray) -> np.ndarray:
+    """float32; what is not finite or not positive becomes 0."""
     with np.errstate(over="ignore"):
         depth = np.asarray(depth, np.float32)
-    return np.where(np.isfinite(depth) & (depth > 0) & (depth <= PNG_MAX * depth_scale), depth, np.float32(0))
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+
+def is_beyond_png(depth: np.ndarray, depth_scale: float) -> bool:
+    """Whether a depth is too large for the 65535 steps of a png."""
+    return bool(depth.max(initial=0) > PNG_MAX * depth_scale)
 
 
 def pinhole(matrix: np.ndarray, where: str) -> np.ndarray:

@@ -108,7 +108,7 @@ def _choose_picture(seed: int, split: str, scene: int, size: int, folder: Path |
     chosen = {"train": (0, 1, 2), "test": (3,), "cross": (4,)}[split]
     own = [file for index, file in enumerate(files) if index % 5 in chosen]
     file = own[scene % len(own)]
-    return str(file.relative_to(folder)), srgb_to_linear(read_picture(file, size))
+    return file.relative_to(folder).as_posix(), srgb_to_linear(read_picture(file, size))
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -20,8 +20,8 @@ from torch import nn
 import subspace_ext as se
 from subspace3d.adapters.basis import check_shapes
 from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
-from subspace3d.adapters.peft_layers import SubspaceLayer
-from subspace3d.adapters.peft_release import check_release
+from subspace3d.adapters.peft.layers import SubspaceLayer
+from subspace3d.adapters.peft.release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, check_uses, match_names
 from subspace3d.formats.basis import Basis, basis_digest, load_basis
 from subspace3d.log import logger

@@ -1,0 +1,114 @@
+"""Co3D with the annotations of VGGT's trainer: <category>_train.jgz and _test.jgz, zipped JSON.
+
+{sequence: [{"filepath": "<category>/<sequence>/images/frame000001.jpg", "extri": 3x4, "intri": 3x3}, ...]}: pixels,
+camera-from-world in OpenCV axes. Depth lies at depths/<image>.geometric.png (bits of float16), where it counts at
+depth_masks/<stem>.png.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d.datasets.readers.binary_depth import read_half_png
+from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
+from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
+from subspace3d.files import natural
+from subspace3d.reading import open_regular
+
+_FILE = re.compile(r"(?P<category>\w+)_(?P<split>train|test)\.jgz")
+_FOLDERS = (".", "annotations", "co3d_anno")
+_LARGEST, _MOST_VALUES = 1 << 30, 1 << 25  # bytes once unzipped, and values in them
+
+
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Sequences as ``<category>_<sequence>``, in the split of their file."""
+    files = sorted(path for folder in _FOLDERS for path in (root / folder).glob("*.jgz") if _FILE.fullmatch(path.name))
+    scenes = []
+    for file in files:
+        match = _FILE.fullmatch(file.name)
+        assert match is not None
+        try:
+            annotations = _annotations(file)
+        except ValueError as error:
+            report(f"{file.name}: {error}")
+            continue
+        for sequence, frames in annotations.items():
+            name = f"{match['category']}_{sequence}"
+            scenes.append(SourceScene(name, match["split"], _reader(config, root, file, sequence, frames)))
+    if not scenes and report.reasons:
+        raise ValueError(f"root: no annotations in {root} can be read; first: {report.reasons[0]}")
+    if not scenes:
+        raise ValueError(
+            "root must hold the folders of Co3D's categories and the annotations of VGGT's trainer, "
+            f"<category>_train.jgz, beside them, in annotations/ or in co3d_anno/; found none in {root}"
+        )
+    return scenes
+
+
+def _annotations(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        try:
+            with gzip.open(file) as unzipped:
+                data = unzipped.read(_LARGEST + 1)
+            if len(data) > _LARGEST or sum(data.count(mark) for mark in b",[{") > _MOST_VALUES:
+                raise ValueError(f"it has more than {_LARGEST} bytes or {_MOST_VALUES} values")
+            record = json.loads(data)
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+            raise ValueError(f"{path} is no zipped JSON that can be read: {error}") from error
+    if not isinstance(record, dict) or not all(isinstance(frames, list) for frames in record.values()):
+        raise ValueError(f"{path} must map sequences to lists of frames")
+    return record
+
+
+def _reader(config: ReaderConfig, root: Path, file: Path, sequence: str, frames: Any) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        views = sorted(_views(root, frames, report), key=lambda view: natural(view.name))
+        source = {"kind": "co3d", "annotations": file.name, "sequence": sequence}
+        depth_format = DepthFormat(read=read_half_png, unit_known=True)
+        return content(views, config, report, root, source, depth_format, unit="scene")
+
+    return read
+
+
+def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:
+    for index, frame in enumerate(frames):
+        name = str(frame.get("filepath", "")) if isinstance(frame, dict) else ""
+        try:
+            if not name:
+                raise ValueError("a frame must have a filepath")
+            intrinsic = pinhole(_numbers(frame, "intri"), "intri")
+            extrinsic = pose_from_w2c(_numbers(frame, "extri"))
+        except ValueError as error:
+            report.count(images=1)
+            report(f"{name or f'frame {index}'}: {error}")
+            continue
+        image = root / name
+        sequence = image.parent.parent
+        depth = sequence / "depths" / f"{image.name}.geometric.png"
+        mask = sequence / "depth_masks" / f"{image.stem}.png"
+        if not depth.is_file():
+            report(f"{name}: used without depth: no such file: {depth.name}")
+        yield View(
+            name,
+            image,
+            intrinsic,
+            extrinsic,
+            depth if depth.is_file() else None,
+            mask=mask if depth.is_file() and mask.is_file() else None,
+        )
+
+
+def _numbers(frame: dict[str, Any], key: str) -> np.ndarray:
+    try:
+        return np.array(frame.get(key), np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{key} must be a matrix of numbers: {error}") from error

@@ -1,0 +1,7 @@
+"""A backbone of which nobody says the licence."""
+
+from subspace3d.backbones.protocol import Backbone
+
+
+class Unlicensed(Backbone):
+    pass
