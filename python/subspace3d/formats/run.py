@@ -49,6 +49,7 @@ class TunedRecord(TypedDict):
     basis: NotRequired[Any]
     trainable: NotRequired[dict[str, Count]]
     training: NotRequired[dict[str, Any] | None]
+    few: NotRequired[dict[str, Any] | None]
     environment: NotRequired[dict[str, Any]]
 
 

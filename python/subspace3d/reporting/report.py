@@ -52,6 +52,9 @@ def render(content: RunContent) -> str:
         ("provenance", "Provenance", run_sections.provenance(content)),
         ("reading", "How to read this", run_sections.reading()),
     ]
+    few = run_sections.few(content)
+    if few is not None:
+        sections.insert(1, ("few", "A few images", few))
     return page(f"subspace3d: {content.run.resolve().name}", _subtitle(content), sections)
 
 

@@ -51,6 +51,31 @@ def summary(content: RunContent) -> Html:
     return section("run", "What was run", definitions(items), *(element("p", note, class_="note") for note in notes))
 
 
+def few(content: RunContent) -> Html | None:
+    """What runs on a few images gained, and what they forgot; None where there is no such run."""
+    runs = {name: record["few"] for name, record in content.tuned.items() if record.get("few")}
+    if not runs:
+        return None
+    places = {"images": "given images", "held_out": "held-out views", "generic": "generic scenes"}
+    rows = []
+    for name, found in runs.items():
+        row = [name, str(found["images"]), {"views": "the other views"}.get(found["teacher"], found["teacher"])]
+        for kind in ("loss", "abs_rel"):
+            for place in places:
+                before, after = (found[when].get(f"{kind}_{place}") for when in ("before", "after"))
+                row.append("" if before is None else f"{number(before)} → {number(after)}")
+        rows.append([*row, f"{found['best_step']} of {found['steps']}"])
+    header = ["run", "images", "taught by"]
+    header += [f"{kind}, {words}" for kind in ("loss", "AbsRel") for words in places.values()]
+    note = (
+        "Before → after. Held-out views are of the same scenes and were not trained on; generic scenes are of another "
+        "kind, and what rises there was forgotten. The weights kept are those of the step with the least held-out loss."
+    )
+    return section(
+        "few", "A few images", table([*header, "step kept"], rows, label="few"), element("p", note, class_="note")
+    )
+
+
 def _least_error(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The method with the least depth error, beside the base."""
     errors = {name: method["mean"].get("abs_rel") for name, method in measured["methods"].items()}

@@ -125,7 +125,8 @@ def tune_few(
     A step sees one scene after the other, at most ``images_per_step`` of its views in random order. Where a scene has
     depth the loss is the backbone's own, else `consistency_loss` between the views. Every 5 steps the same loss is
     measured on the held-out views (with depth: beside the first view, which sets the world); after 20 steps without a
-    better one it ends, and the best weights are kept. Without held-out views 20 steps are taken.
+    better one, or at a loss that is not finite, it ends, and the best weights are kept. Without held-out views 20 steps
+    are taken.
 
     Args:
         model (nn.Module): what `apply_method` returned, untrained, on its device.
@@ -137,7 +138,7 @@ def tune_few(
 
     Raises:
         ValueError: nothing is trainable, or the backbone predicts no depth or no cameras for images without depth.
-        FloatingPointError: a loss is not finite.
+        FloatingPointError: a loss is not finite, and no weights were good before.
     """
     device = choose_device(config.device)
     parameters = trainable_parameters(model)
@@ -167,6 +168,8 @@ def tune_few(
         frames = _draw(scene.taught, config.images_per_step, generator)
         loss = _loss(model, scene, frames, _pairs(len(frames), generator), config, device)
         if not torch.isfinite(loss):
+            if math.isfinite(best):
+                break
             raise FloatingPointError(f"the loss of step {step} must be finite, got {loss.item()} on {scene.name}")
         optimizer.zero_grad()
         loss.backward()
