@@ -127,7 +127,7 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
     if not config.few:
         return config
     defaults = TrainConfig()
-    wanted = {"steps": 100, "weight_decay": 0.0}
+    wanted: dict[str, Any] = {"steps": 100, "weight_decay": 0.0}
     changed = {name: value for name, value in wanted.items() if getattr(config.train, name) == getattr(defaults, name)}
     with_cores = config.method in ("psv", "subspace")
     return dataclasses.replace(

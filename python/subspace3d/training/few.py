@@ -216,9 +216,8 @@ def measure_few(
     for name, frames in (("images", "taught"), ("held_out", "held_out")):
         known = [scene for scene in scenes if scene.scene is not None and getattr(scene, frames)]
         if known:
-            values[f"abs_rel_{name}"] = _mean(
-                lambda scene, frames=frames: _abs_rel(model, scene, getattr(scene, frames), device), known
-            )
+            errors = [_abs_rel(model, scene, getattr(scene, frames), device) for scene in known]
+            values[f"abs_rel_{name}"] = sum(errors) / len(errors)
     if generic is not None:
         others = _generic(generic, scenes[0].images.shape[-1])
         values["loss_generic"] = _mean(
