@@ -217,7 +217,7 @@ def measure_few(
         known = [scene for scene in scenes if scene.scene is not None and getattr(scene, frames)]
         if known:
             errors = [_abs_rel(model, scene, getattr(scene, frames), device) for scene in known]
-            values[f"abs_rel_{name}"] = sum(errors) / len(errors)
+            values[f"abs_rel_{name}"] = math.fsum(errors) / len(errors)
     if generic is not None:
         others = _generic(generic, scenes[0].images.shape[-1])
         values["loss_generic"] = _mean(
