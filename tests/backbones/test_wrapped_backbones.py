@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training.plane_scenes import plane_views
 
 from subspace3d.adapters.inject import inject
@@ -22,6 +23,7 @@ from subspace3d.backbones.pose import encode_pose
 from subspace3d.backbones.protocol import PRESETS, attach, backbone_of, find_backbone
 from subspace3d.backbones.targets import target_modules
 from subspace3d.training.normalization import normalize_scenes
+from subspace3d.training.without_values import without_values
 
 NAMES = ("pi3", "pi3x", "vggt-omega", "mapanything", "mapanything-apache")
 FLOAT32 = 1e-5
@@ -313,3 +315,50 @@ def test_a_user_s_own_instance_is_taken() -> None:
 
     own = attach(Pi3(), find_backbone("pi3"))
     assert backbone_of(own).name == "pi3"
+
+
+class CrocoRotary(nn.Module):
+    """The rotary embedding of Pi3: its table is as long as the largest position, and is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict = {}
+
+    def get_cos_sin(self, dim: int, length: int, device: object, dtype: torch.dtype) -> tuple:
+        key = dim, length, device, dtype
+        if key not in self.cache:
+            angles = torch.arange(length)[:, None] / 10.0 ** torch.arange(dim)
+            self.cache[key] = angles.cos().to(dtype), angles.sin().to(dtype)
+        return self.cache[key]
+
+    def apply_rope1d(self, tokens: torch.Tensor, places: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+        return tokens * nn.functional.embedding(places, cos) + tokens.flip(-1) * nn.functional.embedding(places, sin)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        tables = self.get_cos_sin(tokens.size(-1) // 2, int(positions.max()) + 1, tokens.device, tokens.dtype)
+        halves = (self.apply_rope1d(t, positions[..., n], *tables) for n, t in enumerate(tokens.chunk(2, -1)))
+        return torch.cat(list(halves), -1)
+
+
+class PositionGetter:
+    def __init__(self) -> None:
+        self.cache_positions: dict = {}
+
+    def __call__(self, size: int) -> torch.Tensor:
+        if size not in self.cache_positions:
+            self.cache_positions[size] = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+        return self.cache_positions[size]
+
+
+def test_the_rotary_embedding_of_pi3_is_traced_and_its_tables_are_left_as_they_were() -> None:
+    model = nn.Module()
+    model.rope, model.positions = CrocoRotary(), PositionGetter()
+    tokens = torch.randn(9, 8)
+    expected = model.rope(tokens, model.positions(3))
+    kept, places = dict(model.rope.cache), dict(model.positions.cache_positions)
+    with without_values(model):
+        torch.testing.assert_close(model.rope(tokens, model.positions(3)), expected)
+    with without_values(model), FakeTensorMode() as fake:
+        assert model.rope(fake.from_tensor(tokens), model.positions(4)[:9]).shape == tokens.shape
+    assert model.rope.cache == kept and model.positions.cache_positions == places
+    assert torch.equal(model.rope(tokens, model.positions(3)), expected)

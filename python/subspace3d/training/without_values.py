@@ -10,26 +10,33 @@ import torch
 from torch import nn
 
 _ROTARY = ("_compute_frequency_components", "_apply_1d_rope", "frequency_cache")
+_CROCO_ROTARY = ("get_cos_sin", "apply_rope1d", "cache")
 
 
 @contextlib.contextmanager
 def without_values(model: nn.Module) -> Iterator[None]:
     """Within it ``model`` computes on fake tensors what it computes on real ones, and is afterwards as it was before.
 
-    The rotary embedding that VGGT's code and its descendants share takes the size of its table from the largest
-    position; here it takes the number of tokens. Tables that modules keep between calls are put back.
+    The rotary embeddings that the code of VGGT and that of CroCo have handed down take the size of their table from the
+    largest position; here it is the number of tokens. Tables that modules keep between calls are put back.
     """
     tables = list(_tables(model))
     before = [dict(table) for table in tables]
-    rotary = [module for module in model.modules() if all(hasattr(module, name) for name in _ROTARY)]
+    kinds = ((_ROTARY, _Rotary), (_CROCO_ROTARY, _CrocoRotary))
+    rotary = [
+        (module, kind)
+        for module in model.modules()
+        for names, kind in kinds
+        if all(hasattr(module, name) for name in names)
+    ]
     try:
         for table in tables:
             table.clear()
-        for module in rotary:
-            module.forward = _Rotary(module)
+        for module, kind in rotary:
+            module.forward = kind(module)
         yield
     finally:
-        for module in rotary:
+        for module, _ in rotary:
             del module.forward
         for table, content in zip(tables, before):
             table.clear()
@@ -37,14 +44,14 @@ def without_values(model: nn.Module) -> Iterator[None]:
 
 
 def _tables(model: nn.Module) -> Iterator[dict[Any, Any]]:
-    """Dictionaries of tensors that modules, or plain objects of theirs, hold: those that are called a cache."""
+    """Dictionaries of tensors that modules, or plain objects of theirs, hold: those with cache in their name."""
     seen: set[int] = set()
     for module in model.modules():
         for holder in (module, *vars(module).values()):
             if isinstance(holder, (torch.Tensor, type)) or not hasattr(holder, "__dict__"):
                 continue
             for name, value in vars(holder).items():
-                if name.endswith("cache") and isinstance(value, dict) and id(value) not in seen:
+                if "cache" in name and isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
                     yield value
 
@@ -60,4 +67,18 @@ class _Rotary:
         tables = self.module._compute_frequency_components(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
         halves = tokens.chunk(2, dim=-1)
         turned = [self.module._apply_1d_rope(half, positions[..., axis], *tables) for axis, half in enumerate(halves)]
+        return torch.cat(turned, dim=-1)
+
+
+class _CrocoRotary:
+    """That of CroCo, which Pi3 and its relatives use."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        rows = positions.shape[-2] + 1
+        tables = self.module.get_cos_sin(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
+        halves = tokens.chunk(2, dim=-1)
+        turned = [self.module.apply_rope1d(half, positions[..., axis], *tables) for axis, half in enumerate(halves)]
         return torch.cat(turned, dim=-1)

@@ -29,7 +29,9 @@ class ConvHead(nn.Module):
         self.upsample_blocks = nn.ModuleList([nn.Sequential(up, Residual())])
         self.output_block = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(DIM, DIM, 3, padding=1, padding_mode="replicate"), nn.ReLU(), nn.Conv2d(DIM, channels, 1)
+                nn.Conv2d(DIM, DIM, 3, padding=1, padding_mode="replicate"),
+                nn.ReLU(),
+                nn.Conv2d(DIM, channels, 1, padding_mode="replicate"),
             )
             for channels in (2, 1)
         )
