@@ -157,6 +157,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
+    from subspace3d.evaluation.scene import abs_rel
     from subspace3d.formats.run import read_tuned
     from subspace3d.progress import Progress
     from subspace3d.training.device import choose_device, device_name
@@ -232,6 +233,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 config.generic,
                 config.start == "fit",
                 lambda step, loss: progress.advance(note=f"loss {loss:.4g}"),
+                abs_rel,
             )
         logger.info(format_few(found))
     elif config.method != "none":
