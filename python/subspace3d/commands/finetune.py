@@ -126,15 +126,17 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
     """The settings of the preset ``few`` in place of those that are at their defaults."""
     if not config.few:
         return config
-    defaults = TrainConfig()
-    wanted = {"steps": 100, "weight_decay": 0.0}
-    changed = {name: value for name, value in wanted.items() if getattr(config.train, name) == getattr(defaults, name)}
+    defaults, train = TrainConfig(), config.train
+    if train.steps == defaults.steps:
+        train = dataclasses.replace(train, steps=100)
+    if train.weight_decay == defaults.weight_decay:
+        train = dataclasses.replace(train, weight_decay=0.0)
     with_cores = config.method in ("psv", "subspace")
     return dataclasses.replace(
         config,
         heads="frozen" if with_cores else config.heads,
         start="fit" if with_cores else config.start,
-        train=dataclasses.replace(config.train, **changed),
+        train=train,
     )
 
 

@@ -28,7 +28,6 @@ from subspace3d.training.schedule import learning_rate
 
 MOST_IMAGES = 30
 LEAST_TO_HOLD_OUT = 3
-STEPS = 100
 UNJUDGED_STEPS = 20  # where nothing can be held out
 _EVERY = 5  # steps between looks at the held-out views
 _PATIENCE = 4  # looks without a better one
