@@ -18,6 +18,7 @@ from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.commands import finetune, report
 from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.evaluation.scene import abs_rel
 from subspace3d.formats.scene import Frame, write_frames, write_scene
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.few import LEAST_TO_HOLD_OUT, UNJUDGED_STEPS, format_few, load_few, measure_few, tune_few
@@ -117,7 +118,7 @@ def test_a_loss_that_is_not_finite_ends_it(scenes):
 
 def test_what_was_forgotten_is_measured_on_generic_scenes(scenes, tmp_path):
     generic = write_plane_scenes(tmp_path, scenes=5, views=6, seed=7)
-    values = measure_few(model_of("none"), load_few(scenes, 28), CONFIG, generic)
+    values = measure_few(model_of("none"), load_few(scenes, 28), CONFIG, generic, abs_rel)
     assert set(values) == {
         f"{kind}_{where}" for kind in ("loss", "abs_rel") for where in ("images", "held_out", "generic")
     }

@@ -126,15 +126,17 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
     """The settings of the preset ``few`` in place of those that are at their defaults."""
     if not config.few:
         return config
-    defaults = TrainConfig()
-    wanted: dict[str, Any] = {"steps": 100, "weight_decay": 0.0}
-    changed = {name: value for name, value in wanted.items() if getattr(config.train, name) == getattr(defaults, name)}
+    defaults, train = TrainConfig(), config.train
+    if train.steps == defaults.steps:
+        train = dataclasses.replace(train, steps=100)
+    if train.weight_decay == defaults.weight_decay:
+        train = dataclasses.replace(train, weight_decay=0.0)
     with_cores = config.method in ("psv", "subspace")
     return dataclasses.replace(
         config,
         heads="frozen" if with_cores else config.heads,
         start="fit" if with_cores else config.start,
-        train=dataclasses.replace(config.train, **changed),
+        train=train,
     )
 
 
@@ -157,6 +159,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
+    from subspace3d.evaluation.scene import abs_rel
     from subspace3d.formats.run import read_tuned
     from subspace3d.progress import Progress
     from subspace3d.training.device import choose_device, device_name
@@ -232,6 +235,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 config.generic,
                 config.start == "fit",
                 lambda step, loss: progress.advance(note=f"loss {loss:.4g}"),
+                abs_rel,
             )
         logger.info(format_few(found))
     elif config.method != "none":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subspace3d.evaluation.alignment import scale_alignment
+from subspace3d.evaluation.depth import absolute_relative
 from subspace3d.evaluation.predict import predict
 from subspace3d.evaluation.scene_metrics import SceneResult, Views, measure
 
@@ -11,6 +14,17 @@ if TYPE_CHECKING:
     import torch
 
     from subspace3d.formats.scene import Scene
+
+
+def abs_rel(model: torch.nn.Module, scene: Scene, frames: Sequence[int]) -> float:
+    """``mean |s d - d*| / d*`` over the valid pixels of ``frames``, s the scale that fits all views of the scene best.
+
+    All views are predicted in one forward pass; arguments as in `evaluate_scene`.
+    """
+    predicted = predict(model, scene.images, next(model.parameters()).device).depths
+    mask, chosen = scene.depths > 0, list(frames)
+    scale = scale_alignment(predicted, scene.depths, mask)
+    return absolute_relative(scale * predicted[chosen], scene.depths[chosen], mask[chosen])
 
 
 def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 0.1) -> SceneResult:

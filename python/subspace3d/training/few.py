@@ -28,12 +28,15 @@ from subspace3d.training.schedule import learning_rate
 
 MOST_IMAGES = 30
 LEAST_TO_HOLD_OUT = 3
-STEPS = 100
 UNJUDGED_STEPS = 20  # where nothing can be held out
 _EVERY = 5  # steps between looks at the held-out views
 _PATIENCE = 4  # looks without a better one
 _PARTNERS = 4  # other views that a view is compared with in one step
 _GENERIC_SCENES, _GENERIC_FRAMES = 4, 4
+
+
+DepthError = Callable[[nn.Module, Scene, Sequence[int]], float]
+"""Error of the depth of some views of a scene, all views in one forward pass, such as `evaluation.scene.abs_rel`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def tune_few(
     generic: Path | None = None,
     fit: bool = False,
     note: Callable[[int, float], object] = lambda step, loss: None,
+    depth_error: DepthError | None = None,
 ) -> FewResult:
     """Minimise the loss of a few images over the trainable parameters of ``model``, in place.
 
@@ -135,6 +139,7 @@ def tune_few(
         generic (Path | None): scenes of another kind, whose loss is measured before and after.
         fit (bool): start the cores by one step down their gradient, see `start_cores_at`.
         note (Callable): is told the step and its loss.
+        depth_error (Callable | None): what ``abs_rel`` of `measure_few` is; none: it is not measured.
 
     Raises:
         ValueError: nothing is trainable, or the backbone predicts no depth or no cameras for images without depth.
@@ -145,7 +150,7 @@ def tune_few(
     if not parameters:
         raise ValueError("model must have trainable parameters, got none")
     started = time.monotonic()
-    before = measure_few(model, scenes, config, generic)
+    before = measure_few(model, scenes, config, generic, depth_error)
     start = start_cores_at(model, lambda: _start_loss(model, scenes, config, device)) if fit else None
     set_modes(model)
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay)
@@ -157,7 +162,8 @@ def tune_few(
     step = 0
     for step in range(steps + 1):
         if judged and step % _EVERY == 0:
-            curve.append((step, _mean(lambda scene: held_out_loss(model, scene, config, device), scenes, held=True)))
+            losses = [held_out_loss(model, scene, config, device) for scene in scenes if scene.held_out]
+            curve.append((step, _mean(losses)))
             if curve[-1][1] < best:
                 best, best_step, kept = curve[-1][1], step, _copies(parameters)
             elif step - best_step >= _EVERY * _PATIENCE:
@@ -184,7 +190,7 @@ def tune_few(
                 parameter.copy_(kept[name])
     else:
         best_step = step
-    after = measure_few(model, scenes, config, generic)
+    after = measure_few(model, scenes, config, generic, depth_error)
     teachers = {"depth" if scene.scene is not None else "views" for scene in scenes}
     return FewResult(
         images=sum(len(scene.images) for scene in scenes),
@@ -202,28 +208,38 @@ def tune_few(
 
 @torch.no_grad()
 def measure_few(
-    model: nn.Module, scenes: Sequence[FewScene], config: TrainConfig, generic: Path | None = None
+    model: nn.Module,
+    scenes: Sequence[FewScene],
+    config: TrainConfig,
+    generic: Path | None = None,
+    depth_error: DepthError | None = None,
 ) -> dict[str, float]:
     """``loss`` and ``abs_rel``, each of ``_images``, ``_held_out`` and ``_generic``.
 
-    Means over scenes; what cannot be measured is not there. Abs Rel is taken after one scale per scene (`scale` of
-    docs/evaluation.md), all views in one forward pass. Generic scenes are the first 4, 4 evenly spaced views of each.
+    Means over scenes; what cannot be measured is not there. Generic scenes are the first 4, 4 evenly spaced views of
+    each.
     """
     device = choose_device(config.device)
-    values = {"loss_images": _mean(lambda scene: float(_taught_loss(model, scene, config, device)), scenes)}
-    if any(scene.held_out for scene in scenes):
-        values["loss_held_out"] = _mean(lambda scene: held_out_loss(model, scene, config, device), scenes, held=True)
-    for name, frames in (("images", "taught"), ("held_out", "held_out")):
-        known = [scene for scene in scenes if scene.scene is not None and getattr(scene, frames)]
-        if known:
-            errors = [_abs_rel(model, scene, getattr(scene, frames), device) for scene in known]
-            values[f"abs_rel_{name}"] = math.fsum(errors) / len(errors)
+    values = {"loss_images": _mean([float(_taught_loss(model, scene, config, device)) for scene in scenes])}
+    held_out = [held_out_loss(model, scene, config, device) for scene in scenes if scene.held_out]
+    if held_out:
+        values["loss_held_out"] = _mean(held_out)
+    places = {
+        "images": [(scene.scene, scene.taught) for scene in scenes],
+        "held_out": [(scene.scene, scene.held_out) for scene in scenes],
+    }
     if generic is not None:
         others = _generic(generic, scenes[0].images.shape[-1])
         values["loss_generic"] = _mean(
-            lambda scene: float(_loss(model, scene, scene.taught, [], config, device)), others
+            [float(_loss(model, scene, scene.taught, [], config, device)) for scene in others]
         )
-        values["abs_rel_generic"] = _mean(lambda scene: _abs_rel(model, scene, scene.taught, device), others)
+        places["generic"] = [(scene.scene, scene.taught) for scene in others]
+    if depth_error is not None:
+        for place, views in places.items():
+            errors = [depth_error(model, scene, frames) for scene, frames in views if scene is not None and frames]
+            if errors:
+                values[f"abs_rel_{place}"] = _mean(errors)
+        set_modes(model)
     return values
 
 
@@ -326,22 +342,7 @@ def _generic(root: Path, image_size: int) -> list[FewScene]:
     return scenes
 
 
-def _abs_rel(model: nn.Module, scene: FewScene, frames: Sequence[int], device: torch.device) -> float:
-    from subspace3d.evaluation.alignment import scale_alignment
-    from subspace3d.evaluation.depth import absolute_relative
-    from subspace3d.evaluation.predict import predict
-
-    assert scene.scene is not None
-    pred, true = predict(model, scene.scene.images, device).depths, scene.scene.depths
-    set_modes(model)
-    mask = true > 0
-    scale = scale_alignment(pred, true, mask)
-    chosen = list(frames)
-    return absolute_relative(scale * pred[chosen], true[chosen], mask[chosen])
-
-
-def _mean(value: Callable[[FewScene], float], scenes: Sequence[FewScene], held: bool = False) -> float:
-    values = [value(scene) for scene in scenes if scene.held_out or not held]
+def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
