@@ -211,7 +211,7 @@ def test_views_shared_storages_and_types_are_read_exactly(tmp_path: Path) -> Non
 
 
 def test_weights_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "hub.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "hub.safetensors")
     monkeypatch.setattr("subspace3d.backbones.vggt_preset.download_from_hub", lambda name: tmp_path / "hub.safetensors")
     record = record_backbone("vggt-1b", Path("hub"))
     assert record.weights == str(tmp_path / "hub.safetensors") and len(record.sha256) == 64
