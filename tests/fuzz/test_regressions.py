@@ -35,7 +35,7 @@ def _replace(path: Path, *keys: object, value: object) -> None:
     [
         # R R^T - I of infinite entries is NaN, which is not more than the tolerance
         ("scene.json", ("frames", 0, "extrinsics_w2c", 0, 0), 1e200, "must be"),
-        ("scene.json", ("frames", 0, "intrinsics", 0, 0), 10**400, "matrices of numbers"),
+        ("scene.json", ("frames", 0, "intrinsics", 0, 0), 10**400, "a matrix of numbers"),
         ("scene.json", ("depth_scale",), 10**400, "depth_scale must be a positive number"),
         ("scene.json", ("provenance",), [1], "provenance must be an object"),
         ("scene.json", ("frames", 0, "image"), "x" * 5000, "must be a path"),
@@ -44,7 +44,7 @@ def _replace(path: Path, *keys: object, value: object) -> None:
         ("adapter configuration", ("rank_pattern",), [1], "rank_pattern must be an object"),
         ("adapter configuration", ("alpha_pattern",), {"a": "x"}, r"alpha_pattern\.a must be a positive number"),
         ("adapter configuration", ("base_model_name_or_path",), {"a": 1}, "base_model_name_or_path must be text"),
-        ("checkpoint state", ("step",), None, "step must be an integer"),
+        ("checkpoint state", ("step",), None, "step must be at least 0"),
         ("tuned.json", ("files",), {"../x": "0" * 64, "model.safetensors": "0" * 64}, "must stay inside"),
         ("tuned.json", ("backbone",), 3, "backbone must be an object"),
         ("results.json", ("methods",), 3, "methods must be an object"),
