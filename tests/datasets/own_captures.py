@@ -122,5 +122,30 @@ def write_nerfstudio(
     return poses
 
 
+def write_renderings(folder: Path, views: int = 3, inside: bool = False, scale: float = 1.0) -> list[np.ndarray]:
+    """What the authors' rendering scripts leave, the corner of the first depth map without depth; returns w2c."""
+    from subspace3d.mitsuba_variant import load_mitsuba
+
+    camera = camera_of("PINHOLE")
+    fx, fy, cx, cy = PARAMETERS["PINHOLE"]
+    poses = camera_path(views)
+    frames = []
+    for index, pose in enumerate(poses):
+        image, truth = seen_by(camera, pose)
+        opaque = np.concatenate([image, np.full((*image.shape[:2], 1), 255, np.uint8)], axis=2)
+        save_image(folder / f"renderings/{index:08d}_rgba.png", opaque)
+        depth = truth.astype(np.float32)
+        if index == 0:
+            depth[:5, :5] = 1e10
+        bitmap = load_mitsuba().Bitmap(np.repeat(depth[..., None], 3, axis=2))
+        bitmap.write(str(folder / f"renderings/{index:08d}_depth.exr"))
+        w2c = np.vstack([scale * pose, [0, 0, 0, 1]])
+        numbers = {"w": SIZE[1], "h": SIZE[0], "fx": fx, "fy": fy, "cx": cx, "cy": cy}
+        frames.append({**numbers, "w2c": w2c.tolist(), "file_path": f"renderings/{index:08d}_rgba.png"})
+    place = folder / "renderings" if inside else folder
+    (place / "opencv_cameras.json").write_text(json.dumps({"frames": frames}))
+    return poses
+
+
 def camera_matrix_of(size: tuple[int, int] = SIZE) -> np.ndarray:
     return camera_matrix(size[1], size[0])

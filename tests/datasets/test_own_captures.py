@@ -146,6 +146,38 @@ def test_nerfstudio_is_read(tmp_path: Path, per_frame: bool) -> None:
     np.testing.assert_allclose(scene.extrinsics, poses, atol=1e-9)
 
 
+@pytest.mark.parametrize(("inside", "scale"), [(False, 1.0), (True, 0.25)])
+def test_renderings_of_the_authors_scripts_are_read(tmp_path: Path, inside: bool, scale: float, capsys) -> None:
+    poses = captures.write_renderings(tmp_path / "root/0001/project", inside=inside, scale=scale)
+    (tmp_path / "root/0002/renderings").mkdir(parents=True)
+    run("renderings", tmp_path / "root", tmp_path / "out")
+    scene = load_scene(tmp_path / "out/renderings/0001_project")
+    np.testing.assert_allclose(scene.extrinsics, poses, atol=1e-9)
+    assert (scene.depths[0, :5, :5] == 0).all() and (scene.depths[1:] > 0).all()
+    for view in zip(scene.images, scene.depths, scene.intrinsics, scene.extrinsics):
+        image, depth, intrinsic, extrinsic = view
+        assert plane_error(depth, intrinsic, extrinsic) <= 1e-5 and color_error(image, depth, intrinsic, extrinsic) <= 2
+    out = capsys.readouterr().out
+    assert "0002/renderings: left out, there is no opencv_cameras.json" in out
+
+
+def test_a_rendering_that_is_not_understood_costs_its_frame(tmp_path: Path, capsys) -> None:
+    captures.write_renderings(tmp_path / "root/a", views=4)
+    path = tmp_path / "root/a/opencv_cameras.json"
+    record = json.loads(path.read_text())
+    record["frames"][0]["w2c"] = [[0.0] * 4] * 4
+    record["frames"][1]["fx"] = 0
+    path.write_text(json.dumps(record))
+    (tmp_path / "root/a/renderings/00000002_depth.exr").unlink()
+    run("renderings", tmp_path / "root", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "frames[0]: 00000000_rgba.png: w2c must have a rotation" in out and "fx and fy must be positive" in out
+    assert SceneFile(tmp_path / "out/renderings/a").has_cameras
+    (tmp_path / "root/a/opencv_cameras.json").unlink()
+    with pytest.raises(ValueError, match=r"root must hold renderings/ and opencv_cameras\.json"):
+        run("renderings", tmp_path / "root", tmp_path / "other")
+
+
 @pytest.mark.parametrize("model", ["OPENCV", "OPENCV_FISHEYE"])
 def test_nerfstudios_distortion_is_colmaps(tmp_path: Path, model: str) -> None:
     captures.write_nerfstudio(tmp_path / "root/a", 2, model=model)

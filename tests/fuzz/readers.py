@@ -37,6 +37,7 @@ from subspace3d.datasets.readers import (
     handshake,
     mesh_files,
     nerfstudio,
+    renderings,
     rgbd_folder,
 )
 from subspace3d.datasets.readers.source import Report
@@ -399,6 +400,12 @@ READERS = {
         lambda folder: own_captures.write_nerfstudio(folder, 2),
         "transforms.json",
         _consume("nerfstudio", nerfstudio.find),
+        share=0.3,
+    ),
+    "opencv_cameras.json": Reader(
+        lambda folder: own_captures.write_renderings(folder, 2),
+        "opencv_cameras.json",
+        _consume("renderings", renderings.find),
         share=0.3,
     ),
     "annotations": Reader(

@@ -26,6 +26,7 @@ _READERS = {
     "colmap": ("colmap", "find"),
     "nerfstudio": ("nerfstudio", "find"),
     "images": ("images", "find"),
+    "renderings": ("renderings", "find"),
     "co3d": ("co3d", "find"),
     "7scenes": ("indoor", "find_7scenes"),
     "nrgbd": ("indoor", "find_nrgbd"),

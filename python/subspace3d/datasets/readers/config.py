@@ -10,7 +10,7 @@ from subspace3d.choices import Variant
 from subspace3d.settings import flag, require
 
 Kind = Literal[
-    "colmap", "nerfstudio", "rgbd", "images", "co3d",
+    "colmap", "nerfstudio", "rgbd", "images", "renderings", "co3d",
     "7scenes", "nrgbd", "scannet", "scannet++", "bonn", "hiroom", "eth3d", "dtu", "sintel", "da3-bench",
     "thuman", "2k2k", "clearpose", "soap", "hndr",
 ]  # fmt: skip

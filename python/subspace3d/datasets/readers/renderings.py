@@ -1,0 +1,98 @@
+"""Folders rendered by the scripts of the method's authors: a folder ``renderings`` and its ``opencv_cameras.json``.
+
+The cameras stand beside ``renderings`` or in it: ``{"frames": [{w, h, fx, fy, cx, cy, w2c, file_path}]}`` with ``w2c``
+4x4, OpenCV. To ``<i>_rgba.png`` belongs ``<i>_depth.exr``, z-depth in three equal channels, beyond 1e9 where there is
+none; the background of the image is in its colours. A ``w2c`` may carry the scale of Blender's camera object, in all of
+its rows: it is divided by the mean length of the columns of its rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import scene_name, unlisted
+from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
+from subspace3d.files import read_json, walk
+
+CAMERAS, FOLDER = "opencv_cameras.json", "renderings"
+_NUMBERS = ("w", "h", "fx", "fy", "cx", "cy")
+
+
+def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
+    """Scenes are named by the folder above ``renderings``."""
+    scenes = []
+    for folder, folders, _ in walk(root):
+        if FOLDER not in folders:
+            continue
+        cameras = next((path for path in (folder / CAMERAS, folder / FOLDER / CAMERAS) if path.is_file()), None)
+        if cameras is None:
+            report(f"{folder / FOLDER}: left out, there is no {CAMERAS} beside it or in it")
+            continue
+        scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder, cameras)))
+    if not scenes:
+        raise ValueError(f"root must hold {FOLDER}/ and {CAMERAS} of rendered scenes; found none below {root}")
+    return scenes
+
+
+def _reader(config: ReaderConfig, folder: Path, cameras: Path) -> Callable[[Report], Content]:
+    def read(report: Report) -> Content:
+        record = read_json(cameras)
+        frames = record.get("frames") if isinstance(record, dict) else None
+        if not isinstance(frames, list) or not frames:
+            raise ValueError(f"{cameras} must hold a list of frames")
+        views = []
+        for index, frame in enumerate(frames):
+            try:
+                views.append(_view(folder / FOLDER, frame))
+            except ValueError as error:
+                report.count(images=1, cameras=1)
+                report(f"frames[{index}]: {error}")
+        unlisted(folder / FOLDER, [view.image.name for view in views], report, f"{CAMERAS} does not name it")
+        source = {"kind": "renderings", "file": CAMERAS}
+        return content(views, config, report, folder, source, DepthFormat(unit_known=True), unit="scene")
+
+    return read
+
+
+def _view(folder: Path, frame: Any) -> View:
+    if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
+        raise ValueError("a frame must be an object with a file_path")
+    name = Path(frame["file_path"]).name
+    w, h, fx, fy, cx, cy = (_number(frame, key) for key in _NUMBERS)
+    if not (fx > 0 and fy > 0 and w >= 1 and h >= 1):
+        raise ValueError(f"{name}: w, h, fx and fy must be positive, got {w:g}, {h:g}, {fx:g} and {fy:g}")
+    depth = folder / name.replace("_rgba.png", "_depth.exr")
+    return View(
+        name,
+        folder / name,
+        np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]),
+        pose_from_w2c(_pose(name, frame.get("w2c"))),
+        depth if depth.suffix == ".exr" and depth.is_file() else None,
+        (int(h), int(w)),
+    )
+
+
+def _pose(name: str, value: Any) -> np.ndarray:
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: w2c must hold numbers: {error}") from error
+    if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
+        raise ValueError(f"{name}: w2c must be 4x4 and finite, got {str(value)[:120]}")
+    scale = np.linalg.norm(matrix[:3, :3], axis=0).mean()
+    if not scale > 0:
+        raise ValueError(f"{name}: w2c must have a rotation, got {str(value)[:120]}")
+    return matrix[:3] / scale
+
+
+def _number(frame: Mapping[str, Any], key: str) -> float:
+    value = frame.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise ValueError(f"{key} must be a finite number, got {str(value)[:40]}")
+    return float(value)
