@@ -65,6 +65,18 @@ def test_what_cannot_teach_is_refused(tmp_path):
         load_few(tmp_path / "many", 28)
 
 
+def test_coordinates_of_a_map_teach_what_those_around_the_origin_do(tmp_path):
+    images, depths, intrinsics, extrinsics = plane_views(1, 4, 28)
+    far = extrinsics.astype(np.float64).copy()
+    far[:, :, 3] -= far[:, :, :3] @ np.array([4e6, -3e6, 2e5])
+    measured = []
+    for name, poses in (("near", extrinsics), ("far", far)):
+        write_scene(tmp_path / name / "scene", images, depths, intrinsics, poses, provenance={})
+        measured.append(measure_few(model_of("bias"), load_few(tmp_path / name, 28), CONFIG))
+    # float64 has 1e-9 left of 4e6 units, float32 would have half a unit
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["bias", "lora", "psv"])
 def test_depth_teaches_and_the_held_out_view_judges(scenes, method):
     model = model_of(method)

@@ -180,15 +180,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         size = (request.height, self.image_size)
         views = [self._view(request.scene, index, size, self._draw_zoom(generator)) for index in chosen]
         images, depths, intrinsics, extrinsics = map(np.stack, zip(*views))
-        sample: dict[str, Any] = {
-            "images": torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
-            "depths": torch.from_numpy(depths),
-            "extrinsics": torch.from_numpy(near_origin(extrinsics)[0]).float(),
-            "intrinsics": torch.from_numpy(intrinsics).float(),
-            "has_depth": torch.tensor(file.has_depth),
-            "translation_known": torch.tensor(file.translation_known),
-            "names": file.name,
-        }
+        sample = as_sample(images, depths, intrinsics, extrinsics, file)
         if self.augment:
             sample["images"] = jitter_colours(sample["images"], generator)
         if self.mirror and float(torch.rand((), generator=generator)) < 0.5:
@@ -271,6 +263,21 @@ class MultiViewBatchSampler(Sampler[list[SampleRequest]]):
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start)
+
+
+def as_sample(
+    images: np.ndarray, depths: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray, scene: SceneFile | Scene
+) -> dict[str, Any]:
+    """Views of ``scene`` as tensors, as `MultiViewDataset` returns them: uint8 images, the rest as in `Scene`."""
+    return {
+        "images": torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
+        "depths": torch.from_numpy(depths),
+        "extrinsics": torch.from_numpy(near_origin(extrinsics)[0]).float(),
+        "intrinsics": torch.from_numpy(intrinsics).float(),
+        "has_depth": torch.tensor(scene.has_depth),
+        "translation_known": torch.tensor(scene.translation_known),
+        "names": scene.name,
+    }
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.backbones.losses import LossCounts
 from subspace3d.backbones.pose import decode_pose
 from subspace3d.backbones.protocol import backbone_of
+from subspace3d.datasets.multiview import as_sample, collate
 from subspace3d.formats.scene import Scene, SceneFile, find_scenes, load_images, load_scene
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.consistency import consistency_loss
@@ -308,17 +309,9 @@ def _taught_loss(model: nn.Module, scene: FewScene, config: TrainConfig, device:
 
 
 def _batch(scene: Scene, frames: list[int]) -> dict[str, Any]:
-    """Views as a batch of one scene, see `datasets.multiview.collate`."""
-    depths = torch.from_numpy(scene.depths[frames])[None]
-    return {
-        "images": _tensor(scene.images[frames])[None],
-        "depths": depths,
-        "point_masks": depths > 0,
-        "extrinsics": torch.from_numpy(scene.extrinsics[frames]).float()[None],
-        "intrinsics": torch.from_numpy(scene.intrinsics[frames]).float()[None],
-        "has_depth": torch.tensor([scene.has_depth]),
-        "translation_known": torch.tensor([scene.translation_known]),
-    }
+    """Views as a batch of one scene."""
+    images, depths = scene.images[frames], scene.depths[frames]
+    return collate([as_sample(images, depths, scene.intrinsics[frames], scene.extrinsics[frames], scene)])
 
 
 def _tensor(images: np.ndarray) -> torch.Tensor:
