@@ -15,6 +15,7 @@ from PIL import Image
 from subspace3d.commands import convert
 from subspace3d.commands.convert import ConvertConfig
 from subspace3d.datasets.multiview import MultiViewDataset
+from subspace3d.datasets.readers.source import finite_number
 from subspace3d.formats.images import read_depth
 from subspace3d.formats.scene import Frame, SceneFile, find_scenes, load_scene, write_frames
 
@@ -287,3 +288,10 @@ def test_cameras_of_another_size_than_their_image(tmp_path: Path, capsys) -> Non
     assert (
         "2.png: the image of 40 x 40 pixels is not the one of its camera, which has 80 x 60" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("value", [None, True, "1", float("nan"), float("inf"), 10**400])
+def test_what_is_no_finite_number_is_refused_by_name(value: object) -> None:
+    with pytest.raises(ValueError, match="fl_x must be a finite number, got "):
+        finite_number({"fl_x": value}, "fl_x")
+    assert finite_number({}, "cx", 2) == 2.0

@@ -16,7 +16,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import IMAGE_SUFFIXES, scene_name, unlisted
-from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
 from subspace3d.files import natural, read_json, walk
@@ -79,9 +79,9 @@ def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
         raise ValueError("a frame must be an object with a file_path")
     name = frame["file_path"]
     image = _image(file.parent / name)
-    pose = np.array(_matrix(frame.get("transform_matrix")), np.float64)
+    pose = pose_matrix(frame.get("transform_matrix"), "transform_matrix")
     merged = {**record, **frame}
-    size = tuple(int(_value(merged, key, 0)) for key in ("h", "w"))
+    size = tuple(int(finite_number(merged, key, 0)) for key in ("h", "w"))
     if 0 in size:
         size, _ = image_header(image)
     intrinsic = _intrinsic(merged, (size[0], size[1]))
@@ -97,47 +97,30 @@ def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
     )
 
 
-def _matrix(value: Any) -> Any:
-    try:
-        matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"transform_matrix must hold numbers: {error}") from error
-    if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
-        raise ValueError(f"transform_matrix must be 4x4 and finite, got {str(value)[:120]}")
-    return matrix
-
-
 def _intrinsic(values: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if "fl_x" in values:
-        fx = _value(values, "fl_x")
-        fy = _value(values, "fl_y", fx)
+        fx = finite_number(values, "fl_x")
+        fy = finite_number(values, "fl_y", fx)
     elif "camera_angle_x" in values:
-        fx = width / 2 / np.tan(_value(values, "camera_angle_x") / 2)
-        fy = height / 2 / np.tan(_value(values, "camera_angle_y") / 2) if "camera_angle_y" in values else fx
+        fx = width / 2 / np.tan(finite_number(values, "camera_angle_x") / 2)
+        fy = height / 2 / np.tan(finite_number(values, "camera_angle_y") / 2) if "camera_angle_y" in values else fx
     else:
         raise ValueError("a frame must have fl_x or camera_angle_x, of its own or at the top of the file")
     if not (fx > 0 and fy > 0):
         raise ValueError(f"focal lengths must be positive, got {fx:g} and {fy:g}")
-    cx, cy = _value(values, "cx", width / 2), _value(values, "cy", height / 2)
+    cx, cy = finite_number(values, "cx", width / 2), finite_number(values, "cy", height / 2)
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
 
 def _projection(values: Mapping[str, Any], intrinsic: np.ndarray) -> Projection | None:
     model = str(values.get("camera_model", ""))
-    k1, k2, k3, k4, p1, p2 = (_value(values, key, 0.0) for key in _COEFFICIENTS)
+    k1, k2, k3, k4, p1, p2 = (finite_number(values, key, 0.0) for key in _COEFFICIENTS)
     if model in _FISHEYE:
         return fisheye(intrinsic, (k1, k2, k3, k4))
     if model not in _PERSPECTIVE:
         raise ValueError(f"camera_model must be one of {', '.join(filter(None, _PERSPECTIVE + _FISHEYE))}, got {model}")
     return brown(intrinsic, (k1, k2, k3, k4), (p1, p2)) if any((k1, k2, k3, k4, p1, p2)) else None
-
-
-def _value(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, got {str(value)[:40]}")
-    return float(value)
 
 
 def _image(path: Path) -> Path:

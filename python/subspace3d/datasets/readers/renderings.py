@@ -16,7 +16,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import scene_name, unlisted
-from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import read_json, walk
 
@@ -64,7 +64,7 @@ def _view(folder: Path, frame: Any) -> View:
     if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
         raise ValueError("a frame must be an object with a file_path")
     name = Path(frame["file_path"]).name
-    w, h, fx, fy, cx, cy = (_number(frame, key) for key in _NUMBERS)
+    w, h, fx, fy, cx, cy = (finite_number(frame, key, below=1e9) for key in _NUMBERS)
     if not (fx > 0 and fy > 0 and w >= 1 and h >= 1):
         raise ValueError(f"{name}: w, h, fx and fy must be positive, got {w:g}, {h:g}, {fx:g} and {fy:g}")
     depth = folder / name.replace("_rgba.png", "_depth.exr")
@@ -79,20 +79,8 @@ def _view(folder: Path, frame: Any) -> View:
 
 
 def _pose(name: str, value: Any) -> np.ndarray:
-    try:
-        matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: w2c must hold numbers: {error}") from error
-    if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
-        raise ValueError(f"{name}: w2c must be 4x4 and finite, got {str(value)[:120]}")
+    matrix = pose_matrix(value, f"{name}: w2c")
     scale = np.linalg.norm(matrix[:3, :3], axis=0).mean()
     if not scale > 0:
         raise ValueError(f"{name}: w2c must have a rotation, got {str(value)[:120]}")
     return matrix[:3] / scale
-
-
-def _number(frame: Mapping[str, Any], key: str) -> float:
-    value = frame.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise ValueError(f"{key} must be a finite number, got {str(value)[:40]}")
-    return float(value)

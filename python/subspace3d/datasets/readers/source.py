@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +94,36 @@ def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
     ]
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def finite_number(values: Mapping[str, Any], key: str, default: float | None = None, below: float = math.inf) -> float:
+    """The number under ``key`` of a JSON record.
+
+    Raises:
+        ValueError: it is none, not finite, or not smaller than ``below``.
+    """
+    value = values.get(key, default)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            if abs(number) < below:
+                return number
+    raise ValueError(f"{key} must be a finite number, got {str(value)[:40]}")
+
+
+def pose_matrix(value: Any, what: str) -> np.ndarray:
+    """A pose of a JSON record, float64 3x4 or 4x4.
+
+    Raises:
+        ValueError: it is no finite matrix of these sizes; names ``what``.
+    """
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what} must hold numbers: {error}") from error
+    if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
+        raise ValueError(f"{what} must be 4x4 and finite, got {str(value)[:120]}")
+    return matrix
 
 
 def depth_at(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
