@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from subspace3d.bench.harness import provenance
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.files import read_json, write_json
 from subspace3d.jobs.cluster import absolute
+from subspace3d.machine import usable_cores
 from subspace3d.progress import format_duration
 from subspace3d.training.device import choose_device
 
@@ -97,7 +97,7 @@ def check_folder(out: Path, scale: str, weights: Path | None, collect: bool) -> 
 def _run_all(
     config: ExperimentsConfig, layout: Layout, scale: Scale, experiments: Sequence[Experiment]
 ) -> dict[str, str]:
-    workers = config.workers or max(1, torch.cuda.device_count() or os.cpu_count() or 1)
+    workers = config.workers or max(1, torch.cuda.device_count() or usable_cores())
     context = Context(config, layout, scale, layout.out / "tokens", workers)
     sets = mined_sets(scale, experiments)
     planned = sum(cost.seconds for cost in budget(scale, experiments, config.seeds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from experiments.settings import ExperimentsConfig
 from subspace3d import outputs
 from subspace3d.files import load_tensors, read_json, write_json
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
 
 
 def run(config: DirectionsConfig) -> Path:
@@ -47,7 +47,7 @@ def run(config: DirectionsConfig) -> Path:
     shared = ExperimentsConfig(
         config.out, config.scale, tasks=tuple(tasks), workers=config.workers, weights=config.weights
     )
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or usable_cores()
     context = Context(shared, Layout(config.out), scale, config.out / "tokens", workers)
     check_folder(config.out, config.scale, config.weights, config.collect)
     chosen = cells(scale, sizes, config.bases, config.sizes)

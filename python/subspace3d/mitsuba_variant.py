@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 
 from subspace3d.choices import Variant
+from subspace3d.machine import usable_cores
 
 VARIANTS: dict[Variant, str] = {"cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}  # fastest first
 _LLVM_VARIABLE = "DRJIT_LIBLLVM_PATH"
@@ -113,7 +114,7 @@ def set_threads(name: Variant, count: int) -> None:
     load_mitsuba(name)
     import drjit
 
-    drjit.set_thread_count(count or os.cpu_count() or 1)
+    drjit.set_thread_count(count or usable_cores())
 
 
 def probe() -> dict[str, object]:

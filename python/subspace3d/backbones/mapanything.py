@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
 from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.point_maps import PointMapBackbone, intrinsics_from_points, world_to_camera
 from subspace3d.backbones.pose import quaternion_to_matrix
@@ -24,7 +25,6 @@ _DPT = (
 )
 _POSE = r"pose_head\.(proj|res_conv\.\d+\.res_conv[123]|more_mlps\.[02]|fc_t|fc_rot)"
 _NORMALISATION = "dinov2"
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class MapAnythingBackbone(PointMapBackbone):
@@ -81,7 +81,7 @@ class MapAnythingBackbone(PointMapBackbone):
         wanted = next((m.data_norm_type for m in model.modules() if hasattr(m, "data_norm_type")), _NORMALISATION)
         if wanted != _NORMALISATION:
             raise ValueError(f"backbone: {self.name} must take images normalised as {_NORMALISATION}, got {wanted!r}")
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
         normalised = (images - mean) / deviation
         views: list[dict[str, Any]] = [
             {"img": view, "data_norm_type": [_NORMALISATION]} for view in normalised.unbind(1)

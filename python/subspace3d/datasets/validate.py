@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from subspace3d.datasets import reprojection
 from subspace3d.datasets.reprojection import LEAST_POINTS, STORED, SURE_SHARE, Agreement, View
 from subspace3d.formats.images import EXR_INVALID, read_raw_depth
 from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
+from subspace3d.machine import usable_cores
 from subspace3d.progress import track
 
 _LEAST_COVERAGE = 0.01  # of a frame's pixels with valid depth
@@ -58,7 +58,7 @@ def check_scenes(root: Path) -> tuple[list[SceneReport], int]:
         ValueError: no scene lies below ``root``.
     """
     folders = find_scenes(root)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         reports = [
             check_scene(folder, folder.relative_to(root).as_posix(), pool)
             for folder in track(folders, f"validate {root}", len(folders), "scene")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from subspace3d.formats.results import KeptRecord
 from subspace3d.formats.run import read_tuned_record
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
 from subspace3d.progress import Progress
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def evaluate(
 def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation) -> None:
     """Measure several methods at a time and leave their records in OUT/methods; what fails is met again later."""
     workers = min(evaluation.options.workers, len(methods))
-    argument = (dict(methods), evaluation, max(1, (os.cpu_count() or 1) // workers))
+    argument = (dict(methods), evaluation, max(1, usable_cores() // workers))
     with Progress("evaluate", len(methods), "method") as progress:
         failures = run_jobs(list(methods), _set_up, argument, workers, lambda name: progress.advance(note=name))
     for name, reason in failures.items():
