@@ -31,10 +31,10 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx, x, w, bias, a, b, scale):
         dtype = x.dtype
         tokens = x.reshape(-1, x.shape[-1])
-        narrow_a, narrow_b = a.to(dtype), (scale * b).to(dtype)
+        narrow_a, narrow_b = a.to(dtype), b.to(dtype)
         p = tokens @ narrow_a.t()
         y = torch.nn.functional.linear(tokens, w.to(dtype), None if bias is None else bias.to(dtype))
-        y.addmm_(p, narrow_b.t())
+        y.addmm_(p, narrow_b.t(), alpha=scale)
         ctx.save_for_backward(x, p, w, narrow_a, narrow_b)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
@@ -48,9 +48,9 @@ class _LoraLinear(torch.autograd.Function):
         with without_autocast(dy.device.type):
             g = rows @ b
             if ctx.needs_input_grad[0]:
-                dx = (rows @ w.to(dy.dtype)).addmm_(g, a).view(x.shape)
+                dx = (rows @ w.to(dy.dtype)).addmm_(g, a, alpha=ctx.scale).view(x.shape)
             if ctx.needs_input_grad[3]:
-                da = (g.t() @ tokens).to(ctx.dtypes[0])
+                da = (g.t() @ tokens).to(ctx.dtypes[0]).mul_(ctx.scale)
             if ctx.needs_input_grad[4]:
                 db = (rows.t() @ p).to(ctx.dtypes[1]).mul_(ctx.scale)
         return dx, None, None, da, db, None
