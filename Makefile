@@ -13,8 +13,7 @@ setup:  ## create .venv with pinned requirements (4 GB, about 5 minutes) and bui
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	if [ -d examples ]; then $(BIN)/mypy --strict examples && $(BIN)/basedpyright examples; fi
+	bash scripts/types.sh
 
 test:  ## lint, types, the whole test suite on two cores (WORKERS=N) and the docs; says how long each took
 	@bash scripts/test.sh

@@ -22,14 +22,9 @@ part() {
 
 lint() { $bin/ruff check . && $bin/ruff format --check .; }
 
-types() {
-  $bin/mypy
-  [ ! -d examples ] || { $bin/mypy --strict examples && $bin/basedpyright examples; }
-}
-
 part set-up bash scripts/bootstrap.sh
 part lint lint
-part types types
+part types bash scripts/types.sh
 # One file, one worker: files share what their fixtures made, and there is one browser at a time. A worker that had to be
 # ended is not replaced: it would be given the same test again and again.
 part tests $bin/pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
