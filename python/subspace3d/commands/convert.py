@@ -64,6 +64,8 @@ _SUFFIXES = {
     "7scenes": ("_train", "_test", ""),
 }
 _SHOWN = 10  # reasons printed
+_NOTED = ": used"  # in what is told of something that was used
+_LOST = "left out: "  # before the reason that costs a whole scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,9 @@ def run(config: ConvertConfig) -> list[Path]:
 
 
 def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) -> Iterator[str]:
-    """How many images, depth maps and cameras were found, used and left out, and why; a line."""
-    found, used, reasons = Counter[str](), Counter[str](), Counter[str]()
+    """How many images, depth maps and cameras were found, used and left out, and why, in lines."""
+    found, used = Counter[str](), Counter[str]()
+    lost, noted = Counter[str](), Counter[str]()
     for folder, scene in folders.items():
         report = reports[scene.name]
         here, kept = Counter(report.found), Counter[str]()
@@ -161,14 +164,16 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
             here |= kept
         found += here
         used += kept
-        reasons.update(kind_of(sentence) for sentence in report.reasons)
+        for sentence in report.reasons:
+            (noted if _NOTED in sentence else lost)[kind_of(sentence)] += 1
     words = []
     for part in PARTS:
-        lost = found[part] - used[part]
-        words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {lost} left out" if lost else ""))
-    yield "; ".join(words) + (
-        "" if not reasons else ": " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
-    )
+        less = found[part] - used[part]
+        words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {less} left out" if less else ""))
+    yield "; ".join(words)
+    for what, reasons in (("left out", lost), ("noted", noted)):
+        if reasons:
+            yield f"{what}: " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
     if not used["cameras"]:
         yield "no cameras: the images serve tuning that needs none; they cannot be trained on or evaluated otherwise"
     elif not used["depths"]:
@@ -178,8 +183,8 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
 def kind_of(sentence: str) -> str:
     """A sentence about one file in words that are the same for others: without its name, paths and numbers."""
     name, _, why = sentence.rpartition(": ") if sentence.count(": ") == 1 else sentence.partition(": ")
-    words = [word for word in (why or name).partition(" (")[0].split() if not re.search(r"[/\\]", word)]
-    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words))
+    words = [word for word in re.split(r" \(|; first: ", why or name)[0].split() if not re.search(r"[/\\]", word)]
+    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words)).rstrip(":;,")
     return text if len(text) <= 90 else text[:89] + "…"
 
 
@@ -211,7 +216,7 @@ def _convert_all(
                 _convert(folder, scene, report)
                 done += 1
             except (ValueError, OSError) as error:
-                report(f"left out: {error}")
+                report(f"{_LOST}{error}")
             progress.advance(note=scene.name)
     return done
 
@@ -249,9 +254,23 @@ def _remove_leftovers(datasets: list[Path]) -> None:
         sweep(folder)
 
 
+def _telling_first(skipped: Mapping[str, list[str]]) -> list[str]:
+    """``scene: reason``: scenes that were lost, then one of each kind of reason in each scene, then the rest."""
+    seen: set[tuple[str, str]] = set()
+    lost: list[str] = []
+    new: list[str] = []
+    more: list[str] = []
+    for scene, reasons in skipped.items():
+        for reason in reasons:
+            key = (scene, kind_of(reason))
+            (lost if reason.startswith(_LOST) else more if key in seen else new).append(f"{scene}: {reason}")
+            seen.add(key)
+    return lost + new + more
+
+
 def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
-    lines = [f"{name}: {reason}" for name, reasons in skipped.items() for reason in reasons]
+    lines = _telling_first(skipped)
     for line in lines[:_SHOWN]:
-        logger.info(f"{'noted' if ': used' in line else 'skipped'} {line}")
+        logger.info(f"{'noted' if _NOTED in line else 'skipped'} {line}")
     if len(lines) > _SHOWN:
         logger.info(f"skipped or noted {len(lines) - _SHOWN} more, see {path}")

@@ -67,8 +67,17 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     rotation = u @ vt
     error = float(np.abs(rotation - matrix).max())
     if error > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
-        raise ValueError(f"a camera's rotation must be a rotation, got one that is off by {error:.2g}")
+        raise ValueError(f"a camera's rotation must be a rotation, got {_not_a_rotation(matrix, rotation, error)}")
     return rotation
+
+
+def _not_a_rotation(matrix: np.ndarray, rotation: np.ndarray, error: float) -> str:
+    size = float(np.linalg.norm(matrix)) / 3**0.5
+    if np.linalg.det(rotation) < 0:
+        return "a reflection (determinant below 0)"
+    if size > 0 and np.abs(matrix / size - rotation).max() <= _ROTATION_ERROR:
+        return f"one times {size:.4g}: divide the rotation by that"
+    return f"one that is off by {error:.2g}"
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
@@ -123,6 +132,8 @@ def pose_matrix(value: Any, what: str) -> np.ndarray:
         raise ValueError(f"{what} must hold numbers: {error}") from error
     if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
         raise ValueError(f"{what} must be 4x4 and finite, got {str(value)[:120]}")
+    if len(matrix) == 4 and np.abs(matrix[3] - [0, 0, 0, 1]).max() > _ROTATION_ERROR:
+        raise ValueError(f"{what} must have the last row 0 0 0 1, got {matrix[3].tolist()}; is it transposed?")
     return matrix
 
 
