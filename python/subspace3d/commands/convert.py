@@ -183,7 +183,9 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
 def kind_of(sentence: str) -> str:
     """A sentence about one file in words that are the same for others: without its name, paths and numbers."""
     name, _, why = sentence.rpartition(": ") if sentence.count(": ") == 1 else sentence.partition(": ")
-    words = [word for word in re.split(r" \(|; first: ", why or name)[0].split() if not re.search(r"[/\\]", word)]
+    words = [
+        word for word in re.split(r" \(|; first: |, got \[", why or name)[0].split() if not re.search(r"[/\\]", word)
+    ]
     text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words)).rstrip(":;,")
     return text if len(text) <= 90 else text[:89] + "…"
 

@@ -212,7 +212,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             if not file.has_cameras:
                 raise ValueError(
                     f"{file.file} has frames without cameras, with which training compares: convert a capture that has "
-                    "them (COLMAP, nerfstudio, rgbd), or tune by what needs images alone"
+                    "them (COLMAP, nerfstudio, rgbd), or tune by finetune --few, which needs images alone"
                 )
             self._files.put(index, file, file.file.stat().st_size)
         return file

@@ -234,6 +234,6 @@ def _pose(row: list[str], width: int, path: Path) -> Pose:
         values = text.floats(row[1:] if width == 8 else row, path)
         if width == 8:
             return Pose(key, text.quaternion_pose(values))
-        return Pose(key, pose_matrix(np.reshape(values, (-1, 4)), "a pose")[:3])
+        return Pose(key, pose_matrix(np.reshape(values, (-1, 4)).tolist(), "a pose")[:3])
     except ValueError as error:
         return Pose(key, None, str(error))
