@@ -18,6 +18,10 @@ from datasets.plane_world import camera_path
 from datasets.test_own_captures import MILLIMETRE, RESAMPLED, assert_on_plane, run
 from PIL import Image
 
+from subspace3d.commands import finetune, validate
+from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.validate import ValidateConfig
+from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.readers.folders import named_file
 from subspace3d.datasets.readers.source import nearest_rotation, pose_matrix
 from subspace3d.formats.scene import SceneFile, load_scene
@@ -247,3 +251,35 @@ def test_scenes_that_are_lost_are_told_before_single_frames(tmp_path: Path, caps
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped ")]
     assert told[0].startswith("skipped b: left out: ")
     assert len(told) == 11 and told[-1].startswith("skipped or noted 5 more")
+
+
+def test_what_comes_next_is_said_and_a_scene_that_stands_is_not_read_again(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "root"
+    captures.write_nerfstudio(root / "a", 2)
+    run("nerfstudio", root, tmp_path / "out")
+    assert "were there before" not in capsys.readouterr().out
+    run("nerfstudio", root, tmp_path / "out")
+    assert "1 were there before and were not read again" in capsys.readouterr().out
+    validate.run(ValidateConfig(tmp_path / "out"))
+    told = capsys.readouterr().out
+    assert f"next: subspace3d finetune --scenes {tmp_path / 'out'} --method lora --out RUN, with --few" in told
+    run("images", root / "a/images", tmp_path / "photos")
+    capsys.readouterr()
+    validate.run(ValidateConfig(tmp_path / "photos"))
+    assert "next: subspace3d finetune --few --scenes" in capsys.readouterr().out
+    validate.run(ValidateConfig(tmp_path / "photos", json=True))
+    assert json.loads(capsys.readouterr().out)["with_errors"] == 0
+
+
+def test_a_scene_without_cameras_is_refused_before_training_begins(tmp_path: Path) -> None:
+    captures.write_nerfstudio(tmp_path / "root/a", 2)
+    run("nerfstudio", tmp_path / "root", tmp_path / "out")
+    run("images", tmp_path / "root/a/images", tmp_path / "out")
+    dataset = MultiViewDataset(tmp_path / "out", 28)
+    with pytest.raises(ValueError, match=r"scene\.json has frames without cameras.*finetune --few"):
+        dataset.require_cameras()
+    with pytest.raises(ValueError, match="has frames without cameras"):
+        finetune.run(FinetuneConfig(tmp_path / "out", tmp_path / "run", method="bias"))
+    assert not (tmp_path / "run").exists()
+    whole = MultiViewDataset(tmp_path / "out/nerfstudio", 28)
+    assert whole.require_cameras() is whole

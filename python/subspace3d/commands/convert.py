@@ -129,6 +129,7 @@ def run(config: ConvertConfig) -> list[Path]:
     if len(folders) < len(scenes):
         raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
     datasets = sorted({folder.parent for folder in folders})
+    standing = sum((folder / "scene.json").is_file() for folder in folders)
     before = _read_skipped(config.out / f"skipped-{name}.json")
     try:
         done = _convert_all(folders, f"convert {name}", reports, before)
@@ -145,6 +146,10 @@ def run(config: ConvertConfig) -> list[Path]:
     for line in summary(folders, reports):
         logger.info(line)
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
+    if standing:
+        logger.info(
+            f"{standing} were there before and were not read again; a scene is made anew once its folder is deleted"
+        )
     logger.info(f"next: subspace3d validate {shlex.quote(str(config.out))}")
     return [folder for folder in datasets if folder.is_dir()]
 

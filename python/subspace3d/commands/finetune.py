@@ -206,6 +206,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         few = load_few(config.scenes, image_size)
     else:
         dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
+        if config.method != "none":
+            dataset.require_cameras()
     basis = _basis(config, subspaces, base)
     described.checkpointing(base, config.train.checkpointing)
     torch.manual_seed(config.train.seed)

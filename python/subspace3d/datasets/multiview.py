@@ -126,6 +126,16 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             patch_size=patch_size,
         )
 
+    def require_cameras(self) -> MultiViewDataset:
+        """Itself; refuses at once, and not at the step that draws it, a scene that cannot be trained on.
+
+        Raises:
+            ValueError: a scene.json breaks the format, or has frames without cameras.
+        """
+        for index in range(len(self)):
+            self._file(index)
+        return self
+
     def __len__(self) -> int:
         return len(self.folders)
 
