@@ -157,6 +157,17 @@ def test_a_single_image_without_depth_is_refused_by_its_name(tmp_path: Path) -> 
     assert not (tmp_path / "fit").exists()
 
 
+def test_shares_of_folders_without_cameras_are_refused_and_so_is_one_image_a_step(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos/a", 4)
+    subspace = write_subspace(tmp_path / "a.safetensors", tiny_vggt(), 2, 0)
+    (tmp_path / "mixture.yaml").write_text("photos: 1\n")
+    with pytest.raises(ValueError, match="scenes must be a folder where frames have no cameras"):
+        fit.run(dataclasses.replace(config(tmp_path, subspace), scenes=tmp_path / "mixture.yaml"))
+    single = dataclasses.replace(TRAIN, frames=(1, 1), images_per_step=1)
+    with pytest.raises(ValueError, match="images_per_step must be at least 2 where no depth is known, got 1"):
+        fit.run(dataclasses.replace(config(tmp_path, subspace, train=single), scenes=tmp_path / "photos"))
+
+
 def test_settings_out_of_range_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batches must be at least 2"):
         config(tmp_path, tmp_path / "a.safetensors", batches=1)

@@ -122,6 +122,7 @@ def test_a_name_that_two_files_could_have_is_neither(tmp_path: Path) -> None:
     assert named_file(tmp_path, "b") == tmp_path / "b.jpg"
     assert named_file(tmp_path, "B") == tmp_path / "B"
     assert named_file(tmp_path, "c") == tmp_path / "c"
+    assert named_file(tmp_path / "b", "") == tmp_path / "b"
 
 
 def test_instant_ngps_fisheye_depth_and_step_are_read(tmp_path: Path) -> None:

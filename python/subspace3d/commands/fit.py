@@ -152,6 +152,8 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     image_size = described.checked_size(config.train.image_size, config.train.frames)
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
     losses = FewLosses.where_needed(model, dataset.folders, image_size, config.train)
+    shares = not config.scenes.is_dir()
+    require(losses is None or not shares, "scenes", "a folder where frames have no cameras", config.scenes)
     weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
     halves = [range(half, config.batches, 2) for half in range(2)]
     modules: dict[str, Measured] = {}

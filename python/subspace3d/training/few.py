@@ -318,7 +318,7 @@ def few_loss(
         device (torch.device): where the loss is taken.
 
     Raises:
-        ValueError: the backbone predicts no depth or no cameras for images without depth.
+        ValueError: no pairs, or a backbone that predicts no depth or no cameras, for images without depth.
     """
     chosen = list(frames)
     if scene.scene is not None:
@@ -326,6 +326,11 @@ def few_loss(
         part, scale = normalize_scenes(batch)
         part["scene_scale"] = scale
         return loss_terms(model, part, LossCounts.of(batch), config, device)["loss"]
+    if not pairs:
+        raise ValueError(
+            f"images_per_step must be at least 2 where no depth is known, got {config.images_per_step}: the views of "
+            f"{scene.name} are compared with each other"
+        )
     backbone, images = backbone_of(model), scene.images[chosen].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         prediction = backbone(model, images[None])

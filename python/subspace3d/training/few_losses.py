@@ -20,6 +20,7 @@ class FewLosses:
 
     Scenes take turns in random order. Of a scene at most half of its views (but at least 2, and no more than
     ``images_per_step``) are drawn, so that the steps of one half of the batches see others than those of the other.
+    Images are squares as they are: nothing of the augmentation of a training counts here.
 
     Args:
         model (nn.Module): whose loss is taken, on the device of ``config``.

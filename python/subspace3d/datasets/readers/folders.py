@@ -49,6 +49,8 @@ def named_file(folder: Path, name: str) -> Path:
     such file, or more than one, the name as it is.
     """
     plain = folder / name
+    if not name:
+        return plain
     for path in (plain, folder / name.replace("\\", "/")):
         endings = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
         # not with_suffix: what looks like one may be none, as in v.1
