@@ -114,7 +114,7 @@ def _problems(measured: Mapping[str, Any]) -> Html | None:
 
 
 def _figures(measured: Mapping[str, Any]) -> Html:
-    drawn = [metric for metric in _DRAWN if metric in measured["metrics"]][:2]
+    drawn = [metric for metric in _DRAWN if metric in measured["metrics"] and _best(measured, metric)][:2]
     labels = {metric: measured["metrics"][metric]["label"] for metric in drawn}
     plots = [
         plot(
@@ -124,7 +124,7 @@ def _figures(measured: Mapping[str, Any]) -> Html:
         )
         for metric, label in labels.items()
     ]
-    cost = result_figures.draw_cost(measured, drawn[0])
+    cost = result_figures.draw_cost(measured, drawn[0]) if drawn else None
     if cost is not None:
         alt = f"Mean {labels[drawn[0]]} over the number of trained parameters."
         plots.append(plot(to_png(cost), alt, "Error over size. The dashed line is the untuned model."))
