@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -289,10 +290,12 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         },
     )
     logger.info(f"tuned -> {config.out / 'tuned'}")
+    out = shlex.quote(str(config.out))
     named = "" if config.backbone == FinetuneConfig.backbone else f" --backbone {config.backbone}"
     logger.info(
-        f"next: subspace3d evaluate --scenes TEST_SCENES --tuned {config.out} --out {config.out / 'evaluation'}"
-        f"{named}, or subspace3d export {config.out}{named if ':' in config.backbone else ''}"
+        f"next: {f'subspace3d report {out}, ' if config.few else ''}"
+        f"subspace3d evaluate --scenes TEST_SCENES --tuned {out} --out {shlex.quote(str(config.out / 'evaluation'))}"
+        f"{named}, or subspace3d export {out}{named if ':' in config.backbone else ''}"
     )
     processes.wait()
     return dict(read_tuned(config.out))

@@ -285,6 +285,8 @@ def format_few(result: FewResult) -> str:
     stopped = f"weights of step {result.best_step} of {result.steps}"
     if not result.held_out:
         stopped += ", no view to hold out"
+    elif result.best_step == 0:
+        stopped += ", none was better on the held-out views than the start"
     taught = {"depth": "depth and cameras", "views": "the views' agreement", "both": "depth or the views' agreement"}
     lines.append(f"{result.images} images, taught by {taught[result.teacher]}; {stopped}; {result.seconds:.0f} s")
     return "\n".join(lines)
