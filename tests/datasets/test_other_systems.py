@@ -24,6 +24,7 @@ from subspace3d.commands.validate import ValidateConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.datasets.readers.folders import named_file
 from subspace3d.datasets.readers.source import nearest_rotation, pose_matrix
+from subspace3d.datasets.readers.views import pose_from_c2w, pose_from_opengl, pose_from_w2c
 from subspace3d.formats.scene import SceneFile, load_scene
 
 
@@ -179,6 +180,10 @@ def test_a_transposed_pose_is_refused_and_a_scaled_rotation_named() -> None:
     np.testing.assert_array_equal(pose_matrix(pose.tolist(), "p"), pose)
     with pytest.raises(ValueError, match=r"last row 0 0 0 1.*transposed"):
         pose_matrix(pose.T.tolist(), "p")
+    for read in (pose_from_c2w, pose_from_opengl, pose_from_w2c):
+        np.testing.assert_array_equal(read(pose), read(pose[:3]))
+        with pytest.raises(ValueError, match="is it transposed"):
+            read(pose.T)
     with pytest.raises(ValueError, match=r"one times 2\.5: divide"):
         nearest_rotation(2.5 * pose[:3, :3])
     with pytest.raises(ValueError, match="a reflection"):

@@ -26,6 +26,7 @@ from subspace3d.datasets.readers.source import (
     invert_pose,
     limit_side,
     nearest_rotation,
+    upper_rows,
 )
 from subspace3d.datasets.readers.undistort import Projection, Undistorter
 from subspace3d.files import stays_inside
@@ -154,13 +155,13 @@ def pose_from_c2w(pose: np.ndarray) -> np.ndarray:
 
 def pose_from_opengl(pose: np.ndarray) -> np.ndarray:
     """w2c [3, 4] in OpenCV axes of a c2w pose in OpenGL axes (x right, y up, z backward)."""
-    pose = np.array(pose, np.float64)[:3]
+    pose = upper_rows(pose)
     return invert_pose(np.concatenate([pose[:, :3] @ FLIP, pose[:, 3:]], axis=1))
 
 
 def pose_from_w2c(pose: np.ndarray) -> np.ndarray:
     """The pose itself, its rotation freed of rounding."""
-    pose = np.asarray(pose, np.float64)[:3]
+    pose = upper_rows(pose)
     return np.concatenate([nearest_rotation(pose[:, :3]), _finite(pose[:, 3:])], axis=1)
 
 
