@@ -11,14 +11,15 @@ from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
 
 from subspace3d.backbones.pose import encode_pose
 from subspace3d.commands import evaluate as command
-from subspace3d.commands import finetune
+from subspace3d.commands import finetune, report
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.report import ReportConfig
 from subspace3d.evaluation import evaluate, pictures
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.scene_metrics import measure
 from subspace3d.evaluation.table import METRICS
-from subspace3d.formats.scene import load_scene, write_scene
+from subspace3d.formats.scene import Frame, load_scene, write_frames, write_scene
 
 
 class Oracle(torch.nn.Module):
@@ -45,11 +46,11 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Two scenes of one data set, and one without depth."""
+    """Two scenes of one data set, and one of a single view without depth."""
     root = tmp_path_factory.mktemp("scenes")
     write_analytic_scene(root / "test_00" / "0000", every=4)
     write_analytic_scene(root / "test_00" / "0001", every=4, shift=-0.15)
-    images, true = ball_and_wall(views=2)
+    images, true = ball_and_wall(views=1)
     empty = np.zeros(true.depths.shape, np.float32)
     write_scene(root / "test_00" / "no_depth", images, empty, true.intrinsics, true.extrinsics, provenance={})
     return root
@@ -122,6 +123,38 @@ def test_a_scene_without_depth_is_skipped_with_its_reason(evaluation):
     (skipped,) = evaluation[1]["skipped"]
     assert skipped["scene"] == "test_00/no_depth"
     assert "at least 3 pixels must have true depth, got 0" in skipped["reason"]
+
+
+def test_cameras_are_measured_where_there_is_no_depth(tmp_path):
+    images, true = ball_and_wall(views=3)
+    frames = [Frame(*view) for view in zip(images, true.intrinsics, true.extrinsics)]
+    write_frames(tmp_path / "scenes/a", frames, {})
+    command.run(config_of(tmp_path / "scenes", tmp_path / "out", protocol="all"))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["scenes"] == ["a"] and results["skipped"] == [] and results["pictures"] == []
+    base = results["methods"]["base"]
+    measured = base["per_scene"]["a"]
+    cameras = {
+        "rotation_error_deg", "rotation_error_deg_median", "translation_error_deg", "translation_error_deg_median",
+        "pose_auc_3", "pose_auc_5", "pose_auc_15", "pose_auc_30", "trajectory_error",
+    }  # fmt: skip
+    assert {name for name, value in measured.items() if value is not None} == cameras
+    assert set(measured) == set(METRICS)
+    assert set(base["reasons"]["a"].values()) == {"there is no true depth to compare with"}
+    defined = {
+        protocol: {name for name, value in values["per_scene"]["a"].items() if value is not None}
+        for protocol, values in base["protocols"].items()
+    }
+    trajectory = {"ate", "rpe_translation", "rpe_rotation_deg"}
+    assert defined == {
+        "authors": set(),
+        "vggt": {"auc_3", "auc_5", "auc_15", "auc_30"},
+        "pi3": {"auc_5", "auc_15", "auc_30", *trajectory},
+        "cut3r": trajectory,
+        "da3": {"auc_3", "auc_5", "auc_15", "auc_30"},
+    }
+    page = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert "Rot deg" in page and "No scenes were kept" in page
 
 
 def test_what_a_report_shows_is_kept(evaluation, scenes):

@@ -129,8 +129,27 @@ def test_bad_predictions_are_refused():
         measure(Views(holes, true.intrinsics, true.extrinsics), true, 0.1)
     with pytest.raises(ValueError, match="one shape"):
         measure(Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1]), true, 0.1)
+    single = Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1])
     with pytest.raises(ValueError, match="at least 3 pixels must have true depth, got 0"):
-        measure(true, Views(true.depths * 0, true.intrinsics, true.extrinsics), 0.1)
+        measure(single, Views(single.depths * 0, single.intrinsics, single.extrinsics), 0.1)
+
+
+def test_without_depth_the_cameras_measure_what_they_do_beside_it():
+    _, true = ball_and_wall(views=4)
+    angle = np.radians(7)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    turned = true.extrinsics.copy()
+    turned[1] = turn @ turned[1]
+    pred = Views(true.depths, true.intrinsics, turned)
+    whole = measure(pred, true, 0.1)
+    bare = measure(pred, Views(true.depths * 0, true.intrinsics, true.extrinsics), 0.1)
+    assert set(bare.metrics) == set(whole.metrics)
+    defined = {name: value for name, value in bare.metrics.items() if value is not None}
+    assert defined == {name: whole.metrics[name] for name in defined}
+    # of six pairs three have the camera that was turned by 7 degrees
+    assert defined["rotation_error_deg"] == pytest.approx(3.5)
+    assert {"trajectory_error", "pose_auc_30", "translation_error_deg"} < set(defined)
+    assert bare.details["points"] == 0 and "abs_rel" in bare.reasons
 
 
 def test_cameras_that_only_turn_leave_depth_and_rotations():

@@ -102,6 +102,7 @@ def test_it_stops_where_the_held_out_view_gains_nothing(scenes):
     # a rate that ruins the model: the start stays the best
     result = tune_few(model_of("lora"), load_few(scenes, 28), dataclasses.replace(CONFIG, steps=100, lr=0.1))
     assert result.best_step == 0
+    assert "none was better on the held-out views than the start" in format_few(result)
     assert result.steps <= 20
     for name, value in result.before.items():
         assert result.after[name] == pytest.approx(value, rel=1e-5), name
@@ -148,7 +149,7 @@ def test_the_command(scenes, tmp_path, capsys):
     record = finetune.run(config)
     printed = capsys.readouterr().out
     assert "AbsRel, held-out views" in printed and "loss, generic scenes" in printed
-    assert "next: subspace3d evaluate" in printed
+    assert "next: subspace3d report" in printed and "subspace3d evaluate" in printed
     assert record["few"]["images"] == 5
     assert record["settings"]["heads"] == "frozen" and record["settings"]["start"] == "fit"
     assert record["settings"]["weight_decay"] == 0.0 and record["settings"]["steps"] == 5

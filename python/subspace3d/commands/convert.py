@@ -64,6 +64,8 @@ _SUFFIXES = {
     "7scenes": ("_train", "_test", ""),
 }
 _SHOWN = 10  # reasons printed
+_NOTED = ": used"  # in what is told of something that was used
+_LOST = "left out: "  # before the reason that costs a whole scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,7 @@ def run(config: ConvertConfig) -> list[Path]:
     if len(folders) < len(scenes):
         raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
     datasets = sorted({folder.parent for folder in folders})
+    standing = sum((folder / "scene.json").is_file() for folder in folders)
     before = _read_skipped(config.out / f"skipped-{name}.json")
     try:
         done = _convert_all(folders, f"convert {name}", reports, before)
@@ -143,13 +146,18 @@ def run(config: ConvertConfig) -> list[Path]:
     for line in summary(folders, reports):
         logger.info(line)
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
+    if standing:
+        logger.info(
+            f"{standing} were there before and were not read again; a scene is made anew once its folder is deleted"
+        )
     logger.info(f"next: subspace3d validate {shlex.quote(str(config.out))}")
     return [folder for folder in datasets if folder.is_dir()]
 
 
 def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) -> Iterator[str]:
-    """How many images, depth maps and cameras were found, used and left out, and why; a line."""
-    found, used, reasons = Counter[str](), Counter[str](), Counter[str]()
+    """How many images, depth maps and cameras were found, used and left out, and why, in lines."""
+    found, used = Counter[str](), Counter[str]()
+    lost, noted = Counter[str](), Counter[str]()
     for folder, scene in folders.items():
         report = reports[scene.name]
         here, kept = Counter(report.found), Counter[str]()
@@ -161,14 +169,16 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
             here |= kept
         found += here
         used += kept
-        reasons.update(kind_of(sentence) for sentence in report.reasons)
+        for sentence in report.reasons:
+            (noted if _NOTED in sentence else lost)[kind_of(sentence)] += 1
     words = []
     for part in PARTS:
-        lost = found[part] - used[part]
-        words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {lost} left out" if lost else ""))
-    yield "; ".join(words) + (
-        "" if not reasons else ": " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
-    )
+        less = found[part] - used[part]
+        words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {less} left out" if less else ""))
+    yield "; ".join(words)
+    for what, reasons in (("left out", lost), ("noted", noted)):
+        if reasons:
+            yield f"{what}: " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
     if not used["cameras"]:
         yield "no cameras: the images serve tuning that needs none; they cannot be trained on or evaluated otherwise"
     elif not used["depths"]:
@@ -178,8 +188,10 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
 def kind_of(sentence: str) -> str:
     """A sentence about one file in words that are the same for others: without its name, paths and numbers."""
     name, _, why = sentence.rpartition(": ") if sentence.count(": ") == 1 else sentence.partition(": ")
-    words = [word for word in (why or name).partition(" (")[0].split() if not re.search(r"[/\\]", word)]
-    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words))
+    words = [
+        word for word in re.split(r" \(|; first: |, got \[", why or name)[0].split() if not re.search(r"[/\\]", word)
+    ]
+    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words)).rstrip(":;,")
     return text if len(text) <= 90 else text[:89] + "…"
 
 
@@ -211,7 +223,7 @@ def _convert_all(
                 _convert(folder, scene, report)
                 done += 1
             except (ValueError, OSError) as error:
-                report(f"left out: {error}")
+                report(f"{_LOST}{error}")
             progress.advance(note=scene.name)
     return done
 
@@ -249,9 +261,23 @@ def _remove_leftovers(datasets: list[Path]) -> None:
         sweep(folder)
 
 
+def _telling_first(skipped: Mapping[str, list[str]]) -> list[str]:
+    """``scene: reason``: scenes that were lost, then one of each kind of reason in each scene, then the rest."""
+    seen: set[tuple[str, str]] = set()
+    lost: list[str] = []
+    new: list[str] = []
+    more: list[str] = []
+    for scene, reasons in skipped.items():
+        for reason in reasons:
+            key = (scene, kind_of(reason))
+            (lost if reason.startswith(_LOST) else more if key in seen else new).append(f"{scene}: {reason}")
+            seen.add(key)
+    return lost + new + more
+
+
 def _print_skipped(skipped: dict[str, list[str]], path: Path) -> None:
-    lines = [f"{name}: {reason}" for name, reasons in skipped.items() for reason in reasons]
+    lines = _telling_first(skipped)
     for line in lines[:_SHOWN]:
-        logger.info(f"{'noted' if ': used' in line else 'skipped'} {line}")
+        logger.info(f"{'noted' if _NOTED in line else 'skipped'} {line}")
     if len(lines) > _SHOWN:
         logger.info(f"skipped or noted {len(lines) - _SHOWN} more, see {path}")

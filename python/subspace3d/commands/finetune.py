@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -206,6 +207,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         few = load_few(config.scenes, image_size)
     else:
         dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
+        if config.method != "none":
+            dataset.require_cameras()
     basis = _basis(config, subspaces, base)
     described.checkpointing(base, config.train.checkpointing)
     torch.manual_seed(config.train.seed)
@@ -287,10 +290,12 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         },
     )
     logger.info(f"tuned -> {config.out / 'tuned'}")
+    out = shlex.quote(str(config.out))
     named = "" if config.backbone == FinetuneConfig.backbone else f" --backbone {config.backbone}"
     logger.info(
-        f"next: subspace3d evaluate --scenes TEST_SCENES --tuned {config.out} --out {config.out / 'evaluation'}"
-        f"{named}, or subspace3d export {config.out}{named if ':' in config.backbone else ''}"
+        f"next: {f'subspace3d report {out}, ' if config.few else ''}"
+        f"subspace3d evaluate --scenes TEST_SCENES --tuned {out} --out {shlex.quote(str(config.out / 'evaluation'))}"
+        f"{named}, or subspace3d export {out}{named if ':' in config.backbone else ''}"
     )
     processes.wait()
     return dict(read_tuned(config.out))

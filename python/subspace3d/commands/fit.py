@@ -23,7 +23,8 @@ DOES_NOT_FIT = 3
 class FitConfig:
     """Say how much of the loss's gradient on SCENES a basis holds, before anything is trained; exit code 3: too little.
 
-    Too little is no more than the singular vectors of the weights or random directions hold at the same K.
+    Too little is no more than the singular vectors of the weights or random directions hold at the same K. Where frames
+    have no cameras, the loss is how well the views of a scene agree, as in finetune --few.
     """
 
     scenes: Path
@@ -138,6 +139,7 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
     from subspace3d.training.device import choose_device
+    from subspace3d.training.few_losses import FewLosses
     from subspace3d.training.gradients import count_passes, summed_gradients
 
     model = load_backbone(backbone).to(choose_device(config.train.device))
@@ -149,11 +151,15 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
     loaded = {name: read_pairs(path) for name, path in files.items()}
     image_size = described.checked_size(config.train.image_size, config.train.frames)
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
+    losses = FewLosses.where_needed(model, dataset.folders, image_size, config.train)
+    shares = not config.scenes.is_dir()
+    require(losses is None or not shares, "scenes", "a folder where frames have no cameras", config.scenes)
     weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
     halves = [range(half, config.batches, 2) for half in range(2)]
     modules: dict[str, Measured] = {}
     ranks: dict[str, float | None] = {}
-    sums = summed_gradients(model, weights, dataset, config.train, halves, "gradient", config.gradient_gigabytes)
+    source = dataset if losses is None else losses
+    sums = summed_gradients(model, weights, source, config.train, halves, "gradient", config.gradient_gigabytes)
     with contextlib.closing(sums):
         for name, parts in sums:
             gradients = parts.flatten(2).to(weights[name].device)
@@ -165,4 +171,5 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
             modules[name] = measure_module(gradients, weights[name].detach().flatten(1), basis[name], attributes)
             ranks[name] = stable_rank(gradients)
     passes = count_passes(weights, len(halves), config.gradient_gigabytes)
-    return {"passes": passes, **record(modules, ranks, str(config.scenes))}
+    teacher = "depth" if losses is None else losses.teacher
+    return {"passes": passes, **record(modules, ranks, str(config.scenes), teacher)}

@@ -126,6 +126,16 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             patch_size=patch_size,
         )
 
+    def require_cameras(self) -> MultiViewDataset:
+        """Itself; refuses at once, and not at the step that draws it, a scene that cannot be trained on.
+
+        Raises:
+            ValueError: a scene.json breaks the format, or has frames without cameras.
+        """
+        for index in range(len(self)):
+            self._file(index)
+        return self
+
     def __len__(self) -> int:
         return len(self.folders)
 
@@ -212,7 +222,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             if not file.has_cameras:
                 raise ValueError(
                     f"{file.file} has frames without cameras, with which training compares: convert a capture that has "
-                    "them (COLMAP, nerfstudio, rgbd), or tune by what needs images alone"
+                    "them (COLMAP, nerfstudio, rgbd), or tune by finetune --few, which needs images alone"
                 )
             self._files.put(index, file, file.file.stat().st_size)
         return file

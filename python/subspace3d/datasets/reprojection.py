@@ -17,6 +17,7 @@ from subspace3d.geometry import camera_rays, invert_pose, pixel_centres, project
 
 TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
 SURE_SHARE, GOOD_SHARE = 0.8, 0.6  # of agreeing points: nothing is wrong, and something else need not be looked for
+_EXACT_SHARE = 0.97  # of agreeing points under a usual unit, with which no other factor is looked for
 LEAST_POINTS = 100  # that agree or contradict; with fewer nothing is concluded
 _SIDE = 160  # longer side of the views that are reprojected, pixels
 _COARSE_TOLERANCE = 0.08
@@ -55,6 +56,7 @@ class Agreement:
     contradicting: int
     color_error: float  # median difference of luma between a point and where it agrees, 0..255; nan without any
     by_view: np.ndarray  # int [S, 3]: agreeing, contradicting and all points of the pairs with a view
+    depth_error: float  # median relative difference of depth between a point and where it agrees; nan without any
 
     @property
     def share(self) -> float:
@@ -92,7 +94,8 @@ STORED = Reading("as stored", "")
 READINGS = (
     Reading(
         "inverted",
-        "extrinsics_w2c holds camera-to-world matrices (c2w): store their inverse, camera-from-world (w2c)",
+        "extrinsics_w2c holds camera-to-world matrices (c2w): store their inverse, camera-from-world (w2c); of an rgbd "
+        "folder: convert it with the other --poses",
         invert_pose,
     ),
     Reading(
@@ -154,11 +157,19 @@ def better_reading(
     """The reading that explains the views clearly better than the stored one; none: there is no such."""
     measured = [(reading, measure(views, pairs, reading)) for reading in READINGS]
     explaining = [(reading, found) for reading, found in measured if _is_better(found, stored)]
-    if not explaining and not stored.share >= SURE_SHARE:
+    best = max(explaining, key=_merit, default=None)
+    # a usual unit may lie near the true one: 0.3048 explains much of what 0.37 does
+    near = best is not None and best[0].scale != 1 and not best[1].share >= _EXACT_SHARE
+    if near or (best is None and not stored.share >= SURE_SHARE):
         reading = find_scale(views, pairs)
         found = measure(views, pairs, reading)
-        explaining = [(reading, found)] if _is_better(found, stored) else []
-    return max(explaining, key=lambda pair: pair[1].share - pair[1].color_error / 100, default=None)
+        if _is_better(found, stored) and (best is None or _merit((reading, found)) > _merit(best)):
+            best = reading, found
+    return best
+
+
+def _merit(pair: tuple[Reading, Agreement]) -> float:
+    return pair[1].share - pair[1].color_error / 100
 
 
 def _is_better(other: Agreement, stored: Agreement) -> bool:
@@ -204,7 +215,7 @@ def measure(
     bounds = [_depth_range(view, reading) for view in views]
     points = [_world_points(view, extrinsic, reading) for view, extrinsic in zip(views, extrinsics)]
     by_view = np.zeros((len(views), 3), np.int64)
-    errors = []
+    errors, apart = [], []
     for i, j in pairs:
         world, luma = points[i]
         nearest, farthest = bounds[j]
@@ -217,13 +228,18 @@ def measure(
         by_view[i] += counts
         by_view[j] += counts
         errors.append(np.abs(luma[inside] - views[j].luma[row, column])[agrees])
-    colors = np.concatenate(errors) if errors else np.zeros(0)
+        apart.append(np.abs((near + far)[agrees] / (2 * z[agrees]) - 1))
     agreeing, contradicting, _ = (by_view.sum(axis=0) // 2).tolist()
-    return Agreement(agreeing, contradicting, float(np.median(colors)) if len(colors) else np.nan, by_view)
+    return Agreement(agreeing, contradicting, _median(errors), by_view, _median(apart))
+
+
+def _median(parts: Sequence[np.ndarray]) -> float:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    return float(np.median(values)) if len(values) else float("nan")
 
 
 def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Reading:
-    """Depth times the factor between 1e-6 and 1e6 with which the largest share of points agrees; to about 1 %.
+    """Depth times the factor between 1e-6 and 1e6 with which most points agree and lie nearest to the surface met.
 
     Factors with which hardly any point says something do not count: less than a quarter of the most agreeing points.
     """
@@ -232,11 +248,14 @@ def find_scale(views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> Readi
         found = [measure(views, pairs, scaled(float(factor)), tolerance) for factor in factors]
         agreeing = np.array([one.agreeing for one in found])
         shares = np.where(agreeing >= max(1, agreeing.max() // 4), [one.share for one in found], 0.0)
-        # as good as the best up to a few points: the middle of these is the least biased
-        return float(np.median(factors[shares >= shares.max() - 0.01]))
+        # shares hardly tell those apart that are as good as the best up to a few points
+        errors = np.array([one.depth_error for one in found])
+        errors[(shares < shares.max() - 0.01) | np.isnan(errors)] = np.inf
+        return float(factors[errors.argmin()])
 
     coarse = best(1e-6 * 1.15 ** np.arange(198), _COARSE_TOLERANCE)
-    return scaled(best(coarse * np.linspace(0.8, 1.25, 46), TOLERANCE))
+    fine = best(coarse * np.linspace(0.8, 1.25, 46), TOLERANCE)
+    return scaled(best(fine * np.linspace(0.985, 1.015, 13), TOLERANCE))
 
 
 def _world_points(view: View, extrinsic: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray]:

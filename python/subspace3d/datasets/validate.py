@@ -19,6 +19,7 @@ from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
 from subspace3d.machine import usable_cores
 from subspace3d.progress import track
 
+WITHOUT_CAMERAS = "frames without cameras"
 _LEAST_COVERAGE = 0.01  # of a frame's pixels with valid depth
 _GOOD_SHARE, _BAD_SHARE = reprojection.GOOD_SHARE, 0.3  # of agreeing points
 _LONELY = 0.05  # of the usual rate of agreeing points
@@ -185,7 +186,7 @@ def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[in
 def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tuple[int, View]]) -> None:
     views = [view for _, view in indexed]
     if not scene.has_cameras:
-        report.unchecked = "frames without cameras"
+        report.unchecked = WITHOUT_CAMERAS
     elif not scene.has_depth:
         report.unchecked = "no depth"
     elif not scene.translation_known:

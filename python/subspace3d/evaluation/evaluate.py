@@ -28,7 +28,7 @@ from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
 from subspace3d.evaluation.protocols import mean_over_scenes as protocol_mean
-from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, measure, valid_mask
+from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
 from subspace3d.evaluation.table import ALIGNMENTS, METRICS, QUANTITIES, mean_over_scenes, scenes_in_mean
 from subspace3d.files import read_record, sha256, write_json
 from subspace3d.formats.results import KeptRecord
@@ -292,7 +292,7 @@ def _measure_scene(
     try:
         scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
-        valid_mask(true)
+        with_depth = check_measurable(true)
     except (OSError, ValueError) as error:
         record["skipped"].append({"scene": scene_name, "reason": str(error)})
         return
@@ -314,7 +314,7 @@ def _measure_scene(
         values["per_scene"][scene_name] = found.metrics
         if found.reasons:
             values["reasons"][scene_name] = found.reasons
-    if len(record["pictures"]) < evaluation.options.images:
+    if with_depth and len(record["pictures"]) < evaluation.options.images:
         folder = evaluation.out / "pictures" / scene_name
         record["pictures"].append(_save_pictures(folder, evaluation.out, method, scene_name, scene, true, pred, result))
 
@@ -322,7 +322,7 @@ def _measure_scene(
 def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
     try:
         scene, _ = _load(path, evaluation)
-        valid_mask(Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known))
+        check_measurable(Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known))
     except (OSError, ValueError):
         return False
     return True

@@ -39,7 +39,7 @@ def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 
         SceneResult: ``metrics`` by name (None where one is not defined, with the reason in ``reasons``).
 
     Raises:
-        ValueError: fewer than 3 pixels of the scene have depth.
+        ValueError: fewer than 3 pixels of a scene of one view have depth.
         ImportError: Open3D or SciPy cannot be imported; names the remedy.
     """
     true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)

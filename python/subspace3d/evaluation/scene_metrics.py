@@ -42,6 +42,11 @@ ALIGNED_CLOUD = (
     "normal_consistency_accuracy", "normal_consistency_completeness", "camera_centre_error",
 )  # fmt: skip
 RAW_CLOUD = tuple(f"{name}_raw" for name in ALIGNED_CLOUD)
+DEPTH = (
+    "abs_rel", "abs_rel_raw", "abs_rel_frame_affine", "abs_rel_scale_translation",
+    "delta_1_25", "delta_1_25_raw", "delta_1_25_frame_affine", "delta_1_25_scale_translation",
+    "point_rel", "point_rel_raw", "point_delta_0_25", "point_delta_0_25_raw",
+)  # fmt: skip
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -132,8 +137,23 @@ def valid_mask(true: Views) -> NDArray[np.bool_]:
     return mask
 
 
+def check_measurable(true: Views) -> bool:
+    """Whether depth and points can be measured; if not, cameras can.
+
+    Raises:
+        ValueError: neither: fewer than 3 pixels have depth, and a single camera has no relative pose.
+    """
+    try:
+        valid_mask(true)
+    except ValueError:
+        if len(true.extrinsics) < 2:
+            raise
+        return False
+    return True
+
+
 def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float = F_THRESHOLD) -> SceneResult:
-    """Every metric of one scene.
+    """Every metric of one scene; of views without depth those of the cameras alone.
 
     Args:
         pred (Views): prediction in any world frame and unit; same S, H and W as ``true``.
@@ -142,7 +162,7 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
         f_threshold (float): largest distance that counts for the F-score, in true units.
 
     Raises:
-        ValueError: shapes differ, too few pixels have true depth, or the prediction is not finite.
+        ValueError: shapes differ, a single view has too few pixels with true depth, or the prediction is not finite.
         ImportError: SciPy cannot be imported.
     """
     if pred.depths.shape != true.depths.shape:
@@ -151,6 +171,8 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
         bad = int(np.count_nonzero(~np.isfinite(getattr(pred, name))))
         if bad:
             raise ValueError(f"the prediction must be finite, got {bad} values in {name} that are not")
+    if not check_measurable(true):
+        return _measure_without_depth(pred, true)
     mask = valid_mask(true)
     pred_camera, true_camera = pred.camera_points(mask), true.camera_points(mask)
     pred_points, true_points = pred.to_world(pred_camera, mask), true.to_world(true_camera, mask)
@@ -170,6 +192,13 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
     for name, value in result.metrics.items():
         if value is not None and not math.isfinite(value):
             result.undefined((name,), f"the prediction is so far off that the value is {value}")
+    return result
+
+
+def _measure_without_depth(pred: Views, true: Views) -> SceneResult:
+    result = _measure_cameras(pred, true)
+    result.undefined(DEPTH + ALIGNED_CLOUD + RAW_CLOUD, "there is no true depth to compare with")
+    result.details |= {"frames": len(true.extrinsics), "points": 0}
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -29,6 +29,7 @@ class _Module(TypedDict):
 class FitRecord(TypedDict):
     inputs: dict[str, Any]
     sentence: str
+    teacher: NotRequired[Literal["depth", "views", "both"]]  # none: depth
     verdict: Literal["fits", "weak", "chance"]
     K: int
     shares: dict[str, dict[str, float | None]]

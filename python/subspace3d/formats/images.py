@@ -84,7 +84,7 @@ def image_header(path: Path) -> tuple[tuple[int, int], int]:
         except MemoryError:
             raise
         except Exception as error:  # PIL's decoders raise what they happen to run into
-            raise ValueError(f"{path} is not a whole image: {error}") from error
+            raise ValueError(f"{path} is not a whole image: {_fault(error, file)}") from error
 
 
 def turn_upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -125,8 +125,17 @@ def _decode(path: Path, size: tuple[int, int] | None) -> tuple[Image, Any]:
         except MemoryError:
             raise
         except Exception as error:  # PIL's decoders raise what they happen to run into
-            raise ValueError(f"{path} is not a whole image: {error}") from error
+            raise ValueError(f"{path} is not a whole image: {_fault(error, file)}") from error
     return image, orientation
+
+
+def _fault(error: Exception, file: IO[bytes]) -> str:
+    """What is wrong with an image file, in words of its own where the decoder speaks of an object in memory."""
+    from PIL import UnidentifiedImageError
+
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error)
+    return "it is empty" if file.seek(0, 2) == 0 else f"it is none of {', '.join(_FORMATS)}"
 
 
 def eight_bits(image: Image, path: Path) -> Image:

@@ -77,6 +77,15 @@ class _Metric(TypedDict):
     alignment: NotRequired[str]
 
 
+class _Quantity(TypedDict):
+    label: str
+    lower_is_better: bool
+
+
+class _Protocol(TypedDict):
+    metrics: dict[str, _Quantity]
+
+
 class ResultsRecord(TypedDict):
     """results.json; docs/evaluation.md has every field."""
 
@@ -85,7 +94,7 @@ class ResultsRecord(TypedDict):
     scenes: list[str]
     skipped: NotRequired[list[_Skipped]]
     protocol: NotRequired[dict[str, Any]]
-    protocols: NotRequired[dict[str, Any]]
+    protocols: NotRequired[dict[str, _Protocol]]
     backbone: NotRequired[dict[str, Any]]
     metrics: dict[str, _Metric]
     methods: Annotated[dict[str, MethodRecord], Rule("an object of at least one method", lambda value: len(value) > 0)]

@@ -191,7 +191,7 @@ def find_scenes(root: Path) -> list[Path]:
             scenes.append(folder)
             children.clear()
     if not scenes:
-        raise ValueError(f"{root} must hold at least one folder with a scene.json, found none")
+        raise ValueError(f"{root} must hold at least one folder with a scene.json, found none; convert makes scenes")
     return sorted(scenes)
 
 

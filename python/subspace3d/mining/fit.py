@@ -28,6 +28,23 @@ KEPT = 0.9
 HELPS = 0.99
 """An attribute helps if without it no more than this is held of what all attributes cut to the same K hold."""
 
+_CONSISTENCY = "photometric and geometric consistency through predicted depth and cameras"
+TEACHERS = {
+    "depth": ("the loss", ""),
+    "views": (
+        "the views' agreement",
+        f" There are no cameras to compare with: the loss is the views' agreement ({_CONSISTENCY}), as in finetune "
+        "--few; of the losses of cameras, depth and points nothing can be said.",
+    ),
+    "both": (
+        "the loss, or of the views' agreement,",
+        f" Scenes without cameras or depth are taught by the views' agreement ({_CONSISTENCY}), as in finetune --few; "
+        "of their losses of cameras, depth and points nothing can be said.",
+    ),
+}
+"""What the loss compares with -> what it is called, and what there is to say about it: true cameras and depth, the
+views of a scene among each other, or either, by scene."""
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -216,18 +233,27 @@ def suggest(measured: Measured) -> Suggestion:
     return Suggestion(K, k, helpful)
 
 
-def sentence(measured: Measured, scenes: str) -> str:
-    """What the energies say about the basis, for someone who has read nothing else."""
+def sentence(measured: Measured, scenes: str, teacher: str = "depth") -> str:
+    """What the energies say about the basis, for someone who has read nothing else.
+
+    Args:
+        measured (Measured): the energies, of all modules together.
+        scenes (str): what the gradient was taken on.
+        teacher (str): a key of `TEACHERS`.
+    """
+    loss, remark = TEACHERS[teacher]
     K = measured.held[MINED].shape[-1]
     shares = {name: share(held[:, 0, -1], measured.total) for name, held in measured.held.items()}
     here, random, psv, own = (shares[name] for name in (MINED, RANDOM, PSV, OWN))
     if here is None or random is None or psv is None or own is None:
-        return f"The loss on {scenes} has no gradient, so nothing can be said about the basis."
+        return (
+            f"{loss[0].upper()}{loss[1:]} on {scenes} has no gradient, so nothing can be said about the basis.{remark}"
+        )
     fit = {"better": "more than", "worse": "less than", "level": "about as much as"}[compare(measured, PSV)]
     reach = f", and {here / own:.0%} of what directions of this gradient itself would ({own:.1%})" if own else ""
     return (
-        f"At K = {K} the basis holds {here:.1%} of the gradient of the loss on {scenes}: {_times(here / random)} what "
-        f"random directions would, {fit} the singular vectors of the weights ({psv:.1%}){reach}."
+        f"At K = {K} the basis holds {here:.1%} of the gradient of {loss} on {scenes}: {_times(here / random)} what "
+        f"random directions would, {fit} the singular vectors of the weights ({psv:.1%}){reach}.{remark}"
     )
 
 
@@ -250,18 +276,22 @@ def verdict(measured: Measured) -> str:
     return "fits" if compare(measured, PSV) == "better" else "weak"
 
 
-def record(modules: Mapping[str, Measured], ranks: Mapping[str, float | None], scenes: str) -> dict[str, Any]:
+def record(
+    modules: Mapping[str, Measured], ranks: Mapping[str, float | None], scenes: str, teacher: str = "depth"
+) -> dict[str, Any]:
     """All of it as plain JSON values; ``docs/formats.md`` describes the layout.
 
     Args:
         modules (Mapping): module -> its energies.
         ranks (Mapping): module -> `stable_rank` of its gradient.
         scenes (str): what the gradient was taken on, for the sentence.
+        teacher (str): of whose loss, see `TEACHERS`.
     """
     whole = add_up(list(modules.values()))
     advice = suggest(whole)
     return {
-        "sentence": sentence(whole, scenes),
+        "sentence": sentence(whole, scenes, teacher),
+        "teacher": teacher,
         "verdict": verdict(whole),
         "K": whole.held[MINED].shape[-1],
         "shares": {source: _sides(held[..., -1], whole.total) for source, held in whole.held.items()},

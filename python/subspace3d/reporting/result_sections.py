@@ -10,6 +10,7 @@ from subspace3d.reporting import result_figures
 from subspace3d.reporting.collect import RunContent
 from subspace3d.reporting.figures import to_png
 from subspace3d.reporting.html import Html, bar, details, element, join, plot, section, table
+from subspace3d.reporting.protocol_section import protocols
 
 _UNITS = {"scene": "scene units", "deg": "degrees"}
 # of every scene a point is drawn for the first two of these that were measured
@@ -32,6 +33,7 @@ def results(content: RunContent) -> Html:
         _improvements(measured),
         _problems(measured),
         _figures(measured),
+        protocols(measured),
         details("All other metrics", *_other_tables(measured, rest)),
         details(f"Every scene ({scenes})", *(_scene_table(measured, name, main) for name in measured["methods"])),
         details("How it was measured", _protocol(measured.get("protocol", {}))),
@@ -112,7 +114,7 @@ def _problems(measured: Mapping[str, Any]) -> Html | None:
 
 
 def _figures(measured: Mapping[str, Any]) -> Html:
-    drawn = [metric for metric in _DRAWN if metric in measured["metrics"]][:2]
+    drawn = [metric for metric in _DRAWN if metric in measured["metrics"] and _best(measured, metric)][:2]
     labels = {metric: measured["metrics"][metric]["label"] for metric in drawn}
     plots = [
         plot(
@@ -122,7 +124,7 @@ def _figures(measured: Mapping[str, Any]) -> Html:
         )
         for metric, label in labels.items()
     ]
-    cost = result_figures.draw_cost(measured, drawn[0])
+    cost = result_figures.draw_cost(measured, drawn[0]) if drawn else None
     if cost is not None:
         alt = f"Mean {labels[drawn[0]]} over the number of trained parameters."
         plots.append(plot(to_png(cost), alt, "Error over size. The dashed line is the untuned model."))
@@ -141,6 +143,8 @@ def _scene_table(measured: Mapping[str, Any], method: str, metrics: list[str]) -
 def _protocol(protocol: Mapping[str, Any]) -> Html:
     rows = []
     for name, value in protocol.items():
+        if name == "protocols":  # they have a part of their own
+            continue
         items = value.items() if isinstance(value, dict) else [("", value)]
         rows += [element("li", f"{f'{name} {key}'.strip().replace('_', ' ')}: {item}") for key, item in items]
     return element("ul", *rows)

@@ -200,7 +200,7 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
 def _dataset(jobs: AdapterJobs, model: nn.Module, folder: Path) -> MultiViewDataset:
     backbone = backbone_of(model)
     size = backbone.checked_size(jobs.train.image_size, jobs.train.frames)
-    return MultiViewDataset.for_training(folder, size, jobs.train, backbone.patch_size)
+    return MultiViewDataset.for_training(folder, size, jobs.train, backbone.patch_size).require_cameras()
 
 
 def _fits(work: Path, wanted: dict) -> bool:

@@ -102,18 +102,47 @@ def load_few(root: Path, image_size: int) -> list[FewScene]:
     files = [SceneFile(path) for path in find_scenes(root)]
     count = sum(len(file) for file in files)
     if count > MOST_IMAGES:
-        raise ValueError(f"scenes must hold 1 to {MOST_IMAGES} images in all for --few, got {count} in {root}")
+        raise ValueError(
+            f"scenes must hold 1 to {MOST_IMAGES} images in all for --few, got {count} in {root}: leave images out "
+            "(convert --frame-step), or without --few tune on all that have cameras"
+        )
     scenes = []
     for file in files:
         wanted = max(1, len(file) // 10) if len(file) >= LEAST_TO_HOLD_OUT else 0
         held_out = tuple((2 * i + 1) * len(file) // (2 * wanted) for i in range(wanted))
-        known = file.has_depth and file.has_cameras
-        if not known and len(file) < 2:
-            raise ValueError(f"{file.file} must have depth and cameras, or at least 2 images that show the same, got 1")
-        scene = load_scene(file.folder, image_size=image_size) if known else None
-        images = scene.images if scene is not None else load_images(file.folder, image_size=image_size)
-        scenes.append(FewScene(file.name, _tensor(images), scene, held_out))
+        scenes.append(read_few(file, image_size, held_out=held_out))
     return scenes
+
+
+def read_few(
+    file: SceneFile, image_size: int, frames: Sequence[int] | None = None, held_out: tuple[int, ...] = ()
+) -> FewScene:
+    """Some frames of a scene (none: all), with depth and cameras where it has both; ``held_out`` counts among these.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file breaks the format, or the scene has one image and no depth, so that nothing teaches.
+    """
+    scene = None
+    if taught_by(file) == "depth":
+        scene = load_scene(file.folder, image_size=image_size, frames=frames)
+        images = scene.images
+    else:
+        images = load_images(file.folder, image_size=image_size, frames=frames)
+    return FewScene(file.name, _tensor(images), scene, held_out)
+
+
+def taught_by(file: SceneFile) -> str:
+    """What teaches in a scene: ``depth`` where it has depth and cameras, else ``views``, whose agreement does.
+
+    Raises:
+        ValueError: neither: it has one image and no depth.
+    """
+    if file.has_depth and file.has_cameras:
+        return "depth"
+    if len(file) < 2:
+        raise ValueError(f"{file.file} must have depth and cameras, or at least 2 images that show the same, got 1")
+    return "views"
 
 
 def tune_few(
@@ -172,8 +201,8 @@ def tune_few(
         if step == steps:
             break
         scene = scenes[step % len(scenes)]
-        frames = _draw(scene.taught, config.images_per_step, generator)
-        loss = _loss(model, scene, frames, _pairs(len(frames), generator), config, device)
+        frames = draw_views(scene.taught, config.images_per_step, generator)
+        loss = few_loss(model, scene, frames, draw_pairs(len(frames), generator), config, device)
         if not torch.isfinite(loss):
             if math.isfinite(best):
                 break
@@ -232,7 +261,7 @@ def measure_few(
     if generic is not None:
         others = _generic(generic, scenes[0].images.shape[-1])
         values["loss_generic"] = _mean(
-            [float(_loss(model, scene, scene.taught, [], config, device)) for scene in others]
+            [float(few_loss(model, scene, scene.taught, [], config, device)) for scene in others]
         )
         places["generic"] = [(scene.scene, scene.taught) for scene in others]
     if depth_error is not None:
@@ -256,6 +285,8 @@ def format_few(result: FewResult) -> str:
     stopped = f"weights of step {result.best_step} of {result.steps}"
     if not result.held_out:
         stopped += ", no view to hold out"
+    elif result.best_step == 0:
+        stopped += ", none was better on the held-out views than the start"
     taught = {"depth": "depth and cameras", "views": "the views' agreement", "both": "depth or the views' agreement"}
     lines.append(f"{result.images} images, taught by {taught[result.teacher]}; {stopped}; {result.seconds:.0f} s")
     return "\n".join(lines)
@@ -265,12 +296,12 @@ def format_few(result: FewResult) -> str:
 def held_out_loss(model: nn.Module, scene: FewScene, config: TrainConfig, device: torch.device) -> float:
     """The loss of a scene's held-out views: beside its first one where there is depth, else against all others."""
     if scene.scene is not None:
-        return float(_loss(model, scene, (scene.taught[0], *scene.held_out), [], config, device))
+        return float(few_loss(model, scene, (scene.taught[0], *scene.held_out), [], config, device))
     pairs = [pair for held in scene.held_out for other in scene.taught for pair in ((held, other), (other, held))]
-    return float(_loss(model, scene, range(len(scene.images)), pairs, config, device))
+    return float(few_loss(model, scene, range(len(scene.images)), pairs, config, device))
 
 
-def _loss(
+def few_loss(
     model: nn.Module,
     scene: FewScene,
     frames: Sequence[int],
@@ -278,13 +309,30 @@ def _loss(
     config: TrainConfig,
     device: torch.device,
 ) -> torch.Tensor:
-    """The loss of some views of a scene; ``pairs`` are positions in ``frames``."""
+    """The loss of some views of a scene: the backbone's own, or `consistency_loss` of ``pairs`` where none is known.
+
+    Args:
+        model (nn.Module): on ``device``.
+        scene (FewScene): where the views are.
+        frames (Sequence): which of them.
+        pairs (Sequence): of different positions in ``frames``.
+        config (TrainConfig): precision and weight of the cameras.
+        device (torch.device): where the loss is taken.
+
+    Raises:
+        ValueError: no pairs, or a backbone that predicts no depth or no cameras, for images without depth.
+    """
     chosen = list(frames)
     if scene.scene is not None:
         batch = _batch(scene.scene, chosen)
         part, scale = normalize_scenes(batch)
         part["scene_scale"] = scale
         return loss_terms(model, part, LossCounts.of(batch), config, device)["loss"]
+    if not pairs:
+        raise ValueError(
+            f"images_per_step must be at least 2 where no depth is known, got {config.images_per_step}: the views of "
+            f"{scene.name} are compared with each other"
+        )
     backbone, images = backbone_of(model), scene.images[chosen].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         prediction = backbone(model, images[None])
@@ -305,7 +353,7 @@ def _start_loss(
 
 def _taught_loss(model: nn.Module, scene: FewScene, config: TrainConfig, device: torch.device) -> torch.Tensor:
     frames = scene.taught[: config.images_per_step]
-    return _loss(model, scene, frames, _all_pairs(len(frames)), config, device)
+    return few_loss(model, scene, frames, _all_pairs(len(frames)), config, device)
 
 
 def _batch(scene: Scene, frames: list[int]) -> dict[str, Any]:
@@ -326,8 +374,7 @@ def _generic(root: Path, image_size: int) -> list[FewScene]:
             continue
         count = min(_GENERIC_FRAMES, len(file))
         frames = [index * len(file) // count for index in range(count)]
-        scene = load_scene(path, image_size=image_size, frames=frames)
-        scenes.append(FewScene(file.name, _tensor(scene.images), scene, ()))
+        scenes.append(read_few(file, image_size, frames))
         if len(scenes) == _GENERIC_SCENES:
             break
     if not scenes:
@@ -343,7 +390,7 @@ def _copies(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def _draw(frames: Sequence[int], most: int, generator: torch.Generator) -> list[int]:
+def draw_views(frames: Sequence[int], most: int, generator: torch.Generator) -> list[int]:
     order = torch.randperm(len(frames), generator=generator)[:most].tolist()
     return [frames[index] for index in order]
 
@@ -353,10 +400,10 @@ def _all_pairs(count: int) -> list[tuple[int, int]]:
     return [(i, (i + away) % count) for i in range(count) for away in range(1, min(_PARTNERS, count - 1) + 1)]
 
 
-def _pairs(count: int, generator: torch.Generator) -> list[tuple[int, int]]:
+def draw_pairs(count: int, generator: torch.Generator) -> list[tuple[int, int]]:
     """Every view with at most 4 others, drawn anew."""
     pairs = []
     for i in range(count):
         others = [j for j in range(count) if j != i]
-        pairs += [(i, j) for j in _draw(others, _PARTNERS, generator)]
+        pairs += [(i, j) for j in draw_views(others, _PARTNERS, generator)]
     return pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -22,10 +22,14 @@ GIGABYTES = 4.0
 """Host memory for sums where nothing else is asked for: one pass over the batches on VGGT-1B (3.4 GB)."""
 
 
+StepLosses = Callable[[int], Iterator[torch.Tensor]]
+"""The losses of a step one after the other, each a scalar with its graph; the same for the same step."""
+
+
 def summed_gradients(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    dataset: BatchSource,
+    dataset: BatchSource | StepLosses,
     config: TrainConfig,
     parts: Sequence[Sequence[int]],
     label: str | None = None,
@@ -41,7 +45,7 @@ def summed_gradients(
     Args:
         model (nn.Module): on the device of ``config``.
         weights (Mapping): name -> weight, a parameter of ``model``: ``[out, in]``, or a convolution's.
-        dataset (BatchSource): source of the batches.
+        dataset (BatchSource | StepLosses): source of the batches, whose loss is the backbone's; or the losses.
         config (TrainConfig): how batches are drawn, the loss, the precision, the device and the CPU threads.
         parts (Sequence): steps of the training by part; a step may be in several.
         label (str | None): name in the progress display; none: no display.
@@ -63,13 +67,14 @@ def summed_gradients(
     trained = list(trainable_parameters(model).values())
     steps = sorted({step for part in parts for step in part})
     groups = _groups(weights, len(parts), gigabytes)
+    losses = dataset if callable(dataset) else _batch_losses(model, dataset, config)
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
         with Progress(label, len(groups) * len(steps)) if label else contextlib.nullcontext() as progress:
             for names in groups:
                 wanted = {name: weights[name] for name in names}
-                sums = _sum_group(model, wanted, dataset, config, parts, steps, progress)
+                sums = _sum_group(wanted, losses, parts, steps, progress)
                 while sums:
                     # a module's sums go as soon as they were looked at
                     name = next(iter(sums))
@@ -97,16 +102,24 @@ def _groups(weights: Mapping[str, torch.Tensor], parts: int, gigabytes: float) -
     return groups
 
 
+def _batch_losses(model: nn.Module, dataset: BatchSource, config: TrainConfig) -> StepLosses:
+    device = choose_device(config.device)
+
+    def losses(step: int) -> Iterator[torch.Tensor]:
+        data = draw_step(dataset, config, step, Processes())
+        for scenes in data.parts:
+            yield loss_terms(model, scenes, data.counts, config, device)["loss"]
+
+    return losses
+
+
 def _sum_group(
-    model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    dataset: BatchSource,
-    config: TrainConfig,
+    losses: StepLosses,
     parts: Sequence[Sequence[int]],
     steps: Sequence[int],
     progress: Progress | None,
 ) -> dict[str, torch.Tensor]:
-    device = choose_device(config.device)
     sums = {name: torch.zeros(len(parts), *weight.shape) for name, weight in weights.items()}
     members: list[int] = []
 
@@ -125,9 +138,8 @@ def _sum_group(
         with torch.enable_grad():
             for step in steps:
                 members[:] = [index for index, part in enumerate(parts) if step in part]
-                data = draw_step(dataset, config, step, Processes())
-                for scenes in data.parts:
-                    loss_terms(model, scenes, data.counts, config, device)["loss"].backward()
+                for loss in losses(step):
+                    loss.backward()
                 if progress is not None:
                     progress.advance()
     finally:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, scene_name, unlisted
+from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.undistort import Projection
 from subspace3d.datasets.readers.views import DepthFormat, View, content
@@ -48,10 +49,20 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
 
 
 def _capture(model: Path, root: Path) -> Path:
+    """The folder beside whose model the images lie: of an undistorted workspace (dense/0) that itself."""
     folder = model
     while folder != root and (folder.name.lower() in _MODEL_FOLDERS or folder.name.isdigit()):
+        if _images(folder) is not None:
+            break
         folder = folder.parent
     return folder
+
+
+def _images(capture: Path) -> Path | None:
+    """The folder of the images, else the least reduced one of nerfstudio (images_2, images_4); none: no such."""
+    found = next((capture / name for name in _IMAGE_FOLDERS if (capture / name).is_dir()), None)
+    reduced = [path for path in capture.glob("images_[0-9]*") if path.is_dir()]
+    return found or min(reduced, key=lambda path: natural(path.name), default=None)
 
 
 def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Report], Content]:
@@ -60,7 +71,15 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
         for name, fault in model.faults.items():
             report(f"{name}: {fault}")
         report.count(images=len(model.faults), cameras=len(model.faults))
-        images = next((capture / name for name in _IMAGE_FOLDERS if (capture / name).is_dir()), capture)
+        images = _images(capture) or capture
+        if images.name.startswith("images_"):
+            report(f"{images.name}: used, there is no folder images; the cameras are reduced as its images are")
+        files = {name: named_file(images, name) for name in (*(name for name, _, _ in model.images), *model.faults)}
+        stems = {name: _stem(path, images) for name, path in files.items()}
+        if images == capture and not any(map(os.path.isfile, files.values())):
+            raise ValueError(
+                f"{capture} must have the model's images in a folder images, or {', '.join(_IMAGE_FOLDERS[1:4])}"
+            )
         dense = capture / "stereo/depth_maps"
         depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
         cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
@@ -68,16 +87,16 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
         for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
             camera = model.cameras[number]
             intrinsic, projection = cameras[number]
-            depth = _dense_depth(dense, name) if dense.is_dir() else depths.get(str(Path(name).with_suffix("")))
+            depth = _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
             if depth is None and (depths or dense.is_dir()):
                 report(f"{name}: used without depth: there is none of its name")
-            views.append(View(name, images / name, intrinsic, pose, depth, (camera.height, camera.width), projection))
-        names = [*(name for name, _, _ in model.images), *model.faults]
-        spare = set(depths) - {str(Path(name).with_suffix("")) for name in names}
-        report.count(depths=len(spare) + sum(str(Path(name).with_suffix("")) in depths for name in model.faults))
+            views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
+        spare = set(depths) - set(stems.values())
+        report.count(depths=len(spare) + sum(stems[name] in depths for name in model.faults))
         for stem in sorted(spare):
             report(f"{depths[stem].name}: depth without an image of its name")
         if images != capture:
+            names = [str(path.relative_to(images)) for path in files.values() if path.is_relative_to(images)]
             unlisted(images, names, report, "the model has no pose of it")
         source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}
         # COLMAP's own scale is arbitrary
@@ -110,6 +129,11 @@ def pinhole_of(camera: Camera) -> tuple[np.ndarray, Projection | None]:
         return np.asarray(native.img_from_cam(directions), np.float64)
 
     return intrinsic, Projection(project, (camera.model, camera.width, camera.height, camera.params))
+
+
+def _stem(path: Path, folder: Path) -> str:
+    """By which depth goes with an image: its path below the folder of the images, without suffix."""
+    return str((path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix(""))
 
 
 def _dense_depth(folder: Path, name: str) -> Path | None:

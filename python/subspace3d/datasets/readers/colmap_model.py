@@ -138,7 +138,9 @@ def _add(model: Model, name: str, camera: int, pose: np.ndarray) -> None:
         model.faults[name] = f"there is no camera {camera}"
         return
     if not np.isfinite(pose).all() or not np.any(pose[:4]):
-        model.faults[name] = f"its pose is none (qvec {pose[:4].tolist()}, tvec {pose[4:].tolist()})"
+        model.faults[name] = (
+            f"its pose is not finite, or its quaternion is zero (qvec {pose[:4].tolist()}, tvec {pose[4:].tolist()})"
+        )
         return
     rotation = rotation_from_quaternion(pose[[1, 2, 3, 0]])
     model.images.append((name, camera, np.concatenate([rotation, pose[4:, None]], axis=1)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,51 @@ def image_files(folder: Path, report: Report) -> list[Path]:
         elif suffix in IMAGE_SUFFIXES and not path.name.startswith("."):
             found.append(path)
     return found
+
+
+def named_file(folder: Path, name: str) -> Path:
+    r"""The file that a list calls ``name``, as other systems spell it.
+
+    With \ for /, accents composed or not, letters of another case, or without the suffix of an image. Where there is no
+    such file, or more than one, the name as it is.
+    """
+    plain = folder / name
+    if not name:
+        return plain
+    for path in (plain, folder / name.replace("\\", "/")):
+        endings = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+        # not with_suffix: what looks like one may be none, as in v.1
+        found = next(
+            (
+                whole
+                for whole in (path.with_name(path.name + end) for end in endings if path.name)
+                if os.path.isfile(whole)
+            ),
+            None,
+        )
+        if found is not None:
+            return found
+    return _spelled_alike(folder / name.replace("\\", "/")) or plain
+
+
+def _spelled_alike(path: Path) -> Path | None:
+    try:
+        names = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return None
+    wanted = _letters(path.name)
+    found = [name for name in names if _letters(name) == wanted]
+    if not found:
+        found = [name for name in names if _letters(Path(name).stem) == wanted and _is_image(name)]
+    return path.parent / found[0] if len(found) == 1 else None
+
+
+def _letters(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def ordered(files: list[Path]) -> list[Path]:

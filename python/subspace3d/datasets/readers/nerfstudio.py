@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import IMAGE_SUFFIXES, scene_name, unlisted
+from subspace3d.datasets.readers.folders import named_file, scene_name, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
@@ -26,6 +26,10 @@ _FILE = re.compile(r"transforms(_train|_val|_test)?\.json")
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE", "")
 _FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+_DEPTH_KEYS = ("depth_file_path", "depth_path")  # the second is Instant-NGP's
+# flags of Instant-NGP for lenses that are not read, and coefficients of models beyond nerfstudio's
+_FOREIGN_LENSES = ("latlong", "equirectangular", "ftheta_p0", "orthographic")
+_FOREIGN_COEFFICIENTS = ("k5", "k6", "s1", "s2", "s3", "s4")
 
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -46,30 +50,37 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
         frames = record.get("frames") if isinstance(record, dict) else None
         if not isinstance(frames, list) or not frames:
             raise ValueError(f"{file} must hold a list of frames")
-        some_depth = any(isinstance(frame, dict) and frame.get("depth_file_path") for frame in frames)
+        some_depth = any(isinstance(frame, dict) and any(map(frame.get, _DEPTH_KEYS)) for frame in frames)
         views = []
         listed = []
         for index, frame in enumerate(frames):
             name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
+            path = named_file(file.parent, name)
+            if name:
+                listed.append(str(path.relative_to(file.parent)) if path.is_relative_to(file.parent) else name)
             try:
                 view = _view(file, record, frame)
             except (OSError, ValueError) as error:
                 report.count(images=1, cameras=1)
                 report(f"{name or f'frames[{index}]'}: {error}")
-                listed += [name] if name else []
                 continue
             if some_depth and view.depth is None:
                 report(f"{view.name}: used without depth: the frame names none")
-            listed.append(str(view.image.relative_to(file.parent)) if view.image.is_relative_to(file.parent) else name)
             views.append(view)
         views.sort(key=lambda view: natural(view.name))
-        used = {str(Path(name).parent) for name in listed if name}
+        used = {str(Path(name).parent) for name in listed}
         if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
             folder = file.parent / used.pop()
-            names = [str((file.parent / name).relative_to(folder)) for name in listed if name]
+            names = [str((file.parent / name).relative_to(folder)) for name in listed]
             unlisted(folder, names, report, f"{file.name} does not name it")
+        if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
+            report("rolling_shutter: used as if all rows of an image were taken at one time")
         source = {"kind": "nerfstudio", "file": file.name}
-        return content(views, config, report, file.parent, source, DepthFormat(unit_known=True), unit="scene")
+        step = finite_number(record, "integer_depth_scale", 0.0)
+        if step < 0:
+            raise ValueError(f"{file}: integer_depth_scale must be positive, got {step:g}")
+        depth_format = DepthFormat(scale=step, unit_known=True)
+        return content(views, config, report, file.parent, source, depth_format, unit="scene")
 
     return read
 
@@ -78,7 +89,7 @@ def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
         raise ValueError("a frame must be an object with a file_path")
     name = frame["file_path"]
-    image = _image(file.parent / name)
+    image = named_file(file.parent, name)
     pose = pose_matrix(frame.get("transform_matrix"), "transform_matrix")
     merged = {**record, **frame}
     size = tuple(int(finite_number(merged, key, 0)) for key in ("h", "w"))
@@ -90,7 +101,7 @@ def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
         image,
         intrinsic,
         pose_from_opengl(pose),
-        _path(file.parent, frame, "depth_file_path"),
+        _path(file.parent, frame, *_DEPTH_KEYS),
         (size[0], size[1]),
         _projection(merged, intrinsic),
         _path(file.parent, frame, "mask_path"),
@@ -115,6 +126,13 @@ def _intrinsic(values: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 def _projection(values: Mapping[str, Any], intrinsic: np.ndarray) -> Projection | None:
     model = str(values.get("camera_model", ""))
+    foreign = [key for key in _FOREIGN_LENSES if values.get(key)] + [
+        key for key in _FOREIGN_COEFFICIENTS if finite_number(values, key, 0.0)
+    ]
+    if foreign:
+        raise ValueError(f"a camera must be one of nerfstudio's models, got one with {', '.join(foreign)}")
+    if values.get("is_fisheye") and model in ("", "OPENCV"):
+        model = _FISHEYE[0]
     k1, k2, k3, k4, p1, p2 = (finite_number(values, key, 0.0) for key in _COEFFICIENTS)
     if model in _FISHEYE:
         return fisheye(intrinsic, (k1, k2, k3, k4))
@@ -123,19 +141,15 @@ def _projection(values: Mapping[str, Any], intrinsic: np.ndarray) -> Projection 
     return brown(intrinsic, (k1, k2, k3, k4), (p1, p2)) if any((k1, k2, k3, k4, p1, p2)) else None
 
 
-def _image(path: Path) -> Path:
-    """The file; Blender's scenes leave its suffix out."""
-    if path.suffix.lower() in IMAGE_SUFFIXES or path.is_file():
-        return path
-    return next(
-        (path.with_name(path.name + s) for s in (".png", ".jpg") if path.with_name(path.name + s).is_file()), path
-    )
-
-
-def _path(folder: Path, frame: Mapping[str, Any], key: str) -> Path | None:
-    value = frame.get(key)
-    if value is None:
+def _path(folder: Path, frame: Mapping[str, Any], *keys: str) -> Path | None:
+    key = next((key for key in keys if frame.get(key) is not None), None)
+    if key is None:
         return None
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be a path, got {str(value)[:40]}")
-    return folder / value
+    if not isinstance(frame[key], str):
+        raise ValueError(f"{key} must be a path, got {str(frame[key])[:40]}")
+    return named_file(folder, frame[key])
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a list holds anything but zeros."""
+    return isinstance(value, list) and any(value)

@@ -18,8 +18,8 @@ import numpy as np
 
 from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, image_files, ordered, partners, scene_name
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
+from subspace3d.datasets.readers.folders import by_stem, image_files, named_file, ordered, partners, scene_name
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_c2w, pose_from_w2c
 from subspace3d.files import stays_inside, walk
 
@@ -200,10 +200,11 @@ def _read_list(path: Path) -> list[tuple[float, Path]]:
     rows = [line.split(maxsplit=1) for line in text.lines(path)]
     if any(len(row) < 2 for row in rows):
         raise ValueError(f"{path} must have lines of a timestamp and a file")
-    outside = next((row[1] for row in rows if not stays_inside(path.parent, path.parent / row[1])), None)
+    files = [named_file(path.parent, row[1]) for row in rows]
+    outside = next((row[1] for row, file in zip(rows, files) if not stays_inside(path.parent, file)), None)
     if outside is not None:
         raise ValueError(f"{path} must name files inside its folder, got {outside!r:.80}")
-    return [(text.floats(row[:1], path)[0], path.parent / row[1]) for row in rows]
+    return [(text.floats(row[:1], path)[0], file) for row, file in zip(rows, files)]
 
 
 def read_poses(folder: Path, names: tuple[str, ...] = ("groundtruth.txt", "poses.txt")) -> list[Pose]:
@@ -233,9 +234,6 @@ def _pose(row: list[str], width: int, path: Path) -> Pose:
         values = text.floats(row[1:] if width == 8 else row, path)
         if width == 8:
             return Pose(key, text.quaternion_pose(values))
-        matrix = np.array(values).reshape(-1, 4)[:3]
-        if not np.isfinite(matrix).all():
-            raise ValueError(f"a pose must be finite, got {values}")
-        return Pose(key, matrix)
+        return Pose(key, pose_matrix(np.reshape(values, (-1, 4)).tolist(), "a pose")[:3])
     except ValueError as error:
         return Pose(key, None, str(error))

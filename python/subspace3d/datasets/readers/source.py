@@ -67,13 +67,34 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     rotation = u @ vt
     error = float(np.abs(rotation - matrix).max())
     if error > _ROTATION_ERROR or np.linalg.det(rotation) < 0:
-        raise ValueError(f"a camera's rotation must be a rotation, got one that is off by {error:.2g}")
+        raise ValueError(f"a camera's rotation must be a rotation, got {_not_a_rotation(matrix, rotation, error)}")
     return rotation
+
+
+def _not_a_rotation(matrix: np.ndarray, rotation: np.ndarray, error: float) -> str:
+    size = float(np.linalg.norm(matrix)) / 3**0.5
+    if np.linalg.det(rotation) < 0:
+        return "a reflection (determinant below 0)"
+    if size > 0 and np.abs(matrix / size - rotation).max() <= _ROTATION_ERROR:
+        return f"one times {size:.4g}: divide the rotation by that"
+    return f"one that is off by {error:.2g}"
+
+
+def upper_rows(pose: np.ndarray, what: str = "a pose") -> np.ndarray:
+    """[R | t] float64 [3, 4] of a pose [3, 4] or [4, 4].
+
+    Raises:
+        ValueError: the last row of four is not 0 0 0 1; names ``what``.
+    """
+    pose = np.asarray(pose, np.float64)
+    if len(pose) == 4 and np.abs(pose[3] - [0, 0, 0, 1]).max() > _ROTATION_ERROR:
+        raise ValueError(f"{what} must have the last row 0 0 0 1, got {pose[3].tolist()}; is it transposed?")
+    return pose[:3]
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:
     """[R | t] -> [R^T | -R^T t] float64 [3, 4], of a pose [3, 4] or [4, 4]: c2w to w2c, or back."""
-    pose = np.asarray(pose, np.float64)[:3]
+    pose = upper_rows(pose)
     return geometry.invert_pose(np.concatenate([nearest_rotation(pose[:, :3]), pose[:, 3:]], axis=1))
 
 
@@ -123,6 +144,7 @@ def pose_matrix(value: Any, what: str) -> np.ndarray:
         raise ValueError(f"{what} must hold numbers: {error}") from error
     if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
         raise ValueError(f"{what} must be 4x4 and finite, got {str(value)[:120]}")
+    upper_rows(matrix, what)
     return matrix
 
 

@@ -6,6 +6,7 @@ reported by its name.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from subspace3d.datasets.readers.source import (
     invert_pose,
     limit_side,
     nearest_rotation,
+    upper_rows,
 )
 from subspace3d.datasets.readers.undistort import Projection, Undistorter
 from subspace3d.files import stays_inside
@@ -111,22 +113,39 @@ def content(
         sum(view.depth is not None for view in views),
         sum(view.extrinsic is not None for view in views),
     )
-    taken = list(views)[:: config.frame_step or 1]
-    if len(taken) < len(views):
-        report(f"{len(views) - len(taken)} images: left out by --frame-step {config.frame_step}")
+    found = max(len(views), report.found["images"])
+    earlier = len(report.reasons)
+    single = _once(views, report)
+    taken = single[:: config.frame_step or 1]
+    if len(taken) < len(single):
+        report(f"{len(single) - len(taken)} images: left out by --frame-step {config.frame_step}")
     views = taken
     depth_format = depth_format or DepthFormat()
     maker = _FrameMaker(config, report, depth_format, [config.root, folder, *allowed])
     usable = maker.belonging([view for view in views if maker.look(view)])
     if not usable:
-        first = report.reasons[0] if report.reasons else "there are none"
-        raise ValueError(f"{folder}: none of its {len(views)} views can be used; first: {first}")
+        reasons = report.reasons[earlier:] if views else report.reasons
+        first = f"first: {reasons[0]}" if reasons else "none has a pose"
+        raise ValueError(f"{folder}: none of its {found} images can be used; {first}")
     moved, origin = _moved(usable)
     provenance = {
         "source": {**source, "images": [view.name for view in usable]},
         **({} if origin is None else {"origin": origin.tolist()}),
     }
     return Content(maker.frames(moved), provenance, unit=unit, depth_scale=maker.depth_scale)
+
+
+def _once(views: Sequence[View], report: Report) -> list[View]:
+    """Without the views whose image an earlier one has: a second camera is the same, or one of them is wrong."""
+    seen: set[Path] = set()
+    kept = []
+    for view in views:
+        if view.image in seen:
+            report(f"{view.name}: named twice, its first camera is used")
+        else:
+            kept.append(view)
+        seen.add(view.image)
+    return kept
 
 
 def pose_from_c2w(pose: np.ndarray) -> np.ndarray:
@@ -136,13 +155,13 @@ def pose_from_c2w(pose: np.ndarray) -> np.ndarray:
 
 def pose_from_opengl(pose: np.ndarray) -> np.ndarray:
     """w2c [3, 4] in OpenCV axes of a c2w pose in OpenGL axes (x right, y up, z backward)."""
-    pose = np.array(pose, np.float64)[:3]
+    pose = upper_rows(pose)
     return invert_pose(np.concatenate([pose[:, :3] @ FLIP, pose[:, 3:]], axis=1))
 
 
 def pose_from_w2c(pose: np.ndarray) -> np.ndarray:
     """The pose itself, its rotation freed of rounding."""
-    pose = np.asarray(pose, np.float64)[:3]
+    pose = upper_rows(pose)
     return np.concatenate([nearest_rotation(pose[:, :3]), _finite(pose[:, 3:])], axis=1)
 
 
@@ -246,6 +265,7 @@ class _FrameMaker:
     def _frame(self, view: View) -> Frame:
         image, orientation = read_oriented(view.image)
         as_shown = orientation != 1 and self._as_shown(view, image.shape[:2], orientation)
+        turn = _Turn(image.shape[:2], orientation if as_shown else 1)
         if as_shown:
             image = turn_upright(image, orientation)
         size = image.shape[:2]
@@ -254,11 +274,11 @@ class _FrameMaker:
             scale = np.array([size[1] / view.size[1], size[0] / view.size[0]])
             intrinsic = np.diag([*scale, 1.0]) @ intrinsic
             projection = None if projection is None else projection.scaled(scale)
-        depth, exact = self._depth(view, size)
+        depth, exact = self._depth(view, size, turn)
         mask = None
         if view.mask is not None:
             self._inside(view.mask)
-            mask = depth_at(np.array(open_image(view.mask).convert("L")), size) > 0
+            mask = depth_at(turn.follow(np.array(open_image(view.mask).convert("L"))), size) > 0
         # an orientation that was not followed must not stay in a copy
         file = view.image if orientation == 1 else None
         frame = Frame(image, intrinsic, view.extrinsic, depth, mask, file=file, exact=exact)
@@ -287,13 +307,16 @@ class _FrameMaker:
             file=None,
         )
 
-    def _depth(self, view: View, size: Size) -> tuple[np.ndarray | None, bool]:
+    def _depth(self, view: View, size: Size, turn: _Turn) -> tuple[np.ndarray | None, bool]:
         """Depth at the size of the image, and whether a png of 16 bits cannot hold it; none where it cannot be read."""
         if view.depth is None:
             return None, False
         try:
             self._inside(view.depth)
-            depth, exact = self._read_depth(view.depth)
+            stored, exact = self._read_depth(view.depth)
+            depth = turn.follow(stored)
+            if depth is not stored:
+                self.report(f"{view.name}: used, its depth turned upright as its image is")
             return depth_at(depth, size), exact
         except UnitError:
             raise
@@ -325,6 +348,8 @@ class _FrameMaker:
             )
 
     def _inside(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         if not any(stays_inside(folder, path) for folder in self.folders):
             how = "lies outside" if _target(path) == os.path.abspath(path) else "is a link out"
             raise ValueError(
@@ -364,6 +389,22 @@ class _FrameMaker:
             f"its EXIF orientation is {orientation}, and nothing tells whether its camera belongs to the pixels as "
             "stored or as shown: say --exif stored or --exif shown"
         )
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How an image was turned upright, for the maps that go with it."""
+
+    stored: Size
+    orientation: int
+
+    def follow(self, values: np.ndarray) -> np.ndarray:
+        """A map with the aspect of the image as stored, turned as the image was; one with the other aspect as it is."""
+        shown = (self.stored[1], self.stored[0])
+        if self.orientation < 5 or values.ndim != 2 or not values.size or _same_aspect(self.stored, shown):
+            return values
+        fits = _same_aspect(values.shape, self.stored) and not _same_aspect(values.shape, shown)
+        return turn_upright(values, self.orientation) if fits else values
 
 
 class UnitError(ValueError):
