@@ -42,9 +42,8 @@ def add_updates_ref(
 ) -> torch.Tensor:
     """`add_updates`, one adapter after the other as PEFT's layer has it."""
     _check_shares(x, len(a))
-    shares = zip(result.chunk(len(a)), x.chunk(len(a)), a, b, strict=True) if len(x) else ()
-    updated = [mine + x_i @ a_i.mT @ b_i.mT * scale for mine, x_i, a_i, b_i in shares]
-    return torch.cat(updated) if updated else result.clone()
+    shares = (each.unflatten(0, (len(a), len(x) // len(a))) for each in (result, x))
+    return torch.cat([mine + x_i @ a_i.mT @ b_i.mT * scale for mine, x_i, a_i, b_i in zip(*shares, a, b)])
 
 
 class MultiLora(nn.Module):
