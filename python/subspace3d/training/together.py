@@ -100,7 +100,7 @@ def train_together(
         chosen = stack.enter_context(joined(network, [member.model for member in members]))
         set_modes(network)
         progress = None if quiet else stack.enter_context(Progress(label, config.steps, initial=going.step))
-        step = _JointStep(network, members, config, chosen)
+        step = JointStep(network, members, config, chosen)
         if going.step < config.steps:
             images = f"{config.images_per_step} images of each of {len(going.runs)} data sets"
             logger.info(f"{label}: step {going.step + 1} of {config.steps} begins, {images}")
@@ -152,7 +152,7 @@ class _Going:
         """The least number of steps that a run has done; the length of the run where none is left."""
         return min((run.step for run in self.runs.values()), default=self.config.steps)
 
-    def advance(self, step: _JointStep) -> str:
+    def advance(self, step: JointStep) -> str:
         """One step of the runs that have done the fewest; returns the note for the progress display."""
         data: dict[int, StepData] = {}
         least = self.step
@@ -246,7 +246,7 @@ class _Going:
             self._open[index].close()
 
 
-class _JointStep:
+class JointStep:
     """Gradients of one step of several runs; the first one also shows that the network keeps them apart."""
 
     def __init__(self, network: nn.Module, members: Sequence[Member], config: TrainConfig, chosen: list[int]) -> None:
