@@ -39,9 +39,9 @@ def main() -> None:
     seconds = dict.fromkeys(ways, 0.0)
     for scene in range(arguments.scenes + 1):
         prepared = prepare(scene, arguments, variant)
-        picture(prepared, 1, True, 2)  # compiles
         reference = picture(prepared, arguments.reference, False, 1)[0] if scene else None
         for way, (spp, denoised) in ways.items():
+            picture(prepared, spp, denoised, 0)  # compiles
             image, taken = picture(prepared, spp, denoised, 0)
             if reference is not None:
                 errors[way].append(float(np.sqrt(np.mean((image - reference) ** 2))))

@@ -139,8 +139,11 @@ class Cluster:
 
 def absolute(config: Any, *names: str) -> Any:
     """``config`` with the paths of these fields made absolute: processes on a cluster start elsewhere."""
-    paths = {name: getattr(config, name) for name in names}
-    return dataclasses.replace(config, **{name: Path(path).resolve() for name, path in paths.items() if path})
+
+    def resolved(value: Any) -> Any:
+        return tuple(map(resolved, value)) if isinstance(value, tuple) else value and Path(value).resolve()
+
+    return dataclasses.replace(config, **{name: resolved(getattr(config, name)) for name in names})
 
 
 # ---- on the machines of the cluster ----------------------------------------------------------------------------------
