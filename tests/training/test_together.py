@@ -280,7 +280,7 @@ def test_batches_of_another_shape_and_small_budgets_are_refused(datasets: dict[s
     def fewer(batch: dict, step: int) -> dict:
         return {key: value[:1] for key, value in batch.items()}
 
-    with pytest.raises(ValueError, match=r"data sets whose batches differ in shape, got a \(2, .*, b \(1, "):
+    with pytest.raises(ValueError, match=r"data sets whose batches differ in shape, got a \[\(2, .*, b \[\(1, "):
         _together({"a": datasets["a"], "b": Changed(datasets["b"], fewer)}, tmp_path / "shapes")
     with pytest.raises(ValueError, match="max_images must be 0 or at least 9, one scene of 3 frames for each of 3"):
         _together(datasets, tmp_path / "budget", dataclasses.replace(TRAIN, max_images=8))

@@ -21,7 +21,6 @@ from subspace3d.backbones.protocol import Backbone, Prediction, backbone_of
 from subspace3d.locks import exclusive
 from subspace3d.log import logger
 from subspace3d.progress import Progress
-from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.interfaces import BatchSource
@@ -162,7 +161,7 @@ class _Going:
         if not data:
             return ""
         terms = step.gradients(data)
-        # one that comes later waits for the next step
+        # one that comes later waits for the next step; runs that are ahead are at their checkpoints
         self.stopping = bool(self.stop)
         losses = []
         for index, run in [(index, self.runs[index]) for index in data]:
@@ -173,8 +172,6 @@ class _Going:
                         run.save()
         if not self.runs:
             return ""
-        if self.stopping:
-            self._save_the_others(data)
         memory = max(run.memory() for run in self.runs.values()) / 2**30
         speed = sum(run.speed for run in self.runs.values())
         return f"loss {' '.join(losses)}, {speed:.1f} images/s, {memory:.2f} GiB"
@@ -215,14 +212,6 @@ class _Going:
         self._draw(index)
         return data
 
-    def _save_the_others(self, done: Mapping[int, StepData]) -> None:
-        """Those that were ahead took no step, and may have taken some since their last checkpoint."""
-        for index, run in list(self.runs.items()):
-            newest = checkpoints.latest(run.out / "checkpoints")
-            if index not in done and (newest is None or newest.name != f"step_{run.step}"):
-                with self._left_behind(index), self._random_state(index):
-                    run.save()
-
     @contextlib.contextmanager
     def _random_state(self, index: int) -> Iterator[None]:
         """The generator as it would be in a run of this member's own."""
@@ -252,14 +241,20 @@ class JointStep:
     def __init__(self, network: nn.Module, members: Sequence[Member], config: TrainConfig, chosen: list[int]) -> None:
         self.network, self.members, self.config, self.chosen = network, members, config, chosen
         self.device, self.backbone = choose_device(config.device), backbone_of(network)
+        self._trained = [list(trainable_parameters(member.model).values()) for member in members]
         self._shown = len(members) == 1
 
     def gradients(self, data: Mapping[int, StepData]) -> dict[int, dict[str, float]]:
-        """Leave the gradients of their own loss in the parameters of these members; returns the terms, summed."""
+        """Leave the gradients of their own loss in the parameters of these members; returns the terms, summed.
+
+        Raises:
+            ValueError: see `train_together`.
+        """
+        self._check_shapes(data)
         self.chosen[:] = list(data)
         totals: dict[int, Terms] = {index: {} for index in data}
         for index in data:
-            for parameter in trainable_parameters(self.members[index].model).values():
+            for parameter in self._trained[index]:
                 parameter.grad = None
         for parts in zip(*(each.parts for each in data.values()), strict=True):
             terms = self._terms(dict(zip(data, parts)), data)
@@ -271,11 +266,13 @@ class JointStep:
                     totals[index][name] = totals[index].get(name, 0.0) + term.detach().double()
         return {index: dict(zip(each, torch.stack(list(each.values())).tolist())) for index, each in totals.items()}
 
-    def _terms(self, parts: Mapping[int, dict], data: Mapping[int, StepData]) -> dict[int, Terms]:
-        shapes = {self.members[index].name: tuple(part["images"].shape) for index, part in parts.items()}
-        if len(set(shapes.values())) > 1:
-            different = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    def _check_shapes(self, data: Mapping[int, StepData]) -> None:
+        shapes = {index: [tuple(part["images"].shape) for part in each.parts] for index, each in data.items()}
+        if any(found != next(iter(shapes.values())) for found in shapes.values()):
+            different = ", ".join(f"{self.members[index].name} {found}" for index, found in shapes.items())
             raise ValueError(f"together must be 1 for data sets whose batches differ in shape, got {different}")
+
+    def _terms(self, parts: Mapping[int, dict], data: Mapping[int, StepData]) -> dict[int, Terms]:
         batches = {index: moved(part, self.device) for index, part in parts.items()}
         before = random_state(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -295,7 +292,7 @@ class JointStep:
             return
         first, *others = terms
         # lora_A has none while lora_B is zero
-        watched = [p for index in others for p in trainable_parameters(self.members[index].model).values()]
+        watched = [parameter for index in others for parameter in self._trained[index]]
         found = torch.autograd.grad(terms[first]["loss"], watched, retain_graph=True, allow_unused=True)
         if any(gradient is not None and gradient.any() for gradient in found):
             raise ValueError(
