@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+# read by OpenMP when torch is imported: threads that wait for one whose core is busy elsewhere shall not spin
+os.environ["OMP_WAIT_POLICY"] = "passive"
 import torch
 from torch import nn
 
