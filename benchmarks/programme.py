@@ -291,7 +291,7 @@ def together_text(programme: Programme, units: dict[str, Any], rows: list[dict[s
         f"forward pass, measured on a CPU (`python benchmarks/together.py`, {row['device']}, both busy with other "
         f"work, commit {row['commit']}, fastest of {row['rounds']} rounds):",
         together_measured(rows),
-        "An image costs less in a joint pass; but two processes of one thread each "
+        "An image costs less in a joint pass, the more so the smaller it is; but two processes of one thread each "
         "use two busy cores better than one of two threads, so there `--workers 2` comes first, `--together` on top.",
         f"On a GPU, modelled and not measured: a step of vggt-1b starts {rest + head:,} kernels (counted operators), "
         f"{head:,} of them in the depth head, which runs for every adapter and every {CHUNK} images. One is taken to "
