@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,19 +32,29 @@ from table import markdown
 from training_memory import build
 
 from subspace3d.adapters.counts import count_trainable
+from subspace3d.adapters.placement import select_modules
+from subspace3d.backbones.protocol import find_backbone
 from subspace3d.bench import harness
 from subspace3d.bench.harness import read_rows
 from subspace3d.files import read_json, write_json
+from subspace3d.training.gradients import BATCHES, count_passes
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs/performance.md"
 UNITS = FOLDER / "results/programme/units.json"
 RENDERING = FOLDER / "results/rendering/intel-r-xeon-r-processor-2-cores.jsonl"
 MINING = FOLDER / "results/intel-r-xeon-r-processor-2-cores.jsonl"
+DENOISING = FOLDER / "results/denoising/amd-epyc-2-cores.jsonl"
+TOGETHER = FOLDER / "results/together/amd-epyc-2-cores.jsonl"
 
 RESOLUTION, SPP = 518, 64
 SHARE = 0.4
 """Assumed: share of roofline.FLOPS that a training step sustains."""
+LAUNCH = 6e-6
+"""Assumed: seconds from one kernel to the next where PyTorch starts them one by one and none is long."""
+CHUNK = 8
+"""Images that the depth head takes at a time."""
+SMALL, SMALL_FRAMES = 112, 2
 FLOAT_BYTES = 4
 
 
@@ -79,6 +90,8 @@ def count_units() -> dict[str, Any]:
     return {
         "scene_bytes_per_image": scene_bytes(4),
         "training_flops_per_image": training_flops(Programme().frames),
+        "small_training_flops_per_image": training_flops((SMALL_FRAMES,), SMALL)[str(SMALL_FRAMES)],
+        "training_kernels": training_kernels((CHUNK, 2 * CHUNK)),
         **harness.provenance(torch.device("cpu")),
     }
 
@@ -96,22 +109,55 @@ def scene_bytes(views: int) -> int:
         return sum(path.stat().st_size for path in files) // views
 
 
-def training_flops(frames: tuple[int, ...]) -> dict[str, float]:
+def training_flops(frames: tuple[int, ...], resolution: int = RESOLUTION) -> dict[str, float]:
     """Operations of forward and backward pass of vggt-1b with LoRA r = 16, an image, by frames in a scene.
 
     Counted on tensors without storage, activations recomputed as in training, attention as its two products.
     """
+    found = {}
+    for count, step in _steps_without_storage(frames, resolution):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found[str(count)] = counter.get_total_flops() / count
+    return found
+
+
+def training_kernels(frames: tuple[int, ...]) -> dict[str, int]:
+    """Operators of the same passes that compute something, by frames in the one scene; more or less the kernels."""
+    found = {}
+    for count, step in _steps_without_storage(frames, SMALL):
+        with _Kernels() as counter:
+            step()
+        found[str(count)] = counter.count
+    return found
+
+
+def _steps_without_storage(frames: tuple[int, ...], resolution: int) -> Iterator[tuple[int, Callable[[], None]]]:
     model = build("vggt-1b", "lora", 16, checkpointing=True)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    found = {}
     for count in frames:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, sdpa_kernel(SDPBackend.MATH):
             stand_ins = {f"model.{name}": fake.from_tensor(tensor) for name, tensor in state.items()}
-            images = torch.zeros(1, count, 3, RESOLUTION, RESOLUTION)
-            with FlopCounterMode(display=False) as counter:
-                torch.func.functional_call(_Step(model), stand_ins, (images,))
-        found[str(count)] = counter.get_total_flops() / count
-    return found
+            images = torch.zeros(1, count, 3, resolution, resolution)
+            yield (
+                count,
+                lambda stand_ins=stand_ins, images=images: torch.func.functional_call(
+                    _Step(model), stand_ins, (images,)
+                ),
+            )
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts operators that are no views, allocations or questions about a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.count += not func.is_view and name.startswith("aten.") and "empty" not in name and "view" not in name
+        return func(*args, **(kwargs or {}))
 
 
 class _Step(nn.Module):
@@ -173,11 +219,104 @@ def measured_table(programme: Programme, units: dict[str, Any], speeds: dict[int
     )  # fmt: skip
 
 
-def modelled_table(programme: Programme, units: dict[str, Any]) -> str:
+def denoising_sentence(row: dict[str, Any]) -> str:
+    few, denoised, many = row["error"]
+    error, share = row["error"], row["core_seconds"][denoised] / row["core_seconds"][many]
+    views = f"{row['scenes']} scenes of {row['views']} views at {row['resolution']} px"
+    return (
+        f"Rendered with {few} samples and `--denoise`, an image is {error[denoised]:.1f} 8-bit steps (root mean "
+        f"square) from one of {row['reference_spp']} samples; with {many} samples and no denoiser it is "
+        f"{error[many]:.1f}, with {few} {error[few]:.1f}. Path tracing and denoising take {share:.2f} of the time of "
+        f"{many} samples (`python benchmarks/denoising.py`, {views}, {row['device']}, commit {row['commit']})."
+    )
+
+
+def gradient_route(programme: Programme, units: dict[str, Any]) -> list[str]:
+    """An adapter that is the gradient of a few steps' batches, beside one that is tuned."""
+    weights = target_weights("vggt-1b")
+    passes = count_passes(weights, 1)
+    # tuning leaves out the product that gives a weight's gradient; few of the heads' are as large
+    linears = sum(weight.numel() for name, weight in weights.items() if name.startswith("aggregator"))
+    more = 2 * linears * roofline.TOKENS_PER_VIEW * programme.images_a_step
+    operations = BATCHES * (passes * step_operations(programme, units) + more)
+    seconds = operations / (SHARE * roofline.FLOPS)
+    length = f"{BATCHES} batches of {programme.images_a_step:.1f} images, {passes} pass{'es' * (passes > 1)}"
+    return ["adapt --gradient-only", f"adapter: {length}", f"{operations:.2g}", f"{seconds:,.0f} GPU seconds",
+            f"{programme.datasets}", f"**{programme.datasets * seconds / 60:,.0f} GPU minutes**"]  # fmt: skip
+
+
+def split_kernels(units: dict[str, Any]) -> tuple[int, int]:
+    """Kernels of the depth head for one chunk of images, and all others of a step."""
+    one, two = (units["training_kernels"][str(count)] for count in (CHUNK, 2 * CHUNK))
+    return two - one, 2 * one - two
+
+
+def step_seconds(units: dict[str, Any], adapters: int, images: float, operations: float) -> float:
+    """Modelled seconds of a step of ``adapters`` adapters, each of so many images of so many operations."""
+    head, rest = split_kernels(units)
+    kernels = rest + adapters * math.ceil(images / CHUNK) * head
+    return max(kernels * LAUNCH, adapters * images * operations / (SHARE * roofline.FLOPS))
+
+
+def together_model(programme: Programme, units: dict[str, Any]) -> str:
+    small = units["small_training_flops_per_image"]
+    large = step_operations(programme, units) / programme.images_a_step
+    rows = []
+    for size, images, operations in (
+        (SMALL, 4, small),
+        (SMALL, 16, small),
+        (RESOLUTION, programme.images_a_step, large),
+    ):
+        alone, four = (step_seconds(units, adapters, images, operations) for adapters in (1, 4))
+        times = (f"{1e3 * alone:,.0f} ms", f"{1e3 * four / 4:,.0f} ms", f"{4 * alone / four:.1f}")
+        rows.append([f"{images:.0f} of {size} px", *times])
+    return markdown(["images a step of each", "an adapter alone", "one of four together", "ratio"], rows)
+
+
+def together_measured(rows: list[dict[str, Any]]) -> str:
+    table = []
+    for row in {(row["images_per_step"], row["image_size"]): row for row in rows}.values():
+        core, wall = row["images_per_core_second"], row["images_per_second"]
+        ways = ("one after another", "two at a time", "together")
+        speeds = [core[ways[0]], core[ways[2]], *(wall[way] for way in ways)]
+        table.append([f"{row['images_per_step']} of {row['image_size']} px", *(f"{speed:.2f}" for speed in speeds)])
+    header = ["images a step of each", "a core second: one after another", "together"]
+    return markdown([*header, "a second on two cores: one after another", "two at a time", "together"], table)
+
+
+def together_text(programme: Programme, units: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    row, (head, rest) = rows[-1], split_kernels(units)
+    return [
+        f"`adapt --together`: images of {row['adapters']} adapters of {row['backbone']} (LoRA r = {row['r']}) on one "
+        f"forward pass, measured on a CPU (`python benchmarks/together.py`, {row['device']}, both busy with other "
+        f"work, commit {row['commit']}, fastest of {row['rounds']} rounds):",
+        together_measured(rows),
+        "An image costs less in a joint pass, the more so the smaller it is; but two processes of one thread each "
+        "use two busy cores better than one of two threads, so there `--workers 2` comes first, `--together` on top.",
+        f"On a GPU, modelled and not measured: a step of vggt-1b starts {rest + head:,} kernels (counted operators), "
+        f"{head:,} of them in the depth head, which runs for every adapter and every {CHUNK} images. One is taken to "
+        f"follow the other after {1e6 * LAUNCH:.0f} us at the earliest, arithmetic is as fast as above, and a step "
+        "takes the larger of both:",
+        together_model(programme, units),
+        "It pays where images are small and steps short, and in memory, as the weights are there once.",
+    ]
+
+
+def step_operations(programme: Programme, units: dict[str, Any]) -> float:
+    """Mean over the number of frames."""
     frames = range(programme.frames[0], programme.frames[1] + 1)
     images = [programme.images_per_step // count * count for count in frames]
-    a_step = sum(of * flops_an_image(units, count) for of, count in zip(images, frames)) / len(frames)
-    operations = programme.steps * a_step
+    return sum(of * flops_an_image(units, count) for of, count in zip(images, frames)) / len(frames)
+
+
+def target_weights(backbone: str) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        model = find_backbone(backbone).network()
+    return {name: model.get_submodule(name).get_parameter("weight") for name in select_modules(model, "all")}
+
+
+def modelled_table(programme: Programme, units: dict[str, Any]) -> str:
+    operations = programme.steps * step_operations(programme, units)
     hours = operations / (SHARE * roofline.FLOPS) / 3600
     length = f"{programme.steps:,} steps of {programme.images_a_step:.1f} images"
     return markdown(
@@ -185,6 +324,7 @@ def modelled_table(programme: Programme, units: dict[str, Any]) -> str:
         [
             ["adapt", f"adapter: {length}", f"{operations:.2g}", f"{hours:,.0f} GPU hours", f"{programme.datasets}",
              f"**{programme.datasets * hours:,.0f} GPU hours**"],
+            gradient_route(programme, units),
             ["fine-tune", "run of the same length", f"{operations:.2g}", f"{hours:,.0f} GPU hours", "1",
              f"**{hours:,.0f} GPU hours**"],
         ],
@@ -226,11 +366,13 @@ def content() -> str:
     parts = [
         f"{data}; times measured ({origin}), bytes measured on one scene of four views, or exact:",
         measured_table(programme, units, speeds, mining),
+        denoising_sentence(read_rows(DENOISING)[-1]),
         f"Modelled, not measured: the operations are counted, their speed is assumed, {SHARE:.0%} of the "
         f"{roofline.FLOPS / 1e12:.0f} TFLOP/s that large bfloat16 products reach on an H100. Nothing of this was timed "
         "on a GPU. The steps are the release's for fine-tuning; those of the adapters are published nowhere and taken "
         "to be the same.",
         modelled_table(programme, units),
+        *together_text(programme, units, read_rows(TOGETHER)),
         "How each grows:",
         growth_table(programme, units, speeds, rows),
     ]

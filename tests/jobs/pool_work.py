@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from subspace3d.jobs.work import PartsFailed
+
 
 def note_process(folder: Path, worker: int) -> Callable[[str], object]:
     """Jobs write the number of their process into a file of their name; two of them fail."""
@@ -17,6 +19,8 @@ def note_process(folder: Path, worker: int) -> Callable[[str], object]:
     def work(name: str) -> None:
         if name == "raises":
             raise ValueError("no good")
+        if name == "parts":
+            raise PartsFailed({"left": ValueError("no good"), "right": KeyError("x")})
         if name == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         (folder / name).write_text(str(os.getpid()))

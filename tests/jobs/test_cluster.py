@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -19,8 +20,10 @@ from training.tiny import read_metrics, without_time
 
 from subspace3d import __version__
 from subspace3d.cli import main
-from subspace3d.commands import adapt, generate
+from subspace3d.commands import adapt, evaluate, finetune, generate
 from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.evaluate import EvaluateConfig
+from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.files import read_json
 from subspace3d.jobs import cluster
@@ -184,6 +187,44 @@ def _measured(folder: Path) -> dict[str, dict]:
         str(path.relative_to(folder / "evaluation")): read_json(path)["mean"]
         for path in (folder / "evaluation").rglob("methods/*.json")
     }
+
+
+@pytest.mark.slow(reason="starts a cluster of three nodes and measures on it")
+def test_evaluate_with_a_killed_node_gives_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
+    write_plane_scenes(tmp_path / "scenes", scenes=2, views=2, size=28)
+    finetune.run(
+        FinetuneConfig(scenes=tmp_path / "scenes", out=tmp_path / "tuned", method="none", weights=Path("random"))
+    )
+    config = EvaluateConfig(
+        scenes=tmp_path / "scenes", out=tmp_path / "here", tuned=(tmp_path / "tuned",), weights=Path("random"),
+        frames=2, device="cpu",
+    )  # fmt: skip
+    expected = evaluate.run(config)["methods"]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        process = _until(_jobs)[0]
+        _kill(nodes, _parent(process))
+        killed.append(process)
+
+    watcher = threading.Thread(target=kill_one)
+    watcher.start()
+    found = evaluate.run(dataclasses.replace(config, out=tmp_path / "there", ray=nodes.address))["methods"]
+    watcher.join()
+    assert killed and found.keys() == expected.keys() == {"base", "tuned"}
+    for name, method in expected.items():
+        defined = {metric: value for metric, value in method["mean"].items() if value is not None}
+        assert {metric: found[name]["mean"][metric] for metric in defined} == pytest.approx(defined, rel=1e-4)
+
+
+def _jobs() -> list[int]:
+    """Processes that do a job on this machine at the moment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_job"):
+                found.append(int(folder.name))
+    return found
 
 
 def _fields(nodes: Any) -> GenerateConfig:

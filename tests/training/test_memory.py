@@ -102,6 +102,20 @@ def test_too_large_a_step_is_refused_with_advice(
     assert check_memory(model, dataclasses.replace(config, check_memory=False), 56) is None
 
 
+def test_adapters_together_share_the_weights_alone(capsys: pytest.CaptureFixture) -> None:
+    model = tiny_model()
+    trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    config = dataclasses.replace(CONFIG, images_per_step=12)
+    one, three = (check_memory(model, config, 56, together=count) for count in (1, 3))
+    assert one is not None and three is not None
+    assert three.images == 3 * one.images
+    assert three.weights == one.weights + 2 * trained and three.optimizer == 3 * one.optimizer == 6 * trained
+    assert 2 < three.step / one.step <= 3
+    # the bound is one on the images of all
+    bounded = check_memory(model, dataclasses.replace(config, max_images=12), 56, together=3)
+    assert bounded is not None and bounded.images == 12
+
+
 def test_largest_pass_is_found_for_budgets_and_processes() -> None:
     config = TrainConfig(frames=(3, 16), images_per_step=48)
     assert memory._largest_pass(config, processes=1) == (3, 16)

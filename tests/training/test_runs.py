@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,67 @@ def test_adapt_writes_one_peft_folder_per_data_set(folder: Path, adapters: Path)
     assert any(lora_b.any() for lora_b, _ in first.modules.values())
     record = read_json(adapters / names[0] / "adapt.json")
     assert record["training"]["steps"] == 2 and record["trainable"]["total"] > 0
+
+
+def test_adapters_made_together_are_folders_like_those_made_alone(
+    folder: Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AdaptConfig(
+        scenes=folder / "scenes", out=tmp_path, weights=folder / "nano.safetensors", rank=2, together=3, train=TRAIN
+    )
+    assert [path.relative_to(tmp_path) for path in adapt.run(config)] == [
+        Path(name) for name in ("camera/camera_00", "texture/texture_00", "texture/texture_01")
+    ]
+    output = capsys.readouterr()
+    assert "adapt camera/camera_00 and 2 more: 2/2 steps in" in output.err
+    assert not (tmp_path / ".work").exists()
+    for made in find_adapters(tmp_path):
+        alone = adapters / made.relative_to(tmp_path)
+        assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in alone.iterdir())
+        for name in ("adapter_config.json", "README.md"):
+            assert (made / name).read_bytes() == (alone / name).read_bytes()
+        (tensors, header), (expected, expected_header) = (
+            load_tensors(path / "adapter_model.safetensors") for path in (made, alone)
+        )
+        assert header == expected_header and list(tensors) == list(expected)
+        # AdamW's first steps are of the size of the rate whatever the gradient, whose last bits may differ
+        differing = sum(int(((tensors[name] - expected[name]).abs() > 1e-6).sum()) for name in tensors)
+        assert differing <= 1e-3 * sum(tensor.numel() for tensor in tensors.values())
+        record, expected_record = (read_json(path / "adapt.json") for path in (made, alone))
+        assert record["training"].keys() == expected_record["training"].keys()
+        assert [{**each, "training": None} for each in (record, expected_record)] == [
+            {**expected_record, "training": None}
+        ] * 2
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the backbone was loaded though nothing was missing")
+
+    monkeypatch.setattr(adapters_module, "load_backbone", refuse)
+    adapt.run(config)
+    # how they are trained is no setting of theirs
+    adapt.run(dataclasses.replace(config, together=1))
+    assert capsys.readouterr().out.count("3 adapters, all made before with these settings") == 2
+
+
+def test_together_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+    def config(**changes: Any) -> AdaptConfig:
+        train = dataclasses.replace(TRAIN, **changes.pop("train", {}))
+        return AdaptConfig(scenes=tmp_path, out=tmp_path / "out", train=train, **changes)
+
+    for changes, message in (
+        ({"together": 0}, "together must be at least 1"),
+        ({"together": 2, "gradient_only": True}, "together must be 1 with gradient_only"),
+        ({"together": 2, "train": {"trackers": ("wandb",)}}, "together must be 1 with the tracker wandb"),
+        ({"together": 3, "train": {"max_images": 5}}, "max_images must be 0 or at least 6, together x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**changes)
+
+
+def test_groups_are_as_few_and_as_equal_as_can_be() -> None:
+    assert adapters_module._groups(list("abcdefghij"), 4) == {"a": list("abc"), "d": list("def"), "g": list("ghij")}
+    assert adapters_module._groups(list("ab"), 1) == {"a": ["a"], "b": ["b"]}
+    assert adapters_module._groups(["a"], 4) == {"a": ["a"]}
 
 
 def test_stock_peft_loads_an_adapter(folder: Path, adapters: Path) -> None:

@@ -45,6 +45,8 @@ class AdaptConfig(ClusterOptions):
     """gradient-only: most host memory for gradients, in 1e9 bytes; less takes more passes over the same batches."""
     workers: int = 0
     """Adapters tuned at a time, each in a process of its own; 0: one per GPU, on the CPU one."""
+    together: int = 1
+    """Adapters each process trains at a time on one forward pass of the backbone: the same adapters, up to rounding."""
     cache_tokens: Path | None = None
     """Folder for the frozen image encoder's tokens: each image is encoded once. Not with augmentation."""
     cache_gigabytes: float = 20.0
@@ -57,6 +59,13 @@ class AdaptConfig(ClusterOptions):
         require(self.gradient_steps >= 0, "gradient_steps", "at least 0", self.gradient_steps)
         require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(self.together >= 1, "together", "at least 1", self.together)
+        if self.together > 1:
+            require(not self.gradient_only, "together", "1 with gradient_only, which trains nothing", self.together)
+            trackers, least = self.train.trackers, self.together * self.train.frames[1]
+            require("wandb" not in trackers, "together", "1 with the tracker wandb, one run a process", self.together)
+            rule = f"0 or at least {least}, together x the most frames per scene"
+            require(not 0 < self.train.max_images < least, "max_images", rule, self.train.max_images)
         super().__post_init__()
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
 
@@ -125,6 +134,7 @@ def run(config: AdaptConfig) -> list[Path]:
             config.cache_tokens,
             config.cache_gigabytes,
             config.overwrite,
+            together=config.together,
         )
         with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
             failures = tune_adapters(jobs, todo, config.workers, cluster)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from subspace3d import outputs
 from subspace3d.choices import ProtocolName
+from subspace3d.jobs.options import ClusterOptions
 from subspace3d.log import logger
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ClusterOptions):
     """Measure a backbone and tuned runs of it on scenes: point clouds, depth, cameras; per scene and mean."""
 
     RENAMED: ClassVar[dict[str, str]] = {"images": "kept_scenes"}
@@ -56,28 +57,34 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     from subspace3d.evaluation.evaluate import Options, evaluate
     from subspace3d.evaluation.protocols import PROTOCOLS
     from subspace3d.evaluation.table import format_protocols, format_table
+    from subspace3d.jobs.cluster import absolute, joined_cluster
 
+    if config.ray:
+        config = absolute(config, "scenes", "out", "tuned")
     # a pattern like runs/* also names the results that an earlier call left among the runs
     runs = tuple(run for run in config.tuned if run.resolve() != config.out.resolve())
     if len(runs) < len(config.tuned):
         logger.info(f"{config.out} is where the results go, not a tuned run: left out of --tuned")
     config = outputs.check(dataclasses.replace(config, tuned=runs))
-    results = evaluate(
-        config.scenes,
-        config.out,
-        config.tuned,
-        config.backbone,
-        config.weights,
-        Options(
-            config.frames,
-            config.icp_threshold,
-            config.kept_scenes,
-            config.f_threshold,
-            {"subspace3d": (), "all": tuple(PROTOCOLS)}.get(config.protocol, (config.protocol,)),
-            config.workers,
-        ),
-        config.device,
+    options = Options(
+        config.frames,
+        config.icp_threshold,
+        config.kept_scenes,
+        config.f_threshold,
+        {"subspace3d": (), "all": tuple(PROTOCOLS)}.get(config.protocol, (config.protocol,)),
+        config.workers,
     )
+    with joined_cluster(config, on_cpu=config.device == "cpu") as cluster:
+        results = evaluate(
+            config.scenes,
+            config.out,
+            config.tuned,
+            config.backbone,
+            config.weights,
+            options,
+            config.device,
+            cluster,
+        )
     logger.info(format_table(results))
     if results["protocols"]:
         logger.info("\n" + format_protocols(results))

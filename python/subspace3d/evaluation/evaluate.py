@@ -33,6 +33,7 @@ from subspace3d.evaluation.table import ALIGNMENTS, METRICS, QUANTITIES, mean_ov
 from subspace3d.files import read_record, sha256, write_json
 from subspace3d.formats.results import KeptRecord
 from subspace3d.formats.run import read_tuned_record
+from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.log import logger
 from subspace3d.machine import usable_cores
@@ -114,6 +115,7 @@ def evaluate(
     weights: Path | None = None,
     options: Options | None = None,
     device: str = "auto",
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Measure the base model and every tuned run on every scene and write OUT/results.json.
 
@@ -128,6 +130,7 @@ def evaluate(
         weights (Path | None): its weights; none: those shipped with the package.
         options (Options | None): how scenes are measured.
         device (str): auto, cpu, cuda or one of several GPUs (cuda:1).
+        cluster (Cluster | None): measures the methods, each as a job; none: this machine does.
 
     Returns:
         dict: the content of results.json, as docs/evaluation.md describes it.
@@ -157,20 +160,27 @@ def evaluate(
     out = outputs.claim(out, outputs.EVALUATION, "out")
     outputs.mark(out, outputs.EVALUATION)
     evaluation = _Evaluation(out, found, record, options, device)
-    if options.workers > 1:
-        _measure_side_by_side(methods, evaluation)
+    if options.workers > 1 or cluster is not None:
+        _measure_side_by_side(methods, evaluation, cluster)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
     results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record)}
     write_json(out / "results.json", results)
     return results
 
 
-def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation) -> None:
+def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation, cluster: Cluster | None) -> None:
     """Measure several methods at a time and leave their records in OUT/methods; what fails is met again later."""
     workers = min(evaluation.options.workers, len(methods))
-    argument = (dict(methods), evaluation, max(1, usable_cores() // workers))
+    threads = max(1, usable_cores() // workers) if cluster is None else cluster.cpus
+    if cluster is not None and evaluation.device == "auto":
+        evaluation = dataclasses.replace(evaluation, device=cluster.device)
+    argument = (dict(methods), evaluation, threads)
     with Progress("evaluate", len(methods), "method") as progress:
-        failures = run_jobs(list(methods), _set_up, argument, workers, lambda name: progress.advance(note=name))
+
+        def ended(name: str) -> None:
+            progress.advance(note=name)
+
+        failures = run_jobs(list(methods), _set_up, argument, workers, ended, cluster=cluster)
     for name, reason in failures.items():
         logger.warning(f"{name} is measured again: {reason}")
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from subspace3d import __version__
 from subspace3d.jobs.options import ClusterOptions
-from subspace3d.jobs.work import Work, describe, sigterm_exits
+from subspace3d.jobs.work import Work, describe, describe_failures, failed_parts, sigterm_exits
 from subspace3d.locks import FolderInUse
 
 RETRIES = 3
@@ -109,7 +109,7 @@ class Cluster:
         # processes outlive a run, so what setup made is kept under a key that no other run has
         run = f"{time.time_ns()}-{ray.get_runtime_context().get_job_id()}"
         pending = {task.remote(run, __version__, setup, shared, name): name for name in names}
-        failures = {}
+        failures: dict[str, str] = {}
         with sigterm_exits():
             try:
                 while pending:
@@ -118,11 +118,11 @@ class Cluster:
                     try:
                         kind, message = ray.get(ready)
                     except ray.exceptions.RayError as error:
-                        kind, message = "failed", _first_line(error)
+                        kind, message = "failed", {name: _first_line(error)}
                     if kind == "no start":
                         raise ValueError(message)
                     if kind == "failed":
-                        failures[name] = message
+                        failures |= message
                     done(name)
             finally:
                 for reference in pending:
@@ -139,8 +139,11 @@ class Cluster:
 
 def absolute(config: Any, *names: str) -> Any:
     """``config`` with the paths of these fields made absolute: processes on a cluster start elsewhere."""
-    paths = {name: getattr(config, name) for name in names}
-    return dataclasses.replace(config, **{name: Path(path).resolve() for name, path in paths.items() if path})
+
+    def resolved(value: Any) -> Any:
+        return tuple(map(resolved, value)) if isinstance(value, tuple) else value and Path(value).resolve()
+
+    return dataclasses.replace(config, **{name: resolved(getattr(config, name)) for name in names})
 
 
 # ---- on the machines of the cluster ----------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ def _call(version: str, function: Callable[..., Any], arguments: tuple) -> tuple
         return "failed", describe(error)
 
 
-def _job(run: str, version: str, setup: Callable[[Any, int], Work], argument: Any, name: str) -> tuple[str, str]:
+def _job(run: str, version: str, setup: Callable[[Any, int], Work], argument: Any, name: str) -> tuple[str, Any]:
     """One job; what it raised as a message, because exceptions of other packages need not survive the way back."""
     deadline = time.monotonic() + _LET_GO_S
     while True:
@@ -173,8 +176,9 @@ def _job(run: str, version: str, setup: Callable[[Any, int], Work], argument: An
             return "done", ""
         except Exception as error:
             _works.clear()  # a job that failed may have left anything behind
-            if not isinstance(error, FolderInUse) or time.monotonic() > deadline:
-                return "failed", describe(error)
+            in_use = any(isinstance(part, FolderInUse) for part in failed_parts(name, error).values())
+            if not in_use or time.monotonic() > deadline:
+                return "failed", describe_failures(name, error)
         time.sleep(1)
 
 

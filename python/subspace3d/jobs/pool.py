@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from subspace3d import system
-from subspace3d.jobs.work import Work, describe, sigterm_exits
+from subspace3d.jobs.work import Work, describe, describe_failures, sigterm_exits
 from subspace3d.log import leave_out_the_irrelevant
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_jobs(
         cluster (Cluster | None): do the jobs there instead, see `subspace3d.jobs.cluster`; ``workers`` is not used.
 
     Returns:
-        dict: what went wrong, by name of the job.
+        dict: what went wrong, by name of the job, or of its parts where it raised `PartsFailed`.
 
     Raises:
         ValueError: ``setup`` itself failed; with its message.
@@ -53,7 +53,7 @@ def run_jobs(
     if cluster is not None:
         return cluster.run_jobs(names, setup, argument, done, recycle)
     context = multiprocessing.get_context("spawn")
-    waiting, failures = deque(names), {}
+    waiting, failures = deque(names), dict[str, str]()
     busy: dict[Connection, tuple[Any, int, str]] = {}
     taken: dict[Connection, int] = {}
 
@@ -81,11 +81,11 @@ def run_jobs(
                 except EOFError:
                     process.join()
                     hint = ", out of memory?" if process.exitcode == system.KILLED else ""
-                    kind, message = "failed", f"its process died (exit code {process.exitcode}{hint})"
+                    kind, message = "failed", {name: f"its process died (exit code {process.exitcode}{hint})"}
                 if kind == "no start":
                     raise ValueError(message)
                 if kind == "failed":
-                    failures[name] = message
+                    failures |= message
                 done(name)
                 if waiting and kind == "done" and taken[ready] != recycle:
                     assign(ready, process, worker)
@@ -111,7 +111,7 @@ def run_here(
         try:
             work(name)
         except Exception as error:
-            failures[name] = describe(error)
+            failures |= describe_failures(name, error)
             if number < len(names):
                 work = setup(argument, 0)
         done(name)
@@ -133,7 +133,7 @@ def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: 
             try:
                 work(name)
             except Exception as error:
-                connection.send(("failed", describe(error)))
+                connection.send(("failed", describe_failures(name, error)))
                 return
             connection.send(("done", ""))
             name = connection.recv()

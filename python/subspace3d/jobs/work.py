@@ -31,6 +31,24 @@ def exit_on_failures(command: str, what: str, failures: dict[str, str], total: i
     raise SystemExit(1)
 
 
+class PartsFailed(Exception):
+    """Of a job that is several: what went wrong, by name of the part. All others are done."""
+
+    def __init__(self, errors: dict[str, Exception]) -> None:
+        super().__init__(", ".join(f"{name}: {describe(error)}" for name, error in errors.items()))
+        self.errors = errors
+
+
+def failed_parts(name: str, error: Exception) -> dict[str, Exception]:
+    """What failed in the job ``name``: its parts, or all of it."""
+    return error.errors if isinstance(error, PartsFailed) else {name: error}
+
+
+def describe_failures(name: str, error: Exception) -> dict[str, str]:
+    """One line about each of the `failed_parts`."""
+    return {part: describe(each) for part, each in failed_parts(name, error).items()}
+
+
 def describe(error: Exception) -> str:
     """One line about an exception; its type only where the text alone would not say what happened."""
     text = " ".join(str(error).split())

@@ -62,11 +62,38 @@ def _draw(job: SceneJob, attempt: int) -> tuple[Seeds, Draft]:
     return seeds, Draft(spec, meshes, nearest=MIN_DEPTH_ROOM if config.regime == "room" else MIN_DEPTH)
 
 
-def render_scene(job: SceneJob) -> None:
-    """Draw, render and write one scene.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A scene that is drawn and ready for path tracing.
+
+    Attributes:
+        seeds: one per attribute.
+        draft: what was drawn.
+        renderer: of its views.
+        depths: ``[S, H, W]``.
+        attempt: number of draws that were rejected before.
+    """
+
+    seeds: Seeds
+    draft: Draft
+    renderer: SceneRenderer
+    depths: np.ndarray
+    attempt: int
+
+    @property
+    def noise_seed(self) -> int:
+        """Of the path tracer."""
+        return sum(dataclasses.astuple(self.seeds)) % 2**32
+
+
+def prepare_scene(job: SceneJob) -> Prepared:
+    """Draw a scene.
 
     A draw in which any view shows a surface in less than 3 % of its pixels, or one too near, is rejected and drawn
     again with the next ``attempt`` of `scene_seeds`.
+
+    Raises:
+        RuntimeError: no draw shows enough.
     """
     config = job.config
     set_threads(job.variant, job.threads)
@@ -84,14 +111,18 @@ def render_scene(job: SceneJob) -> None:
         )
         depths = renderer.depths()
         if _shows_enough(depths, draft.nearest):
-            break
-    else:
-        raise RuntimeError(
-            f"scene {job.scene} of data set {job.dataset} (attribute {config.attribute}, seed {config.seed}): "
-            f"no draw of {MAX_ATTEMPTS} shows enough in every view"
-        )
-    noise_seed = sum(dataclasses.astuple(seeds)) % 2**32
-    radiance = renderer.radiance(config.spp, noise_seed)
+            return Prepared(seeds, draft, renderer, depths, attempt)
+    raise RuntimeError(
+        f"scene {job.scene} of data set {job.dataset} (attribute {config.attribute}, seed {config.seed}): "
+        f"no draw of {MAX_ATTEMPTS} shows enough in every view"
+    )
+
+
+def render_scene(job: SceneJob) -> None:
+    """Draw, render and write one scene, see `prepare_scene`."""
+    config, prepared = job.config, prepare_scene(job)
+    seeds, draft, renderer, depths = prepared.seeds, prepared.draft, prepared.renderer, prepared.depths
+    radiance = renderer.radiance(config.spp, prepared.noise_seed)
     if config.denoise:
         radiance = denoise(radiance, *renderer.albedo_and_normals())
     images = tone_map(radiance, renderer.exposed())
@@ -104,7 +135,7 @@ def render_scene(job: SceneJob) -> None:
         "root_seed": config.seed,
         "dataset": job.dataset,
         "scene": job.scene,
-        "attempt": attempt,
+        "attempt": prepared.attempt,
         "spp": config.spp,
         "denoise": config.denoise,
         "variant": job.variant,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import shutil
 import zlib
@@ -16,6 +18,7 @@ from torch import nn
 
 from subspace3d import outputs, records
 from subspace3d.adapters.methods import add_lora
+from subspace3d.adapters.multi_lora import share_weights
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.adapters.placement import select_modules
 from subspace3d.backbones.protocol import backbone_of
@@ -27,6 +30,7 @@ from subspace3d.formats.run import AdaptRecord
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_here, run_jobs
+from subspace3d.jobs.work import PartsFailed
 from subspace3d.log import logger
 from subspace3d.machine import usable_cores
 from subspace3d.progress import Progress
@@ -36,8 +40,9 @@ from subspace3d.training.device import choose_device
 from subspace3d.training.gradient_adapter import gradient_adapter
 from subspace3d.training.gradient_start import start_at_gradient
 from subspace3d.training.gradients import GIGABYTES
-from subspace3d.training.loop import remove_run, train
+from subspace3d.training.loop import TrainResult, random_state, remove_run, train
 from subspace3d.training.memory import check_memory
+from subspace3d.training.together import Member, train_together
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter
 
@@ -64,6 +69,8 @@ class AdapterJobs:
         overwrite: replace adapters that were made with other settings.
         threads: CPU threads where ``train`` names none; 0: torch's default.
         sharing: jobs on one device.
+        together: most adapters that one job tunes at a time, see `train_together`.
+        groups: name of a job -> the data sets it tunes an adapter for, in turn or together; the first one names it.
         quiet: show no progress of single adapters.
     """
 
@@ -82,6 +89,8 @@ class AdapterJobs:
     overwrite: bool = False
     threads: int = 0
     sharing: int = 1
+    together: int = 1
+    groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     quiet: bool = False
 
 
@@ -143,10 +152,28 @@ def _default_workers(device: str) -> int:
 
 def tune_adapters(jobs: AdapterJobs, todo: list[str], workers: int, cluster: Cluster | None) -> dict[str, str]:
     """Tune the adapters of these data sets here, in processes of this machine or on a cluster; returns failures."""
-    train_config = jobs.train
-    workers = min(workers or _default_workers(train_config.device), len(todo))
+    jobs = dataclasses.replace(jobs, groups=_groups(todo, jobs.together))
+    failures = _run_groups(jobs, len(jobs.datasets) - len(todo), workers, cluster)
+    for first, names in jobs.groups.items():
+        if first in failures:
+            # a job that died took all of its adapters with it
+            left = (name for name in names if not is_done(jobs.out / name, jobs.wanted, jobs.overwrite))
+            failures |= {name: failures.get(name, failures[first]) for name in left}
+    return failures
+
+
+def _groups(names: list[str], together: int) -> dict[str, list[str]]:
+    """As few groups of at most ``together`` as there can be, of nearly one size, by their first name."""
+    count = -(-len(names) // together)
+    cuts = [len(names) * i // count for i in range(count + 1)]
+    return {names[start]: names[start:end] for start, end in itertools.pairwise(cuts)}
+
+
+def _run_groups(jobs: AdapterJobs, done: int, workers: int, cluster: Cluster | None) -> dict[str, str]:
+    train_config, names = jobs.train, list(jobs.groups)
+    workers = min(workers or _default_workers(train_config.device), len(names))
     if cluster is None and workers == 1:
-        return run_here(todo, _set_up, jobs)
+        return run_here(names, _set_up, jobs)
     if cluster is not None:
         if train_config.device == "auto":
             train_config = dataclasses.replace(train_config, device=cluster.device)
@@ -157,13 +184,16 @@ def tune_adapters(jobs: AdapterJobs, todo: list[str], workers: int, cluster: Clu
         sharing = -(-workers // (torch.cuda.device_count() if on_gpus else 1))
         threads = max(1, usable_cores() // workers)
         jobs = dataclasses.replace(jobs, threads=threads, sharing=sharing, quiet=True)
-    done = len(jobs.datasets) - len(todo)
     with Progress("adapt", len(jobs.datasets), "adapter", initial=done) as progress:
-        return run_jobs(todo, _set_up, jobs, workers, lambda name: progress.advance(note=name), cluster=cluster)
+
+        def ended(name: str) -> None:
+            progress.advance(len(jobs.groups[name]), note=", ".join(jobs.groups[name]))
+
+        return run_jobs(names, _set_up, jobs, workers, ended, cluster=cluster)
 
 
 def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
-    """Load the backbone; returns the function that tunes the adapter of one data set on it."""
+    """Load the backbone; returns the function that tunes the adapters of one group of data sets on it."""
     train_config = jobs.train
     if train_config.device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{worker % torch.cuda.device_count()}"
@@ -177,24 +207,32 @@ def _set_up(jobs: AdapterJobs, worker: int) -> Callable[[str], object]:
     tuned = add_lora(model, jobs.rank, jobs.targets)
     if worker == 0:
         image_size = described.checked_size(train_config.image_size, train_config.frames)
-        check_memory(tuned, train_config, image_size, sharing=jobs.sharing)
+        most = max(map(len, jobs.groups.values()))
+        check_memory(tuned, train_config, image_size, sharing=jobs.sharing, together=most)
     model = tuned.unload()  # type: ignore[operator]
     cache = None
     if jobs.cache_tokens is not None:
         cache = TokenCache.of_backbone(jobs.cache_tokens, model, jobs.cache_gigabytes)
 
-    def work(name: str) -> None:
+    def work(first: str) -> None:
         nonlocal model
-        if is_done(jobs.out / name, jobs.wanted, jobs.overwrite):
-            return  # by a process that died before it could say so
-        number = list(jobs.datasets).index(name) + 1
+        # some may be there, by a process that died before it could say so
+        names = [name for name in jobs.groups[first] if not is_done(jobs.out / name, jobs.wanted, jobs.overwrite)]
         with contextlib.nullcontext() if cache is None else cache.attached():
-            if jobs.gradient_only:
-                _take_gradient(jobs, model, name, f"gradient {name} ({number}/{len(jobs.datasets)})")
+            if len(names) > 1:
+                _tune_together(jobs, model, names)
                 return
-            model = _tune_one(jobs, model, name, f"adapt {name} ({number}/{len(jobs.datasets)})")
+            for name in names:
+                if jobs.gradient_only:
+                    _take_gradient(jobs, model, name, _label(jobs, name, "gradient"))
+                else:
+                    model = _tune_one(jobs, model, name)
 
     return work
+
+
+def _label(jobs: AdapterJobs, name: str, verb: str = "adapt") -> str:
+    return f"{verb} {name} ({list(jobs.datasets).index(name) + 1}/{len(jobs.datasets)})"
 
 
 def _dataset(jobs: AdapterJobs, model: nn.Module, folder: Path) -> MultiViewDataset:
@@ -237,35 +275,86 @@ def _take_gradient(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -
         write_json(temporary / RECORD, {"scenes": str(folder), **origin, **about, "settings": jobs.wanted})
 
 
-def _tune_one(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -> nn.Module:
+def _tune_one(jobs: AdapterJobs, model: nn.Module, name: str) -> nn.Module:
     """Tune and write one adapter; returns the backbone as it was before."""
-    folder = jobs.datasets[name]
-    dataset = _dataset(jobs, model, folder)
+    dataset = _dataset(jobs, model, jobs.datasets[name])
+    tuned = _started(jobs, model, name, dataset)
+    result = train(
+        tuned,
+        dataset,
+        jobs.train,
+        _work_folder(jobs, name),
+        label=_label(jobs, name),
+        settings=jobs.wanted,
+        snapshot=functools.partial(save_adapter, tuned),
+        quiet=jobs.quiet,
+    )
+    _write(jobs, name, tuned, result)
+    return tuned.unload()  # type: ignore[operator]
+
+
+def _tune_together(jobs: AdapterJobs, model: nn.Module, names: list[str]) -> None:
+    """Tune several adapters at a time and write them; the backbone is afterwards as it was before.
+
+    Raises:
+        PartsFailed: with what went wrong, by name; the others are written.
+    """
+    members, failures = {}, {}
+    for name in names:
+        try:
+            dataset = _dataset(jobs, model, jobs.datasets[name])
+            tuned = _started(jobs, share_weights(model, select_modules(model, jobs.targets)), name, dataset)
+        except Exception as error:
+            failures[name] = error
+            continue
+        members[name] = Member(
+            name,
+            tuned,
+            dataset,
+            _work_folder(jobs, name),
+            jobs.wanted,
+            functools.partial(save_adapter, tuned),
+            random_state(next(model.parameters()).device),
+        )
+    label = f"adapt {names[0]} and {len(names) - 1} more"
+    results, failed = train_together(model, list(members.values()), jobs.train, label, jobs.quiet)
+    failures |= failed
+    for name, result in results.items():
+        try:
+            _write(jobs, name, members[name].model, result)
+        except Exception as error:
+            failures[name] = error
+    if failures:
+        raise PartsFailed(failures)
+
+
+def _work_folder(jobs: AdapterJobs, name: str) -> Path:
+    return jobs.out / ".work" / name
+
+
+def _started(jobs: AdapterJobs, model: nn.Module, name: str, dataset: MultiViewDataset) -> nn.Module:
+    """The adapter of one data set as its training begins, around ``model``; a run of other settings is removed."""
     # lora_A stays close to its start: with one start for all, the adapters would share a subspace by construction
     start = np.random.SeedSequence([jobs.train.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
     torch.manual_seed(int(start))
     tuned = add_lora(model, jobs.rank, jobs.targets, jobs.backbone.identity)
     if jobs.gradient_steps:
-        start_at_gradient(tuned, dataset, jobs.train, jobs.gradient_steps, label, jobs.quiet)
-    work = jobs.out / ".work" / name
+        start_at_gradient(tuned, dataset, jobs.train, jobs.gradient_steps, _label(jobs, name), jobs.quiet)
+    work = _work_folder(jobs, name)
     if jobs.overwrite and not _fits(work, jobs.wanted):
         remove_run(work)
-    result = train(
-        tuned,
-        dataset,
-        jobs.train,
-        work,
-        label=label,
-        settings=jobs.wanted,
-        snapshot=lambda path: save_adapter(tuned, path),
-        quiet=jobs.quiet,
-    )
+    return tuned
+
+
+def _write(jobs: AdapterJobs, name: str, tuned: nn.Module, result: TrainResult) -> None:
+    """Write an adapter that is trained, and remove what its training left."""
+    work = _work_folder(jobs, name)
     with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
         save_adapter(tuned, temporary)
         write_json(
             temporary / RECORD,
             {
-                "scenes": str(folder),
+                "scenes": str(jobs.datasets[name]),
                 "backbone": jobs.backbone.to_dict(),
                 "trainable": count_trainable(tuned),
                 "training": dataclasses.asdict(result),
@@ -276,4 +365,3 @@ def _tune_one(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -> nn.
         if (work / "tensorboard").is_dir():
             shutil.copytree(work / "tensorboard", temporary / "tensorboard")
     remove_work(jobs.out / ".work", name)
-    return tuned.unload()  # type: ignore[operator]

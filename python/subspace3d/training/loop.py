@@ -39,7 +39,7 @@ from subspace3d.training.trackers import Tracker, open_trackers, remove_records
 
 Objective = Callable[[Any, dict, float, LossCounts], dict[str, torch.Tensor]]
 _MOST_SKIPPED = 10
-# what `_Run.save` keeps, and `_Run.start` finds again
+# what `Run.save` keeps, and `Run.start` finds again
 _STATE = ("step", "settings", "skipped", "skipped_in_a_row", "images", "losses", "seconds", "peak_memory_bytes")
 # these change how a run is carried out, not what it computes
 _FREE_FIELDS = ("device", "threads", "save_every", "checkpointing", "max_images", "trackers", "check_memory")
@@ -133,24 +133,11 @@ def train(
         FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
-    if not config.lr > 0:
-        raise ValueError(f"lr must be positive here, got {config.lr}; `training.rates.usual_rate` has usual ones")
-    out = outputs.claim(out, outputs.RUN, "out")
     device = choose_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    model.to(device)
-    set_modes(model)
-    parameters = trainable_parameters(model)
-    if not parameters:
-        raise ValueError("model must have trainable parameters, got none")
+    parameters = prepare(model, config, device)
+    out = outputs.claim(out, outputs.RUN, "out")
     if optimizer is None:
-        optimizer = torch.optim.AdamW(
-            groups if groups is not None else [{"params": list(parameters.values())}],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        optimizer = new_optimizer(parameters, config, groups)
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(joined_processes(device))
         if processes.count > config.images_per_step // config.frames[1]:
@@ -162,7 +149,7 @@ def train(
             stack.enter_context(exclusive(out))
         stop = stack.enter_context(stop_requests())
         pool = stack.enter_context(ThreadPoolExecutor(1, "batch"))
-        run = _Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot, objective)
+        run = Run(model, parameters, optimizer, config, out, device, processes, settings, hook, snapshot, objective)
         # before the processes part, see `device._leave`
         stack.callback(run.unwrap)
         if rate is not None:
@@ -199,6 +186,36 @@ def train(
                     logger.warning(f"\nstopped after step {run.step}; the same command continues from {saved}")
                 raise SystemExit(128 + (stop[0] if stop else 15))
     return run.result()
+
+
+def prepare(model: nn.Module, config: TrainConfig, device: torch.device) -> dict[str, nn.Parameter]:
+    """Put ``model`` on its device and into its modes, set the CPU threads; returns what is trained, by name.
+
+    Raises:
+        ValueError: no learning rate, or nothing is trainable.
+    """
+    if not config.lr > 0:
+        raise ValueError(f"lr must be positive here, got {config.lr}; `training.rates.usual_rate` has usual ones")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model.to(device)
+    set_modes(model)
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise ValueError("model must have trainable parameters, got none")
+    return parameters
+
+
+def new_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, groups: Iterable[dict] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over ``groups``, or over all ``parameters`` with the configured weight decay."""
+    return torch.optim.AdamW(
+        groups if groups is not None else [{"params": list(parameters.values())}],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def remove_run(out: Path) -> None:
@@ -238,7 +255,7 @@ def loss_terms(
 ) -> dict[str, torch.Tensor]:
     """The terms of the loss of a part of a step, a scalar ``loss`` among them; forward in ``config.precision``."""
     backbone = backbone_of(model)
-    batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in part.items()}
+    batch = moved(part, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         prediction = backbone(model, batch["images"])
     if objective is not None:
@@ -246,7 +263,26 @@ def loss_terms(
     return backbone.loss(prediction, batch, config.camera_weight, counts)
 
 
-class _Run:
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators that a run on ``device`` may draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_state` gave, as far as it is there and belongs to ``device``."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def moved(part: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on ``device``."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in part.items()}
+
+
+class Run:
     """Counters of one run and the three things done with them: take a step, save, start from what was saved."""
 
     def __init__(
@@ -259,9 +295,9 @@ class _Run:
         device: torch.device,
         processes: Processes,
         settings: Mapping[str, Any] | None,
-        hook: MethodHook | None,
-        snapshot: Callable[[Path], object] | None,
-        objective: Objective | None,
+        hook: MethodHook | None = None,
+        snapshot: Callable[[Path], object] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.settings = run_settings(config, settings)
         self.parameters, self.optimizer = parameters, optimizer
@@ -355,11 +391,23 @@ class _Run:
 
     def take_step(self, data: StepData) -> str:
         """One optimiser step; returns the note for the progress display."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.apply(self._accumulate(data), data.images)
+        return f"loss {loss}, {self.speed:.1f} images/s, {self.memory() / 2**30:.2f} GiB"
+
+    def apply(self, terms: Mapping[str, float], images: int) -> str:
+        """Clip the gradients that are there and take the optimiser's step, or skip it; returns the loss in words.
+
+        Args:
+            terms (Mapping): of the loss of the step, for the log.
+            images (int): of the step.
+
+        Raises:
+            FloatingPointError: loss or gradient were not finite in ten steps in a row.
+        """
         rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self._accumulate(data)
         self.watch.after_backward()
         norms = {
             part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
@@ -372,7 +420,7 @@ class _Run:
             if self.hook is not None:
                 self.hook.after_step(self.step + 1)
         self.step += 1
-        self.images += data.images
+        self.images += images
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
@@ -384,9 +432,12 @@ class _Run:
                 f"checkpoint: {checkpoints.latest(self.out / 'checkpoints') or 'none'}. "
                 "A lower lr or precision fp32 usually helps"
             )
-        speed = (self.images - self._images_before) / max(1e-9, time.monotonic() - self._started)
-        loss = f"{terms['loss']:.4f}" if finite else "not finite, step skipped"
-        return f"loss {loss}, {speed:.1f} images/s, {self._memory() / 2**30:.2f} GiB"
+        return f"{terms['loss']:.4f}" if finite else "not finite, step skipped"
+
+    @property
+    def speed(self) -> float:
+        """Images a second since this start."""
+        return (self.images - self._images_before) / max(1e-9, time.monotonic() - self._started)
 
     def _accumulate(self, data: StepData) -> dict[str, float]:
         """Gradients of the loss of the whole step, and its terms, summed over parts and processes."""
@@ -424,7 +475,8 @@ class _Run:
     def seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _memory(self) -> int:
+    def memory(self) -> int:
+        """Most memory so far, as in `TrainResult`."""
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         return self.peak_memory
 
@@ -438,14 +490,11 @@ class _Run:
             "images": self.images,
             "losses": self.losses,
             "seconds": self.seconds,
-            "peak_memory_bytes": self._memory(),
+            "peak_memory_bytes": self.memory(),
         }
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
             f"rng.{rank}.{name}": gathered
-            for name, mine in generators.items()
+            for name, mine in random_state(self.device).items()
             for rank, gathered in enumerate(self.processes.gather(mine, self.device))
         }
         if self.hook is not None:
@@ -459,17 +508,15 @@ class _Run:
     def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back the random state of this process and that of the method."""
         mine = f"rng.{self.processes.rank}."
-        if f"{mine}cpu" in tensors:
-            torch.set_rng_state(tensors[f"{mine}cpu"])
-        else:
+        found = {name: tensors[f"{mine}{name}"] for name in ("cpu", "cuda") if f"{mine}{name}" in tensors}
+        set_random_state(found, self.device)
+        if "cpu" not in found:
             # fewer processes ran before: this one starts a stream of its own, the same whenever it is tried
             seeds = np.random.SeedSequence([self.config.seed, self.processes.rank])
             torch.manual_seed(int(seeds.generate_state(1)[0]))
-        if self.device.type == "cuda" and f"{mine}cuda" in tensors:
-            torch.cuda.set_rng_state(tensors[f"{mine}cuda"], self.device)
         for name, tensor in self.hook.tensors().items() if self.hook is not None else ():
             tensor.copy_(tensors[f"method.{name}"])
 
     def result(self) -> TrainResult:
         loss = sum(self.losses) / len(self.losses) if self.losses else None
-        return TrainResult(self.step, self.skipped, self.seconds, self._memory(), loss)
+        return TrainResult(self.step, self.skipped, self.seconds, self.memory(), loss)

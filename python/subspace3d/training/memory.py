@@ -9,7 +9,7 @@ Python itself and, on a GPU, the CUDA context.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class MemoryEstimate:
 
 
 def check_memory(
-    model: nn.Module, config: TrainConfig, image_size: int, processes: int = 1, sharing: int = 1
+    model: nn.Module, config: TrainConfig, image_size: int, processes: int = 1, sharing: int = 1, together: int = 1
 ) -> MemoryEstimate | None:
     """Print the estimate for the largest forward pass of a run; nothing, if ``config.check_memory`` is off.
 
@@ -67,15 +67,17 @@ def check_memory(
         image_size (int): side of the images in pixels.
         processes (int): that share the scenes of a step.
         sharing (int): processes like this one on the same device.
+        together (int): adapters like that of ``model`` in this process, each with images of its own.
 
     Raises:
         ValueError: it exceeds what the device has left; says what would fit.
     """
     if not config.check_memory:
         return None
-    scenes, frames = _largest_pass(config, processes)
+    share = replace(config, max_images=config.max_images // together)
+    scenes, frames = _largest_pass(share, processes)
     try:
-        estimate = estimate_memory(model, config, image_size, scenes, frames)
+        estimate = _estimate_together(model, config, image_size, scenes, frames, together)
     except _VALUES_NEEDED as error:
         logger.warning(f"memory cannot be estimated: {backbone_of(model).name} reads values of tensors ({error})")
         return None
@@ -89,7 +91,7 @@ def check_memory(
         return estimate
     raise ValueError(
         f"max_images: a step needs about {estimate}, {device_name(config.device)} has {_gib(free)} left{each}; "
-        f"{_advice(model, config, image_size, estimate, scenes, frames, free + held)}; "
+        f"{_advice(model, config, image_size, estimate, free + held, together)}; "
         "--train.no-check-memory starts all the same"
     )
 
@@ -189,27 +191,43 @@ def _largest_pass(config: TrainConfig, processes: int) -> tuple[int, int]:
     return scenes(frames), frames
 
 
+def _estimate_together(
+    model: nn.Module, config: TrainConfig, image_size: int, scenes: int, frames: int, together: int
+) -> MemoryEstimate:
+    """Of ``scenes`` scenes for each of so many adapters; beside their images they share everything but factors."""
+    estimate = estimate_memory(model, config, image_size, together * scenes, frames)
+    # trained factors, their gradients and moments are all of one size
+    more = (together - 1) * estimate.optimizer // 2
+    return replace(
+        estimate,
+        weights=estimate.weights + more,
+        optimizer=estimate.optimizer + 2 * more,
+        step=estimate.step + more,
+    )
+
+
 def _advice(
     model: nn.Module,
     config: TrainConfig,
     image_size: int,
     estimate: MemoryEstimate,
-    scenes: int,
-    frames: int,
     free: int,
+    together: int,
 ) -> str:
     """What to change so that a step fits into ``free`` bytes; between one scene and all of them memory is linear."""
     most = config.frames[1]
-    least = estimate_memory(model, config, image_size, 1, most)
+    least = _estimate_together(model, config, image_size, 1, most, together)
     if least.total > free:
-        hints = [] if config.checkpointing else ["--train.checkpointing"]
+        hints = ["a smaller --together"] if together > 1 else []
+        hints += [] if config.checkpointing else ["--train.checkpointing"]
         hints += [] if config.precision == "bf16" else ["--train.precision bf16"]
-        return f"one scene of {most} frames needs {_gib(least.total)}: try " + ", ".join(
+        of_each = f" of each of {together} adapters" if together > 1 else ""
+        return f"one scene of {most} frames{of_each} needs {_gib(least.total)}: try " + ", ".join(
             [*hints, "fewer --train.frames", "a smaller --train.image-size"]
         )
     slope = (estimate.total - least.total) / max(1, estimate.images - least.images)
     images = least.images + int((free - least.total) / slope) if slope > 0 else least.images
-    return f"--train.max-images {max(most, images)} would fit, with the same gradients"
+    return f"--train.max-images {max(together * most, images)} would fit, with the same gradients"
 
 
 def _gib(size: int) -> str:
