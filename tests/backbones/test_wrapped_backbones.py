@@ -171,7 +171,8 @@ def test_presets_match_adaptable_modules_and_parts_cover_them(name: str) -> None
     check_uses(model, {"cores": placement.cores, "heads": placement.adapters})
     for module in everything:
         assert not backbone.is_frozen(module) and backbone.part_of(module) != "other", module
-    # what is neither frozen nor targeted: positions, and in Pi3X convolutions that pad by repetition
+    # what is neither frozen nor targeted: positions, in Pi3X convolutions that pad by repetition, in MapAnything those
+    # with several names
     rest = {
         name
         for name, module in model.named_modules()
@@ -180,7 +181,7 @@ def test_presets_match_adaptable_modules_and_parts_cover_them(name: str) -> None
         and name not in everything
         and getattr(module, "padding_mode", "zeros") == "zeros"
     }
-    assert rest <= {"position", "aggregator.position"}
+    assert rest <= {"position", "aggregator.position", *(f"dpt_feature_head.scratch.layer{n}_rn" for n in range(1, 5))}
     assert count_parameters(model, "subspace", rank=2, K=3)["total"] > 0
     with torch.device("meta"):
         assert sum(1 for _ in backbone.network().parameters()) == sum(1 for _ in model.parameters())
@@ -293,8 +294,21 @@ def test_a_parent_with_two_names_may_hold_an_adapter_and_a_shared_module_may_not
     assert twice_named.get_submodule("two.0.0") is twice_named.get_submodule("one.0")
     shared = nn.Linear(3, 3)
     two_parents = nn.ModuleDict({"one": nn.Sequential(shared), "two": nn.Sequential(shared)})
-    with pytest.raises(ValueError, match=r"must leave out one\.0: it is one module with two\.0"):
+    refused = r"targets must leave out one\.0: it is one module with two\.0"
+    with pytest.raises(ValueError, match=refused):
         check_uses(two_parents, {"targets": ["one.0"]})
+    for method in ("lora", "pissa", "adalora"):
+        with pytest.raises(ValueError, match=refused):
+            apply_method(two_parents, method, rank=1, targets=r"one\.0", steps=10)
+
+
+def test_no_adapter_goes_on_the_convolutions_of_mapanything_that_are_called_by_another_name() -> None:
+    model = _build("mapanything")
+    head = model.dpt_feature_head
+    assert head.input_process[1][1] is head.scratch.layer2_rn
+    assert "dpt_feature_head.input_process.1.0.0" in target_modules(model, "heads")
+    with pytest.raises(ValueError, match=r"scratch\.layer2_rn: it is one module with .*input_process\.1\.1"):
+        apply_method(model, "lora", rank=1, targets=r"dpt_feature_head\.scratch\.layer2_rn")
 
 
 def test_licences_are_those_of_the_published_weights() -> None:
