@@ -287,10 +287,10 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         },
     )
     logger.info(f"tuned -> {config.out / 'tuned'}")
-    named = "" if config.backbone == FinetuneConfig.backbone else f" --backbone {config.backbone}"
+    named = f" --backbone {config.backbone}" if ":" in config.backbone else ""
     logger.info(
         f"next: subspace3d evaluate --scenes TEST_SCENES --tuned {config.out} --out {config.out / 'evaluation'}"
-        f"{named}, or subspace3d export {config.out}{named if ':' in config.backbone else ''}"
+        f"{backbone.flags()}, or subspace3d export {config.out}{named}"
     )
     processes.wait()
     return dict(read_tuned(config.out))
