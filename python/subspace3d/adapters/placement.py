@@ -199,30 +199,16 @@ def check_uses(model: nn.Module, chosen: Mapping[str, Iterable[str]]) -> None:
         chosen (Mapping): argument, for the message -> names of modules that are to be adapted.
 
     Raises:
-        ValueError: a module has several names in the model, its weight is that of another module too, or its parent
-            reads its weight without calling it.
+        ValueError: a module has several names in the model, or its parent reads its weight without calling it.
     """
     # a parent with two names holds its child once: replacing the child there reaches every use through either name
     uses: dict[nn.Module, dict[tuple[int, str], str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         parent, _, child = name.rpartition(".")
         uses.setdefault(module, {}).setdefault((id(model.get_submodule(parent)), child), name)
-    holders: dict[nn.Parameter, list[str]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            if key == "weight":
-                holders.setdefault(parameter, []).append(name)
     for argument, wanted in chosen.items():
         for name in wanted:
             module = model.get_submodule(name)
-            weight = getattr(module, "weight", None)
-            tied = holders.get(weight, []) if isinstance(weight, nn.Parameter) else []
-            if len(tied) > 1:
-                others = ", ".join(other for other in tied if other != name)
-                raise ValueError(
-                    f"{argument} must leave out {name}: its weight is that of {others} too, so the update of one would "
-                    "change the others once it is merged"
-                )
             if len(uses[module]) > 1:
                 others = ", ".join(other for other in uses[module].values() if other != name)
                 raise ValueError(
