@@ -31,10 +31,10 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx, x, w, bias, a, b, scale):
         dtype = x.dtype
         tokens = x.reshape(-1, x.shape[-1])
-        narrow_a, narrow_b = a.to(dtype), (scale * b).to(dtype)
+        narrow_a, narrow_b = a.to(dtype), b.to(dtype)
         p = tokens @ narrow_a.t()
         y = torch.nn.functional.linear(tokens, w.to(dtype), None if bias is None else bias.to(dtype))
-        y.addmm_(p, narrow_b.t())
+        y.addmm_(p, narrow_b.t(), alpha=scale)
         ctx.save_for_backward(x, p, w, narrow_a, narrow_b)
         ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
@@ -48,9 +48,9 @@ class _LoraLinear(torch.autograd.Function):
         with without_autocast(dy.device.type):
             g = rows @ b
             if ctx.needs_input_grad[0]:
-                dx = (rows @ w.to(dy.dtype)).addmm_(g, a).view(x.shape)
+                dx = (rows @ w.to(dy.dtype)).addmm_(g, a, alpha=ctx.scale).view(x.shape)
             if ctx.needs_input_grad[3]:
-                da = (g.t() @ tokens).to(ctx.dtypes[0])
+                da = (g.t() @ tokens).to(ctx.dtypes[0]).mul_(ctx.scale)
             if ctx.needs_input_grad[4]:
                 db = (rows.t() @ p).to(ctx.dtypes[1]).mul_(ctx.scale)
         return dx, None, None, da, db, None
@@ -87,6 +87,8 @@ class _LoraConv2d(torch.autograd.Function):
         ctx.scale, ctx.geometry = scale, geometry
         bias = None if bias is None else bias.to(dtype)
         if _is_product(w, geometry, x.device):
+            if _channels_last(x):
+                return torch.nn.functional.linear(x.movedim(1, -1), w_eff.flatten(1), bias).movedim(-1, 1)
             y = torch.bmm(w_eff.flatten(1).expand(len(x), -1, -1), x.flatten(2))
             y = y if bias is None else y.add_(bias[:, None])
             return y.view(*y.shape[:2], *x.shape[2:])
@@ -118,7 +120,14 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of conv2d(x, weight) by x and by weight, each only where it is needed."""
     dx = dw = None
-    if _is_product(weight, geometry, x.device):
+    product = _is_product(weight, geometry, x.device)
+    if product and _channels_last(x):
+        rows, columns = dy.movedim(1, -1), x.movedim(1, -1)
+        if needs_x:
+            dx = (rows @ weight.flatten(1)).movedim(-1, 1)
+        if needs_weight:
+            dw = rows.flatten(0, 2).t() @ columns.flatten(0, 2)
+    elif product:
         rows, columns = dy.flatten(2), x.flatten(2)
         if needs_x:
             dx = torch.bmm(weight.flatten(1).t().expand(len(x), -1, -1), rows).view(x.shape)
@@ -137,6 +146,11 @@ def _is_product(weight: Tensor, geometry: Geometry, device: torch.device) -> boo
     """Whether the convolution is a product of matrices, which on a CPU torch computes faster under that name."""
     stride, padding, _ = geometry
     return device.type == "cpu" and weight[0, 0].numel() == 1 and {*stride} == {1} and {*padding} == {0}
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel lie together; a product keeps them so, for what follows is slower otherwise."""
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def low_rank_pays(dy_shape: Sequence[int], a_shape: Sequence[int], geometry: Geometry, on_cpu: bool) -> bool:

@@ -410,16 +410,18 @@ def test_lora_linear_equals_its_reference(leading, dtype):
         torch.testing.assert_close(ours, wanted, **close)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels_last"])
 @pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low_rank"])
 @pytest.mark.parametrize("kernel", [(3, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize(
     "geometry", [((1, 1), (0, 0), (1, 1)), ((1, 1), (2, 1), (2, 1)), ((2, 1), (0, 0), (1, 2))], ids=str
 )
-def test_lora_conv2d_equals_its_reference(geometry, kernel, low_rank, monkeypatch):
+def test_lora_conv2d_equals_its_reference(geometry, kernel, low_rank, layout, monkeypatch):
     monkeypatch.setattr(lora, "_SMALL_PRODUCTS", 0 if low_rank else 2**60)
     monkeypatch.setattr(lora, "_PRODUCTS_PER_COPY", 0)
     out = 9
-    x, w, bias = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(out, 3, *kernel), torch.randn(out)
+    x = torch.randn(2, 3, 9, 8).to(memory_format=layout).requires_grad_()
+    w, bias = torch.randn(out, 3, *kernel), torch.randn(out)
     a, b = torch.randn(4, 3, *kernel, requires_grad=True), torch.randn(out, 4, 1, 1, requires_grad=True)
     results = []
     for function in (lora_conv2d, lora_conv2d_ref):
@@ -427,6 +429,7 @@ def test_lora_conv2d_equals_its_reference(geometry, kernel, low_rank, monkeypatc
         generator = torch.Generator().manual_seed(0)
         dy = torch.randn(y.shape, generator=generator)
         results.append((y, *torch.autograd.grad(y, (x, a, b), dy)))
+    assert results[0][0].is_contiguous(memory_format=layout)
     for ours, wanted in zip(*results):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3)
     (only_a,) = torch.autograd.grad(lora_conv2d(x, w, bias, a, b.detach(), 0.5, geometry).square().sum(), a)
