@@ -220,7 +220,7 @@ def test_the_report_says_in_which_layers_they_agree(checkpoints, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert record["sentence"] in page and "In which layers do two checkpoints agree?" in page
     assert ">camera</th><td>output</td><td>frame_blocks.0</td><td>1 of 3</td>" in page
-    assert page.count("data:image/png;base64,") == 1
+    assert "A: x; B: y" in page and page.count("data:image/png;base64,") == 1
 
     # nothing of another version is drawn; what does not hold together is named
     for change, message in (

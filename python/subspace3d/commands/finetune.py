@@ -152,7 +152,7 @@ def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     import torch
 
-    from subspace3d.adapters.basis import select_files
+    from subspace3d.adapters.basis import select_files, warn_of_other_base
     from subspace3d.adapters.hooks import method_hook
     from subspace3d.adapters.methods import apply_method
     from subspace3d.adapters.parameters import count_trainable
@@ -201,6 +201,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
+    warn_of_other_base(subspaces, backbone.identity)
     base = load_backbone(backbone)
     if config.few:
         few = load_few(config.scenes, image_size)

@@ -133,7 +133,8 @@ def _bars(axis: Axes, comparison: Mapping[str, Any], values: Mapping[str, Sequen
         places = [index + 0.36 * (offset - 0.5) for index in range(len(comparison["attributes"]))]
         axis.bar(places, [value or 0.0 for value in values[name]], 0.32, color=colour, label=_model(comparison, name))
     axis.set_xticks(range(len(comparison["attributes"])), comparison["attributes"], fontsize=8)
-    axis.legend(fontsize=7, frameon=False)
+    axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above the bars
+    axis.legend(fontsize=7, frameon=False, loc="upper left")
 
 
 def _draw_ranks(axis: Axes, comparison: Mapping[str, Any]) -> None:

@@ -38,6 +38,9 @@ def summary(content: RunContent) -> Html:
     if content.analysis is not None:
         attributes, modules = content.analysis.value["attributes"], len(content.analysis.value["modules"])
         items.append(("Subspaces", f"{', '.join(attributes)}, in {modules} modules"))
+    if content.comparison is not None:
+        models = content.comparison.value["base_models"]
+        items.append(("Compared", f"A: {models['A'] or 'not recorded'}; B: {models['B'] or 'not recorded'}"))
     seconds = sum((record.get("training") or {}).get("seconds", 0) for record in content.tuned.values())
     if seconds:
         items.append(("Fine-tuning", f"{len(content.tuned)} runs, {format_duration(seconds)} in all"))
