@@ -10,12 +10,12 @@ from adapters.models import random_basis, tiny_vggt, write_subspace
 from torch import nn
 
 import subspace_ext as se
-from subspace3d.adapters.basis import basis_for_model, build_basis, select_files
+from subspace3d.adapters.basis import basis_for_model, build_basis, select_files, warn_of_other_base
 from subspace3d.adapters.placement import place
 from subspace3d.backbones.targets import target_modules
 from subspace3d.files import load_tensors, save_tensors
 from subspace3d.formats.basis import basis_digest, load_basis, save_authors, save_basis
-from subspace3d.formats.subspace import load_subspace
+from subspace3d.formats.subspace import load_subspace, save_subspace
 
 QKV = "aggregator.frame_blocks.1.attn.qkv"
 
@@ -144,3 +144,19 @@ def test_wrong_files_are_refused(model: nn.Module, files: list[Path], tmp_path: 
     model.aggregator.frame_blocks[1].attn.qkv = nn.Linear(32, 90)
     with pytest.raises(ValueError, match=r"attn.qkv must have \[out, in\] = \[90, 32\] as in .*got \[96, 32\]"):
         basis_for_model(files, model)
+
+
+def test_a_basis_of_other_weights_is_used_with_a_warning(
+    model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    modules = load_subspace(write_subspace(tmp_path / "any.safetensors", model, 2)).modules
+    here = "vggt-nano@0123"
+    for base, warns in (
+        (here, False), (None, False), ("facebook/VGGT-1B", False), ("vggt-nano", True), ("vggt-nano@4567", True),
+        ("my.models:make@0123", True),
+    ):  # fmt: skip
+        caplog.clear()
+        save_subspace(tmp_path / "any.safetensors", modules, {"base_model": base, "k": 2})
+        warn_of_other_base([tmp_path / "any.safetensors"], here)
+        said = f"was mined from adapters of {base} and is used on {here}"
+        assert (said in caplog.text) == warns and bool(caplog.text) == warns

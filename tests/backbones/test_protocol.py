@@ -13,9 +13,12 @@ from torch import nn
 import subspace3d as s3
 from subspace3d.backbones.protocol import PRESETS, Backbone, Prediction, attach, backbone_of, find_backbone
 from subspace3d.backbones.recompute import recompute
-from subspace3d.backbones.record import UNKNOWN, read_licence, record_backbone
+from subspace3d.backbones.record import UNKNOWN, BackboneRecord, read_licence, record_backbone
 from subspace3d.backbones.vggt import VGGT
+from subspace3d.backbones.vggt_preset import describe
 from subspace3d.files import save_tensors
+from subspace3d.formats.model_card import licence_of_card, write_card
+from subspace3d.formats.run import licence_of_adapter
 from subspace3d.training.token_cache import TokenCache
 
 
@@ -62,20 +65,107 @@ def test_sizes_and_frames_are_checked_before_anything_is_loaded() -> None:
         TokenCache.of_backbone(Path("unused"), attach(nn.Linear(1, 1), backbone))
 
 
-def test_a_factory_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Said(Backbone):
+    def __init__(self, said: object) -> None:
+        self.name, self.said = "said", said
+
+    def __call__(self, model: nn.Module, images: torch.Tensor) -> Prediction:
+        return self.said  # type: ignore[return-value]
+
+
+def test_what_a_backbone_says_is_checked() -> None:
+    images, ones = torch.zeros(1, 2, 3, 4, 6), torch.ones
+    points = ones(1, 2, 4, 6, 3).cumsum(-1)
+    said = Said(Prediction(points=points)).predict(nn.Identity(), images)
+    assert said.depth is not None and torch.equal(said.depth, points[..., 2]) and said.points is points
+    for wrong, message in (
+        ((1, 2), "__call__ of said must return a subspace3d Prediction, got tuple"),
+        (
+            Prediction(ones(1, 2, 4, 6, 1)),
+            r"depth of .* \[1, 2, 4, 6\], of \[1, 2, 3, 4, 6\] images, got \[1, 2, 4, 6, 1\]",
+        ),
+        (Prediction(ones(1, 2, 6, 4)), r"depth of .* got \[1, 2, 6, 4\]"),
+        (Prediction(confidence=ones(2, 4, 6)), r"confidence of .* got \[2, 4, 6\]"),
+        (Prediction(extrinsics=ones(1, 2, 4, 4)), r"extrinsics of .* \[1, 2, 3, 4\], .* got \[1, 2, 4, 4\]"),
+        (Prediction(intrinsics=3), r"intrinsics of .* got int"),  # type: ignore[arg-type]
+        (Prediction(points=ones(1, 2, 3, 4, 6)), r"points of .* \[1, 2, 4, 6, 3\]"),
+        (Prediction(stages=(ones(1, 2, 9), ones(1, 2, 8))), r"stages\[1\] of .* \[1, 2, 9\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Said(wrong).predict(nn.Identity(), images)
+
+
+def test_cards_name_the_licence_and_are_read_back(tmp_path: Path) -> None:
+    for licence, front, read in (
+        ("Apache-2.0", "license: apache-2.0", "apache-2.0"),
+        ("CC BY-NC 4.0 (non-commercial)", "license: cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("CC-BY-NC-4.0", "license: cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ('My "own" terms', "license: other\nlicense_name: \"My 'own' terms\"", "My 'own' terms"),
+        ("none: random weights", 'license: other\nlicense_name: "none: random weights"', "none: random weights"),
+    ):
+        write_card(tmp_path, "a-model@0123", licence)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert (
+            text.startswith(f"---\nlibrary_name: peft\n{front}\n---\n") and "`a-model@0123`" in text and licence in text
+        )
+        assert licence_of_card(tmp_path / "README.md") == licence_of_adapter(tmp_path) == read
+
+
+def test_the_flags_that_name_the_same_weights() -> None:
+    assert BackboneRecord("vggt-nano", "shipped", "ab").flags() == ""
+    assert BackboneRecord("vggt-nano", "random", "").flags() == " --backbone vggt-nano --weights random"
+    assert BackboneRecord("pi3", "/a b/c", "ab").flags() == " --backbone pi3 --weights '/a b/c'"
+
+
+def test_a_factory_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     source = """
         from torch import nn
         from subspace3d.backbones.protocol import Backbone
 
         class Mine(Backbone):
+            targets = {"cores": "", "heads": "", "all": ""}
+
             def network(self):
                 return nn.Linear(2, 2)
 
         def named():
             return Mine()
 
+        class Untargeted(Backbone):
+            targets = {"cores": ".*"}
+
+        class Broken(Backbone):
+            targets = Mine.targets
+
+            def network(self):
+                raise KeyError("checkpoint_dir")
+
+        class NoModule(Broken):
+            def network(self):
+                return {}
+
         def network(weights):
+            return small()
+
+        def small():
+            from subspace3d.backbones.config import VGGTConfig
+            from subspace3d.backbones.vggt import VGGT
+
+            sizes = dict(embed_dim=32, num_heads=2, encoder_depth=1, depth=4, camera_depth=1, depth_features=16)
+            return VGGT(VGGTConfig("own", 48, 8, **sizes, depth_channels=(8, 8, 8, 8), depth_taps=(0, 1, 2, 3)))
+
+        def needs_its_file(weights):
+            if weights == "random":
+                raise OSError("no such checkpoint: random")
+            return small()
+
+        def another(weights):
             return nn.Linear(3, 3)
+
+        def strict(argument):
+            return Mine()
 
         def wrong():
             return 3
@@ -88,15 +178,38 @@ def test_a_factory_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.Mon
         name = f"factories_of_a_test:{factory}"
         model = s3.build_backbone(name, "random")
         assert isinstance(model, nn.Linear) and backbone_of(model).name == name
-    # what takes weights gives the network itself, which is then a VGGT
-    assert backbone_of(s3.build_backbone("factories_of_a_test:network")).name == "factories_of_a_test:network"
+    # what takes weights gives the network itself, which is then a VGGT of the sizes that it has
+    own = backbone_of(s3.build_backbone("factories_of_a_test:network"))
+    assert own.name == "factories_of_a_test:network"
+    for sized in (own, find_backbone("factories_of_a_test:network"), describe(nn.ModuleDict({"x": own.network()}))):
+        assert (sized.image_size, sized.patch_size, sized.special_tokens) == (48, 8, 5)
+    caplog.clear()
+    assumed = find_backbone("factories_of_a_test:needs_its_file")
+    assert (assumed.image_size, assumed.patch_size) == (518, 14) and "518 px and patches of 14 px" in caplog.text
+    built = assumed.build("file")
+    assert backbone_of(built) is assumed and (assumed.image_size, assumed.patch_size) == (48, 8)
     for factory, message in (
+        (
+            "Untargeted",
+            "targets of factories_of_a_test:Untargeted must have cores, heads and all, heads, all is missing",
+        ),
+        (
+            "strict",
+            r"factories_of_a_test:strict raised TypeError: .*missing 1 required positional argument: 'argument'$",
+        ),
         ("absent", "backbone must be importable, got 'factories_of_a_test:absent'"),
         ("number", "must be a function or a class, got int"),
         ("wrong", "must return a subspace3d Backbone, got int"),
     ):
         with pytest.raises(ValueError, match=message):
             find_backbone(f"factories_of_a_test:{factory}")
+    for factory, message in (
+        ("Broken", r"Broken raised KeyError: 'checkpoint_dir' \(factories_of_a_test.py, line \d+\)"),
+        ("NoModule", r"network of factories_of_a_test:NoModule must return a torch\.nn\.Module, got dict"),
+        ("another", r"must return a VGGT with the published module names, got Linear; for another model return a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_backbone(f"factories_of_a_test:{factory}").build("random")
     with pytest.raises(ValueError, match=r"backbone must be one of vggt-nano, .*, or package\.module:factory"):
         find_backbone("vggt")
     with pytest.raises(ValueError, match=r"weights of factories_of_a_test:Mine do not ship with the package"):

@@ -18,9 +18,9 @@ from subspace3d.adapters.inject import inject
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.placement import check_uses, count_parameters, place
 from subspace3d.backbones.build import build_backbone
-from subspace3d.backbones.losses import LossCounts
+from subspace3d.backbones.losses import LossCounts, multitask_loss
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.backbones.protocol import PRESETS, attach, backbone_of, find_backbone
+from subspace3d.backbones.protocol import PRESETS, Prediction, attach, backbone_of, find_backbone
 from subspace3d.backbones.targets import target_modules
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.without_values import without_values
@@ -171,7 +171,8 @@ def test_presets_match_adaptable_modules_and_parts_cover_them(name: str) -> None
     check_uses(model, {"cores": placement.cores, "heads": placement.adapters})
     for module in everything:
         assert not backbone.is_frozen(module) and backbone.part_of(module) != "other", module
-    # what is neither frozen nor targeted: positions, and in Pi3X convolutions that pad by repetition
+    # what is neither frozen nor targeted: positions, in Pi3X convolutions that pad by repetition, in MapAnything those
+    # with several names
     rest = {
         name
         for name, module in model.named_modules()
@@ -180,7 +181,7 @@ def test_presets_match_adaptable_modules_and_parts_cover_them(name: str) -> None
         and name not in everything
         and getattr(module, "padding_mode", "zeros") == "zeros"
     }
-    assert rest <= {"position", "aggregator.position"}
+    assert rest <= {"position", "aggregator.position", *(f"dpt_feature_head.scratch.layer{n}_rn" for n in range(1, 5))}
     assert count_parameters(model, "subspace", rank=2, K=3)["total"] > 0
     with torch.device("meta"):
         assert sum(1 for _ in backbone.network().parameters()) == sum(1 for _ in model.parameters())
@@ -206,6 +207,28 @@ def test_a_zero_start_changes_nothing_and_every_trained_tensor_gets_a_gradient(n
     # lora_A has none before lora_B has moved
     assert all(torch.isfinite(p.grad).all() for p in trained.values())
     assert all(p.grad.any() for name, p in trained.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("name", [*NAMES[:4], "vggt-nano", "backbones.tiny_da3:backbone"])
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(name: str) -> None:
+    """On a CPU, by autocast. Poses of random weights are ill-conditioned, so they weigh little."""
+    torch.manual_seed(0)
+    model = build_backbone(name, None if name == "vggt-nano" else "random")
+    backbone = backbone_of(model)
+    batch = _batch(2 * backbone.patch_size)
+    normalised, _ = normalize_scenes(batch)
+    counts, losses, gradients = LossCounts.of(normalised), [], []
+    parameter = model.get_parameter(f"{target_modules(model, 'cores')[0]}.weight")
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            prediction = backbone.predict(model, batch["images"])
+        loss = backbone.loss(prediction, normalised, 0.1, counts)["loss"]
+        assert loss.dtype == torch.float32 and torch.isfinite(loss)
+        losses.append(float(loss.detach()))
+        gradients.append(torch.autograd.grad(loss, parameter)[0].flatten())
+    # 8 bits of mantissa, through up to twenty layers
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
 
 
 @pytest.mark.parametrize("name", ["pi3", "vggt-omega", "mapanything"])
@@ -293,8 +316,21 @@ def test_a_parent_with_two_names_may_hold_an_adapter_and_a_shared_module_may_not
     assert twice_named.get_submodule("two.0.0") is twice_named.get_submodule("one.0")
     shared = nn.Linear(3, 3)
     two_parents = nn.ModuleDict({"one": nn.Sequential(shared), "two": nn.Sequential(shared)})
-    with pytest.raises(ValueError, match=r"must leave out one\.0: it is one module with two\.0"):
+    refused = r"targets must leave out one\.0: it is one module with two\.0"
+    with pytest.raises(ValueError, match=refused):
         check_uses(two_parents, {"targets": ["one.0"]})
+    for method in ("lora", "pissa", "adalora"):
+        with pytest.raises(ValueError, match=refused):
+            apply_method(two_parents, method, rank=1, targets=r"one\.0", steps=10)
+
+
+def test_no_adapter_goes_on_the_convolutions_of_mapanything_that_are_called_by_another_name() -> None:
+    model = _build("mapanything")
+    head = model.dpt_feature_head
+    assert head.input_process[1][1] is head.scratch.layer2_rn
+    assert "dpt_feature_head.input_process.1.0.0" in target_modules(model, "heads")
+    with pytest.raises(ValueError, match=r"scratch\.layer2_rn: it is one module with .*input_process\.1\.1"):
+        apply_method(model, "lora", rank=1, targets=r"dpt_feature_head\.scratch\.layer2_rn")
 
 
 def test_licences_are_those_of_the_published_weights() -> None:
@@ -348,6 +384,43 @@ class PositionGetter:
         if size not in self.cache_positions:
             self.cache_positions[size] = torch.cartesian_prod(torch.arange(size), torch.arange(size))
         return self.cache_positions[size]
+
+
+def test_of_a_camera_that_is_predicted_in_part_the_part_is_trained() -> None:
+    batch, _ = normalize_scenes(_batch(28))
+    counts, size = LossCounts.of(batch), (28, 28)
+    wrong = batch["extrinsics"].clone()
+    wrong[..., 3] += 0.3
+    longer = batch["intrinsics"] * torch.tensor([1.2, 1.2, 1])[:, None]
+    full = multitask_loss(Prediction(extrinsics=wrong, intrinsics=longer), batch, 5.0, counts)
+    poses = multitask_loss(Prediction(extrinsics=wrong), batch, 5.0, counts)
+    assert float(poses["translation"]) == pytest.approx(float(full["translation"])) == pytest.approx(0.3)
+    assert float(poses["fov"]) == pytest.approx(0, abs=1e-6)
+    fields = multitask_loss(Prediction(intrinsics=longer), batch, 5.0, counts)
+    expected = encode_pose(wrong, longer, size) - encode_pose(wrong, batch["intrinsics"], size)
+    assert float(fields["fov"]) == pytest.approx(float(expected[..., 7:].abs().mean()))
+    assert float(fields["translation"]) == float(fields["rotation"]) == 0
+    assert float(fields["loss"]) == pytest.approx(5 * 0.5 * float(fields["fov"]))
+    with pytest.raises(ValueError, match="must have depth, extrinsics, intrinsics or camera encodings"):
+        multitask_loss(Prediction(), batch, 5.0, counts)
+
+
+class Drawing(nn.Module):
+    """Decides by draws, as MapAnything does about inputs that it may be given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        once = torch.rand(1) < 0.7
+        x = x @ x if once else x
+        if (torch.rand(3, device=x.device) < 0.2).any():
+            raise AssertionError
+        return x[:2]
+
+
+def test_draws_are_a_half_where_tensors_have_no_values() -> None:
+    model = Drawing()
+    with without_values(model), FakeTensorMode():
+        assert model(torch.ones(4, 4)).shape == (2, 4)
+    assert torch.rand(1) != torch.rand(1)
 
 
 def test_the_rotary_embedding_of_pi3_is_traced_and_its_tables_are_left_as_they_were() -> None:

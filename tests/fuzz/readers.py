@@ -49,6 +49,7 @@ from subspace3d.formats.run import AdaptRecord, read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subspaces, save_subspace
 from subspace3d.mining.analyze import analyze
+from subspace3d.mining.compare import compare
 from subspace3d.reporting.collect import collect
 from subspace3d.reporting.viewer_sources import Prediction, open_source
 from subspace3d.training import checkpoints
@@ -216,6 +217,13 @@ def _analysis(folder: Path) -> None:
     write_json(folder / "analysis/analysis.json", analyze(load_subspaces([folder])))
 
 
+def _comparison(folder: Path) -> None:
+    _analysis(folder)
+    found = load_subspaces([folder])
+    write_json(folder / "comparison/comparison.json", compare(found, found, {}))
+    shutil.rmtree(folder / "analysis")
+
+
 def _pictures(folder: Path) -> None:
     """What an evaluation keeps, without checksums, so that damage reaches what is behind them."""
     write_results(folder / "evaluation", ["a"])
@@ -368,6 +376,7 @@ READERS = {
     ),
     "subspace file, analyzed": Reader(_plain(_subspace, "s.safetensors"), "s.safetensors", _analyze),
     "analysis.json": Reader(_analysis, "analysis/analysis.json", collect),
+    "comparison.json": Reader(_comparison, "comparison/comparison.json", collect),
     "results.json, viewed": Reader(_pictures, "evaluation/results.json", _view),
     "kept truth": Reader(_pictures, "evaluation/pictures/a/true.safetensors", _view),
     "kept prediction": Reader(_pictures, "evaluation/pictures/a/base.safetensors", _view),

@@ -13,8 +13,11 @@ from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
 from subspace3d.commands import analyze, mine
 from subspace3d.commands.analyze import AnalyzeConfig
 from subspace3d.commands.mine import MineConfig
+from subspace3d.files import write_json
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile
 from subspace3d.mining.compare import compare, random_overlap
+from subspace3d.reporting.comparison import agreeing_blocks
+from subspace3d.reporting.report import write_report
 
 OUT, IN, K = 60, 50, 3
 LAYERS = [f"aggregator.frame_blocks.{layer}.attn.qkv" for layer in range(3)]
@@ -185,7 +188,7 @@ def test_the_command_writes_figure_numbers_and_tables_once(checkpoints, capsys):
     path = analyze.run(config)
     result = json.loads(path.read_text())
     said = capsys.readouterr().out
-    assert result["sentence"] in said and "next: look at" in said
+    assert result["sentence"] in said and f"next: subspace3d report {checkpoints}" in said
     assert [row["layer"] for row in result["agreement"]["camera"]["output"]["blocks"]] == [0, 1, 2]
     assert [row["agree"] for row in result["agreement"]["camera"]["output"]["blocks"]] == [1, 0, 0]
     # the first layer's output directions are those of every attribute: the control shows it
@@ -204,6 +207,42 @@ def test_the_command_writes_figure_numbers_and_tables_once(checkpoints, capsys):
     assert shared["held_out"] == pytest.approx(1, abs=0.01) and shared["adapters"] == 3 and shared["rank"] == K
     assert again["same_mining"] is True
     assert {order["by"] for order in again["order"]} >= {"stable rank", "energy shared, of an adapter left out"}
+
+
+def test_the_report_says_in_which_layers_they_agree(checkpoints, tmp_path):
+    pair = checkpoints / "x" / "subspaces", checkpoints / "y" / "subspaces"
+    path = analyze.run(AnalyzeConfig(checkpoints / "run" / "comparison", compare=pair))
+    record = json.loads(path.read_text())
+    # the first layer's output directions were planted in both
+    assert agreeing_blocks(record, "camera", "output") == ["frame_blocks.0"]
+    assert agreeing_blocks(record, "camera", "input") == []
+    write_report(checkpoints / "run", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert record["sentence"] in page and "In which layers do two checkpoints agree?" in page
+    assert ">camera</th><td>output</td><td>frame_blocks.0</td><td>1 of 3</td>" in page
+    assert "A: x; B: y" in page and page.count("data:image/png;base64,") == 1
+
+    # nothing of another version is drawn; what does not hold together is named
+    for change, message in (
+        ({"version": 0}, "nothing to report"),
+        ({"spectra": {"A": {}, "B": {}}}, r"comparison\.json: spectra\.A must have 'texture'"),
+        ({"modules": {}}, r"comparison\.json: agreement\.texture: .* must be one of modules"),
+        ({"agreement": {**record["agreement"], "camera": None}}, r"comparison\.json: agreement\.camera"),
+        ({"sentence": 3}, r"comparison\.json: sentence must be text"),
+    ):
+        path.write_text(json.dumps({**record, **change}), encoding="utf-8")
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            write_report(checkpoints / "run", tmp_path / "page.html")
+
+
+def test_the_report_of_two_architectures_compares_no_directions(rng, tmp_path):
+    other = _file(_random(rng, ["decoder.0.attn.qkv"]), "pi3")
+    result = compare({"texture": _file(_random(rng))}, {"texture": other}, {})
+    write_json(tmp_path / "run/comparison.json", {**result, "inputs": {}, "with_adapters": None})
+    write_report(tmp_path / "run", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "have no module of one name and size, so no directions are compared" in page
+    assert "blocks that agree" not in page and page.count("data:image/png;base64,") == 1
 
 
 def test_two_files_are_a_pair_whatever_they_are_called(checkpoints):

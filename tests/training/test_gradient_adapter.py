@@ -97,6 +97,16 @@ def test_the_adapter_is_the_leading_part_of_the_negative_gradient(dataset: Multi
     assert 0 < made.energy_kept < 1 and convolutions > 0
 
 
+def test_the_gradient_of_a_weight_with_several_holders_is_no_module_s(dataset: MultiViewDataset) -> None:
+    model = tiny_vggt()
+    first, second = "aggregator.frame_blocks.0.attn.proj", "aggregator.frame_blocks.1.attn.proj"
+    model.get_submodule(second).weight = model.get_parameter(f"{first}.weight")
+    with pytest.raises(
+        ValueError, match=rf"must leave out {second}: its weight has several holders \({first}, {second}\)"
+    ):
+        gradient_adapter(model, [second], dataset, CONFIG, batches=1, rank=1)
+
+
 def test_a_gradient_that_is_not_finite_is_named(dataset: MultiViewDataset) -> None:
     model = tiny_vggt()
     with torch.no_grad():

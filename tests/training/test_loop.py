@@ -166,6 +166,11 @@ def test_ten_non_finite_steps_stop_the_run(dataset: MultiViewDataset, tmp_path: 
     assert all(parameter.isfinite().all() for parameter in parameters.values())
 
 
+def test_a_short_run_of_which_no_step_is_finite_is_no_result(dataset: MultiViewDataset, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="3 steps in a row, up to step 3"):
+        train(tiny_model(), Poisoned(dataset, range(3)), dataclasses.replace(CONFIG, steps=3), tmp_path)
+
+
 def test_nothing_to_train(dataset: MultiViewDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trainable"):
         train(tiny_model(method="none"), dataset, CONFIG, tmp_path)

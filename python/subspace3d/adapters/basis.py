@@ -9,9 +9,11 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
+from subspace3d.backbones.protocol import PRESETS
 from subspace3d.files import load_header
 from subspace3d.formats.basis import Basis, load_basis
 from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace
+from subspace3d.log import logger
 
 
 def select_files(paths: Iterable[Path], attributes: Sequence[str] = ()) -> dict[str, Path]:
@@ -72,6 +74,22 @@ def basis_for_model(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int 
             raise ValueError(f"{path}: {len(foreign)} modules are not in the model, e.g. {foreign[0]}")
         check_shapes(str(path), {name: modules[name] for name in wanted if name in modules}, present)
     return _combine(loaded, wanted, K, k)
+
+
+def warn_of_other_base(paths: Iterable[Path], identity: str) -> None:
+    """Warn of subspace files that were mined from adapters of other weights than ``identity``.
+
+    Only where their header names weights as `subspace3d.backbones.record.BackboneRecord.identity` does: by other names
+    the same weights may be meant.
+    """
+    for path in find_subspaces(paths).values():
+        base = load_header(path).get("base_model") or ""
+        name = base.partition("@")[0]
+        if base != identity and (name in PRESETS or ":" in name):
+            logger.warning(
+                f"{path} was mined from adapters of {base} and is used on {identity}: directions of one network say "
+                "nothing of another, unless one was trained from the other"
+            )
 
 
 def _combine(loaded: Mapping[Path, tuple[Basis, bool]], names: Sequence[str] | None, K: int, k: int) -> Basis:

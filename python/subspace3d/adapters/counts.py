@@ -33,6 +33,6 @@ def count_trainable(
         raise ValueError(f"rank must be at least 1, got {rank}")
     found = find_backbone(backbone)
     with torch.device("meta"):
-        model = attach(found.network(), found)
+        model = attach(found.checked_network(), found)
     counts = count_parameters(model, method, rank, core_size, head_cores=head_cores)
     return {**dict.fromkeys(sorted(set(found.parts.values())), 0), **counts}

@@ -93,7 +93,8 @@ def select_modules(model: nn.Module, targets: str) -> list[str]:
     """Modules of a target preset, or those whose full names match ``targets`` as a regular expression.
 
     Raises:
-        ValueError: nothing matches; or a match is no Linear and no Conv2d, or a Conv2d with groups.
+        ValueError: nothing matches; or a match is no Linear and no Conv2d, a Conv2d with groups, or has uses that an
+            adapter would not see.
     """
     presets = backbone_of(model).targets
     if targets in presets:
@@ -102,6 +103,7 @@ def select_modules(model: nn.Module, targets: str) -> list[str]:
         names = match_names("targets", targets, (name for name, _ in model.named_modules()), presets)
     for name in names:
         check_adaptable("targets", name, model.get_submodule(name))
+    check_uses(model, {"targets": names})
     return names
 
 

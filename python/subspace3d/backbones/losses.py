@@ -205,6 +205,8 @@ def multitask_loss(
 ) -> dict[str, torch.Tensor]:
     """camera_weight camera + depth, each where it is predicted.
 
+    Of poses without intrinsics, and of intrinsics without poses, what is not predicted has no error.
+
     Args:
         predictions (Prediction | Mapping): of the backbone; or what a VGGT returned: ``pose_enc_list``,
             ``depth [B, S, H, W, 1]``, ``depth_conf [B, S, H, W]``.
@@ -217,14 +219,11 @@ def multitask_loss(
         dict: scalar ``loss`` with its graph, and every term for the log.
 
     Raises:
-        ValueError: neither cameras nor depth are predicted.
+        ValueError: nothing of cameras and depth is predicted.
     """
     if not isinstance(predictions, Prediction):
         predictions = Prediction.from_vggt(predictions)
-    stages = predictions.stages
-    if not stages and predictions.extrinsics is not None and predictions.intrinsics is not None:
-        size = batch["point_masks"].shape[-2:]
-        stages = (encode_pose(predictions.extrinsics.float(), predictions.intrinsics.float(), (size[0], size[1])),)
+    stages = predictions.stages or _encoded(predictions, batch)
     terms: dict[str, torch.Tensor] = {}
     weighted = []
     if stages:
@@ -234,8 +233,19 @@ def multitask_loss(
         terms |= depth_loss(predictions.depth.unsqueeze(-1), predictions.confidence, batch, counts=counts)
         weighted.append(DEPTH_WEIGHT * terms["depth"])
     if not weighted:
-        raise ValueError("predictions must have depth, or extrinsics and intrinsics, or camera encodings, got none")
+        raise ValueError("predictions must have depth, extrinsics, intrinsics or camera encodings, got none")
     return {"loss": weighted[0] if len(weighted) == 1 else weighted[0] + weighted[1], **terms}
+
+
+def _encoded(predictions: Prediction, batch: dict) -> tuple[torch.Tensor, ...]:
+    """The cameras as one encoding, with the truth in the place of what is not predicted of them."""
+    extrinsics, intrinsics = predictions.extrinsics, predictions.intrinsics
+    if extrinsics is None and intrinsics is None:
+        return ()
+    extrinsics = batch["extrinsics"] if extrinsics is None else extrinsics
+    intrinsics = batch["intrinsics"] if intrinsics is None else intrinsics
+    height, width = batch["point_masks"].shape[-2:]
+    return (encode_pose(extrinsics.float(), intrinsics.float(), (height, width)),)
 
 
 def counted_scenes(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,9 +18,10 @@ from subspace3d.backbones.protocol import Backbone, Kind, Prediction
 from subspace3d.backbones.weights import load_weights
 
 _CORES = r"info_sharing\.self_attention_blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
+# Of the published head the convolutions scratch.layer*_rn have three names, and its forward calls them by another than
+# the one that PEFT replaces.
 _DPT = (
-    r"dpt_feature_head\.(input_process\.\d+\.0|input_process\.3\.1"
-    r"|scratch\.(layer\d_rn|refinenet\d\.(out_conv|resConfUnit[12]\.conv[12])))"
+    r"dpt_feature_head\.(input_process\.(\d+\.0\.0|3\.0\.1)|scratch\.refinenet\d\.(out_conv|resConfUnit[12]\.conv[12]))"
     r"|dpt_regressor_head\.(conv1|conv2\.[02])"
 )
 _POSE = r"pose_head\.(proj|res_conv\.\d+\.res_conv[123]|more_mlps\.[02]|fc_t|fc_rot)"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from subspace3d.backbones.construction import HostRanges
@@ -54,10 +57,14 @@ class Pi3Backbone(PointMapBackbone):
     def network(self) -> nn.Module:
         with HostRanges():
             if self.name == "pi3":
-                return importlib.import_module("pi3.models.pi3").Pi3()
-            model = importlib.import_module("pi3.models.pi3x").Pi3X(use_multimodal=False)
-        # its forward writes the scaled poses into those the gradient of the scale would need
-        model.metric_head.register_forward_hook(_without_graph)
+                model = importlib.import_module("pi3.models.pi3").Pi3()
+            else:
+                model = importlib.import_module("pi3.models.pi3x").Pi3X(use_multimodal=False)
+        if self.name == "pi3x":
+            # its forward writes the scaled poses into those the gradient of the scale would need
+            model.metric_head.register_forward_hook(_without_graph)
+        # the package asks for this on a GPU alone, and a pose is found by a decomposition that bfloat16 does not have
+        model.camera_head.forward = functools.partial(_in_float32, model.camera_head)
         return model
 
     def load(self, path: Path) -> nn.Module:
@@ -79,6 +86,11 @@ class Pi3Backbone(PointMapBackbone):
             intrinsics=intrinsics_from_points(points, confidence),
             outputs=outputs,
         )
+
+
+def _in_float32(module: nn.Module, tokens: Tensor, *arguments: Any) -> Tensor:
+    with torch.autocast(tokens.device.type, enabled=False):
+        return type(module).forward(module, tokens.float(), *arguments)
 
 
 def _without_graph(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ wraps the network itself. Importing this module loads no torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +50,8 @@ class Prediction:
 
     Attributes:
         depth: z-depth ``[B, S, H, W]``, in the unit of the translations.
+        points: ``[B, S, H, W, 3]`` in each camera and the unit of ``depth``, which is their z; of a model without
+            intrinsics.
         confidence: ``[B, S, H, W]``, positive, the weight of an error in the loss.
         extrinsics: camera-from-world ``[B, S, 3, 4]``.
         intrinsics: ``[B, S, 3, 3]`` in pixels of the images given.
@@ -56,6 +60,7 @@ class Prediction:
     """
 
     depth: Tensor | None = None
+    points: Tensor | None = None
     confidence: Tensor | None = None
     extrinsics: Tensor | None = None
     intrinsics: Tensor | None = None
@@ -131,6 +136,21 @@ class Backbone:
         """The network with random weights, float32; also called on the meta device, to count parameters."""
         raise NotImplementedError(f"{type(self).__name__} must have a method network")
 
+    def checked_network(self) -> nn.Module:
+        """What `network` makes.
+
+        Raises:
+            ValueError: it is no module, or a user's own code raised something.
+        """
+        from torch import nn
+
+        with contextlib.nullcontext() if self.name in PRESETS else said_of(self.name):
+            model = self.network()
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise ValueError(f"backbone: network of {self.name} must return a torch.nn.Module, got {kind}")
+        return model
+
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
         """Run a network, plain or wrapped (by PEFT, DistributedDataParallel), with its graph.
 
@@ -139,6 +159,22 @@ class Backbone:
             images: ``[B, S, 3, H, W]`` in 0..1.
         """
         raise NotImplementedError(f"{type(self).__name__} must have a method __call__")
+
+    def predict(self, model: nn.Module, images: Tensor) -> Prediction:
+        """What `__call__` says, its fields of the sizes that `Prediction` has; the z of points without a depth is the
+        depth.
+
+        Raises:
+            ValueError: `__call__` returned something else, or a field of another size; names it.
+        """
+        prediction = self(model, images)
+        if not isinstance(prediction, Prediction):
+            kind = type(prediction).__name__
+            raise ValueError(f"backbone: __call__ of {self.name} must return a subspace3d Prediction, got {kind}")
+        _check_sizes(self.name, prediction, tuple(images.shape))
+        if prediction.depth is None and prediction.points is not None:
+            return replace(prediction, depth=prediction.points[..., 2])
+        return prediction
 
     def loss(
         self, prediction: Prediction, batch: dict[str, Any], camera_weight: float, counts: LossCounts
@@ -167,7 +203,7 @@ class Backbone:
         """
         from subspace3d.backbones.weights import load_weights
 
-        model = self.network()
+        model = self.checked_network()
         load_weights(model, path, ignored_parts=(), prefixes=self.weight_prefixes)
         return model
 
@@ -192,7 +228,7 @@ class Backbone:
         """
         source = None if weights is None else os.fspath(weights)
         if source == "random":
-            return attach(self.network(), self)
+            return attach(self.checked_network(), self)
         if source is None and self.shipped is None:
             advice = f": {self.weights_advice}" if self.weights_advice else ""
             raise ValueError(f"weights of {self.name} do not ship with the package{advice}")
@@ -244,6 +280,27 @@ class Backbone:
         return any(name.startswith(prefix + ".") or name == prefix for prefix in self.frozen)
 
 
+def _check_sizes(name: str, prediction: Prediction, images: tuple[int, ...]) -> None:
+    frames, size = images[:2], images[-2:]
+    wanted = {
+        "depth": (*frames, *size),
+        "points": (*frames, *size, 3),
+        "confidence": (*frames, *size),
+        "extrinsics": (*frames, 3, 4),
+        "intrinsics": (*frames, 3, 3),
+    }
+    said = {key: getattr(prediction, key) for key in wanted}
+    said |= {f"stages[{index}]": stage for index, stage in enumerate(prediction.stages)}
+    for key, value in said.items():
+        shape = wanted.get(key, (*frames, 9))
+        if value is not None and (not hasattr(value, "shape") or tuple(value.shape) != shape):
+            got = list(value.shape) if hasattr(value, "shape") else type(value).__name__
+            raise ValueError(
+                f"backbone: {key} of the Prediction of {name} must be a tensor {list(shape)}, of {list(images)} "
+                f"images, got {got}"
+            )
+
+
 def find_backbone(name: str) -> Backbone:
     """The backbone of a preset, or the one that ``package.module:factory`` gives.
 
@@ -267,13 +324,36 @@ def find_backbone(name: str) -> Backbone:
     if "weights" in inspect.signature(factory).parameters:
         from subspace3d.backbones.vggt_preset import VGGTFromFactory
 
-        found: Any = VGGTFromFactory(factory)
+        found: Any = VGGTFromFactory(name, factory)
     else:
-        found = factory()
+        with said_of(name):
+            found = factory()
     if not isinstance(found, Backbone):
         raise ValueError(f"backbone: {name} must return a subspace3d Backbone, got {type(found).__name__}")
+    absent = [preset for preset in ("cores", "heads", "all") if preset not in found.targets]
+    if absent:
+        raise ValueError(f"backbone: targets of {name} must have cores, heads and all, {', '.join(absent)} is missing")
     found.name = name
     return found
+
+
+@contextlib.contextmanager
+def said_of(name: str) -> Iterator[None]:
+    """Whatever a user's own code raises within is told as the fault of the backbone ``name``, with its place.
+
+    A missing package is told as what it is.
+
+    Raises:
+        ValueError: in the place of any other exception than a ModuleNotFoundError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        raise ValueError(f"backbone: {name} raised {type(error).__name__}: {error}{place}") from error
 
 
 def _import(module: str) -> Any:

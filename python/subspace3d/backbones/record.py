@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from torch import nn
 
 from subspace3d.backbones.protocol import find_backbone
 from subspace3d.files import load_metadata, sha256
+from subspace3d.formats import model_card
+from subspace3d.formats.model_card import licence_of_card
 from subspace3d.log import logger
 
-_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
-_ENTRY = re.compile(r"^(license|license_name):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
-_LARGEST_CARD, _LONGEST = 1 << 20, 200
+_LONGEST = 200
 
 RANDOM = "random"
 HUB = "hub"
@@ -48,6 +48,13 @@ class BackboneRecord:
         if self.weights == SHIPPED:
             return self.name
         return f"{self.name}@{self.sha256[:12] or f'random-{self.seed}'}"
+
+    def flags(self, usual: str = "vggt-nano") -> str:
+        """What a command is told to use the same weights, after a space; nothing where they are those of ``usual``."""
+        if self.name == usual and self.weights == SHIPPED:
+            return ""
+        weights = "" if self.weights == SHIPPED else f" --weights {shlex.quote(self.weights)}"
+        return f" --backbone {shlex.quote(self.name)}{weights}"
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -92,13 +99,7 @@ def read_licence(weights: Path) -> str | None:
         named = metadata.get("license") or metadata.get("licence")
         if named:
             return named[:_LONGEST]
-    card = weights.resolve().with_name("README.md")
-    if not card.is_file():
-        return None
-    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")[:_LARGEST_CARD])
-    entries = dict(_ENTRY.findall(front[1])) if front else {}
-    named = entries.get("license_name") or entries.get("license")
-    return named[:_LONGEST] if named else None
+    return licence_of_card(weights.resolve().with_name(model_card.NAME))
 
 
 def load_backbone(record: BackboneRecord) -> nn.Module:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from subspace3d.backbones.config import VGGTConfig, named_config
-from subspace3d.backbones.protocol import Backbone, Prediction, attach
+from subspace3d.backbones.protocol import Backbone, Prediction, attach, said_of
 from subspace3d.backbones.targets import EXPRESSIONS
 from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
 from subspace3d.backbones.weights import HUB_FILE, HUB_REPOSITORY, download_from_hub
+from subspace3d.log import logger
 
 
 class VGGTBackbone(Backbone):
@@ -57,19 +60,37 @@ class VGGTBackbone(Backbone):
 
 
 class VGGTFromFactory(VGGTBackbone):
-    """What a function makes of ``weights``: a user's own VGGT."""
+    """What a function makes of ``weights``: a user's own VGGT, of the sizes that its network has."""
 
-    def __init__(self, factory: Callable[..., object]) -> None:
+    def __init__(self, name: str, factory: Callable[..., object]) -> None:
         super().__init__()
-        self.factory = factory
+        self.name, self.factory = name, factory
+        try:
+            with torch.device("meta"), said_of(name):
+                self._measure(self.factory("random"))
+        except ValueError as error:
+            size = f"{self.image_size} px and patches of {self.patch_size} px"
+            logger.warning(f"{size} are assumed for {name}, which does not say its sizes without its weights: {error}")
+
+    def _measure(self, model: object) -> None:
+        found = measured_sizes(model) if isinstance(model, nn.Module) else None
+        if found is not None:
+            self.image_size, self.patch_size, self.special_tokens = found
 
     def network(self) -> nn.Module:
         return self.build("random")
 
     def build(self, weights: str | os.PathLike[str] | None = None) -> nn.Module:
-        model = self.factory(weights)
+        with said_of(self.name):
+            model = self.factory(weights)
         if not isinstance(model, nn.Module):
             raise ValueError(f"backbone: {self.name} must return a torch.nn.Module, got {type(model).__name__}")
+        self._measure(model)
+        if measured_sizes(model) is None:
+            raise ValueError(
+                f"backbone: {self.name} takes weights, so it must return a VGGT with the published module names, got "
+                f"{type(model).__name__}; for another model return a subspace3d Backbone, without arguments"
+            )
         return attach(model, self)
 
 
@@ -86,6 +107,31 @@ def preset(name: str) -> Backbone:
 
 
 def describe(model: nn.Module) -> Backbone:
-    """The backbone of a network that nothing is attached to: of our VGGT with its sizes, else of the published one."""
+    """The backbone of a network that nothing is attached to: a VGGT of the sizes that it has."""
     own = next((module for module in model.modules() if isinstance(module, VGGT)), None)
-    return VGGTBackbone(own.config if own is not None else None)
+    backbone = VGGTBackbone(own.config if own is not None else None)
+    found = measured_sizes(model) if own is None else None
+    if found is not None:
+        backbone.image_size, backbone.patch_size, backbone.special_tokens = found
+    return backbone
+
+
+def measured_sizes(model: nn.Module) -> tuple[int, int, int] | None:
+    """Image side and patch in pixels and special tokens of a network with the published module names; None: it has
+    others.
+
+    The position embedding ``aggregator.patch_embed.pos_embed`` ``[1, 1 + n, dim]`` is that of ``sqrt(n)`` patches a
+    side, whose size is the kernel of ``aggregator.patch_embed.patch_embed.proj``.
+    """
+    aggregator = next(
+        (module for name, module in model.named_modules() if name.rpartition(".")[2] == "aggregator"), None
+    )
+    try:
+        encoder = aggregator.get_submodule("patch_embed") if aggregator is not None else None
+        if aggregator is None or encoder is None:
+            return None
+        patch = encoder.get_submodule("patch_embed.proj").kernel_size[0]
+        side = math.isqrt(encoder.get_parameter("pos_embed").shape[1] - 1)
+        return side * int(patch), int(patch), 1 + aggregator.get_parameter("register_token").shape[-2]
+    except AttributeError:
+        return None

@@ -97,7 +97,7 @@ class _Trainer:
     def loss(self) -> Tensor:
         kind, dtype, enabled = self.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
-            prediction = self.backbone(self.model, self.batch["images"])
+            prediction = self.backbone.predict(self.model, self.batch["images"])
         return self.backbone.loss(prediction, self.batch, CAMERA_WEIGHT, LossCounts.of(self.batch))["loss"]
 
     def step(self) -> None:

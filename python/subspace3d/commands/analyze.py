@@ -119,13 +119,15 @@ def _compare(config: AnalyzeConfig, pair: tuple[Path, Path]) -> Path:
         logger.info(line)
     for name in CHECKPOINTS:
         _say_left_out(name, result["left_out"], bool(result["modules"]))
+    if inputs["A"] == inputs["B"]:
+        logger.info("A and B are the same files, so they agree wherever anything was trained")
     if not result["same_mining"]:
         logger.info(
             "the files were not mined alike (shared.*: adapters, rank, k, model, source): shares and ranks differ"
         )
     logger.info(result["sentence"])
     logger.info(f"comparison -> {path}")
-    logger.info(f"next: look at {path.with_suffix('.png')}")
+    logger.info(f"next: subspace3d report {config.out.parent}")
     return path
 
 

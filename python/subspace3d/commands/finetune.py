@@ -153,7 +153,7 @@ def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     import torch
 
-    from subspace3d.adapters.basis import select_files
+    from subspace3d.adapters.basis import select_files, warn_of_other_base
     from subspace3d.adapters.hooks import method_hook
     from subspace3d.adapters.methods import apply_method
     from subspace3d.adapters.parameters import count_trainable
@@ -202,6 +202,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
+    warn_of_other_base(subspaces, backbone.identity)
     base = load_backbone(backbone)
     if config.few:
         few = load_few(config.scenes, image_size)
@@ -291,11 +292,11 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     )
     logger.info(f"tuned -> {config.out / 'tuned'}")
     out = shlex.quote(str(config.out))
-    named = "" if config.backbone == FinetuneConfig.backbone else f" --backbone {config.backbone}"
+    named = f" --backbone {config.backbone}" if ":" in config.backbone else ""
     logger.info(
         f"next: {f'subspace3d report {out}, ' if config.few else ''}"
         f"subspace3d evaluate --scenes TEST_SCENES --tuned {out} --out {shlex.quote(str(config.out / 'evaluation'))}"
-        f"{named}, or subspace3d export {out}{named if ':' in config.backbone else ''}"
+        f"{backbone.flags()}, or subspace3d export {out}{named}"
     )
     processes.wait()
     return dict(read_tuned(config.out))

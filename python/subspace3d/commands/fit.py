@@ -77,7 +77,7 @@ def run(config: FitConfig) -> dict[str, Any]:
         FloatingPointError: a gradient is not finite.
         SystemExit: with 3 if the verdict is not ``fits``.
     """
-    from subspace3d.adapters.basis import select_files
+    from subspace3d.adapters.basis import select_files, warn_of_other_base
     from subspace3d.backbones.record import record_backbone
     from subspace3d.files import sha256, write_json
     from subspace3d.formats.fit import FORMAT, VERSION, read_fit
@@ -87,6 +87,7 @@ def run(config: FitConfig) -> dict[str, Any]:
     config = outputs.check(config)
     files = select_files(config.subspaces, config.attributes)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    warn_of_other_base(files.values(), backbone.identity)
     inputs = run_settings(
         config.train,
         {

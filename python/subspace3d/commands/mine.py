@@ -112,9 +112,9 @@ def run(config: MineConfig) -> Path:
         logger.info(f"{config.out.stem}: {note}")
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
     logger.info(found.summary())
-    logger.info(
-        f"next: subspace3d fit --subspaces {config.out} --scenes YOUR_SCENES, or finetune --subspaces {config.out}"
-    )
+    named = _flags(adapters[0].base_model)
+    first = f"fit --subspaces {config.out} --scenes YOUR_SCENES{named}"
+    logger.info(f"next: subspace3d {first}, or finetune --subspaces {config.out}{named}")
     return config.out
 
 
@@ -170,3 +170,11 @@ def _report_ignored(adapters: Sequence[Adapter]) -> None:
     if ignored:
         more = f" and {len(ignored) - 1} more" if ignored[1:] else ""
         logger.info(f"  not part of any LoRA update and left out: {ignored[0]}{more}")
+
+
+def _flags(base_model: str | None) -> str:
+    """What a command is told to use the backbone of these adapters, after a space."""
+    name, _, weights = (base_model or "").partition("@")
+    if name in ("", "vggt-nano") and not weights:
+        return ""
+    return f" --backbone {name}" + (" --weights THE_SAME" if weights else "")

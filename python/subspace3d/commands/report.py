@@ -28,7 +28,16 @@ class ReportConfig:
         return self.out or self.run / "report" / "index.html"
 
     def reads(self) -> list[tuple[str, Path]]:
-        parts = ("evaluation", "analysis", "tuned", "results.json", "analysis.json", "config.yaml", "metrics.jsonl")
+        parts = (
+            "evaluation",
+            "analysis",
+            "comparison",
+            "tuned",
+            "results.json",
+            "analysis.json",
+            "config.yaml",
+            "metrics.jsonl",
+        )
         return outputs.named(run=tuple(self.run / part for part in parts))
 
     def writes(self) -> list[outputs.Output]:

@@ -163,7 +163,7 @@ def evaluate(
     if options.workers > 1 or cluster is not None:
         _measure_side_by_side(methods, evaluation, cluster)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record)}
+    results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record, measured[BASE])}
     write_json(out / "results.json", results)
     return results
 
@@ -195,12 +195,13 @@ def _set_up(argument: tuple[dict[str, Path | None], _Evaluation, int], worker: i
     return lambda name: _measured(name, methods[name], evaluation)
 
 
-def _about(record: BackboneRecord) -> dict[str, Any]:
-    """What the numbers are of, and what of it the model does not say itself."""
+def _about(record: BackboneRecord, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers are of, and what of it the model does not say itself, whether its backbone names that or not."""
     from subspace3d.backbones.protocol import find_backbone
 
     backbone = find_backbone(record.name)
-    said = {"scale": backbone.scale, "frame": backbone.frame, "lacks": dict(backbone.lacks)}
+    absent = {name: "missing" for scene in measured["details"].values() for name in scene.get("not_predicted", ())}
+    said = {"scale": backbone.scale, "frame": backbone.frame, "lacks": {**backbone.lacks, **absent}}
     return {**record.to_dict(), **said}
 
 
@@ -315,7 +316,8 @@ def _measure_scene(
         record["failed"][scene_name] = str(error)
         return
     record["per_scene"][scene_name] = result.metrics
-    record["details"][scene_name] = {**result.details, "frame_indices": frames, "inference_seconds": seconds}
+    seen = {"frame_indices": frames, "inference_seconds": seconds, "not_predicted": list(pred.not_predicted())}
+    record["details"][scene_name] = {**result.details, **seen}
     if result.reasons:
         record["reasons"][scene_name] = result.reasons
     measured = Measured(pred, true, SceneFile(path).unit)

@@ -71,7 +71,7 @@ def fuse(views: Views, voxel: float, truncation: float) -> tuple[Array, Array]:
         block_resolution=_BLOCK,
         block_count=max(1, 4 * blocks),
     )
-    for depth, intrinsic, extrinsic in zip(views.depths, views.intrinsics, views.extrinsics):
+    for depth, intrinsic, extrinsic in zip(views.depths, views.calibration, views.poses):
         if not (depth > 0).any():
             continue
         image = open3d.t.geometry.Image(core.Tensor(np.ascontiguousarray(depth[..., None], np.float32)))

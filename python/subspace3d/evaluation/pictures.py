@@ -102,9 +102,10 @@ def save(path: Path, shown: ShownViews) -> None:
     views, fitted = shown.views, shown.alignment
     tensors = {
         "depth": torch.from_numpy(np.minimum(views.depths, _LARGEST_HALF).astype(np.float16)),
-        "intrinsics": torch.from_numpy(views.intrinsics.astype(np.float32)),
-        "extrinsics": torch.from_numpy(views.extrinsics.astype(np.float32)),
     }
+    for name, cameras in (("intrinsics", views.intrinsics), ("extrinsics", views.extrinsics)):
+        if cameras is not None:
+            tensors[name] = torch.from_numpy(cameras.astype(np.float32))
     if views.confidence is not None:
         tensors["confidence"] = torch.from_numpy(views.confidence.astype(np.uint8))
     if shown.images is not None:
@@ -137,10 +138,11 @@ def load(path: Path) -> ShownViews:
     shown = check(header, ViewsHeader, f"{path}: header")
     arrays = _arrays(path, tensors, len(shown["frames"]))
     confidence, stored = arrays.get("confidence"), shown["alignment"]
+    intrinsics, extrinsics = arrays.get("intrinsics"), arrays.get("extrinsics")
     views = Views(
         arrays["depth"].astype(np.float64),
-        arrays["intrinsics"].astype(np.float64),
-        arrays["extrinsics"].astype(np.float64),
+        None if intrinsics is None else intrinsics.astype(np.float64),
+        None if extrinsics is None else extrinsics.astype(np.float64),
         shown["translation_known"],
         None if confidence is None else confidence.astype(np.float64),
     )
@@ -157,7 +159,7 @@ def _arrays(path: Path, tensors: Mapping[str, Any], count: int) -> dict[str, NDA
     for name in ("depth", "intrinsics", "extrinsics", "confidence", "image"):
         if name in tensors:
             arrays[name] = tensors[name].numpy() if str(tensors[name].dtype) == f"torch.{_TYPES[name]}" else np.zeros(0)
-        elif name in ("depth", "intrinsics", "extrinsics"):
+        elif name == "depth":
             raise ValueError(f"{path}: must hold {name}")
     size = arrays["depth"].shape
     fits = len(size) == 3 and 1 <= min(size) <= max(size) <= LARGEST_SIDE
@@ -168,7 +170,7 @@ def _arrays(path: Path, tensors: Mapping[str, Any], count: int) -> dict[str, NDA
     for name, array in arrays.items():
         if array.shape != wanted[name] or not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} must be finite {_TYPES[name]} {list(wanted[name])}")
-    if (arrays["intrinsics"][:, (0, 1), (0, 1)] <= 0).any():
+    if "intrinsics" in arrays and (arrays["intrinsics"][:, (0, 1), (0, 1)] <= 0).any():
         raise ValueError(f"{path}: intrinsics must have positive focal lengths")
     return arrays
 
@@ -195,6 +197,8 @@ def load_entry(
         raise ValueError(f"what is kept of {entry['scene']} is from an earlier version; evaluate again")
     where = f"what is kept of {entry['scene']}"
     true = load(inside(folder, entry["true"], where))
+    if true.views.not_predicted():
+        raise ValueError(f"{entry['true']} must hold {' and '.join(true.views.not_predicted())}")
     predicted = {name: load(inside(folder, file, where)) for name, file in files.items()}
     for name, shown in predicted.items():
         if shown.views.depths.shape != true.views.depths.shape:
@@ -217,11 +221,15 @@ def reduce_views(views: Views, frames: list[int]) -> Views:
     step = _stride(height, width)
     start = step // 2
     rows, columns = slice(start, height // step * step, step), slice(start, width // step * step, step)
-    intrinsics = views.intrinsics[frames].astype(np.float64)
-    intrinsics[:, :2] /= step
-    intrinsics[:, :2, 2] += 0.5 - (start + 0.5) / step
+    intrinsics = extrinsics = None
+    if views.intrinsics is not None:
+        intrinsics = views.intrinsics[frames].astype(np.float64)
+        intrinsics[:, :2] /= step
+        intrinsics[:, :2, 2] += 0.5 - (start + 0.5) / step
+    if views.extrinsics is not None:
+        extrinsics = views.extrinsics[frames]
     confidence = None if views.confidence is None else views.confidence[frames][:, rows, columns]
-    depths, extrinsics = views.depths[frames][:, rows, columns], views.extrinsics[frames]
+    depths = views.depths[frames][:, rows, columns]
     return Views(depths, intrinsics, extrinsics, views.translation_known, confidence)
 
 

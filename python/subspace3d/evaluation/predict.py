@@ -36,10 +36,10 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
         device (torch.device): where to run.
 
     Returns:
-        Views: float64, in the model's own world frame and unit.
+        Views: float64, in the model's own world frame and unit; without the cameras that it does not predict.
 
     Raises:
-        ValueError: the backbone predicts no depth or no cameras.
+        ValueError: the backbone predicts neither depth nor points, or a field of another size.
     """
     import torch
 
@@ -50,15 +50,22 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
     batch = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)[None].float() / 255.0
     model.eval()
     with torch.inference_mode():
-        prediction = backbone(model, batch)
+        prediction = backbone.predict(model, batch)
     extrinsics, intrinsics = prediction.extrinsics, prediction.intrinsics
     if prediction.stages:
         # decoded in float64: a float32 quaternion gives rotations that are off by 1e-7
         extrinsics, intrinsics = decode_pose(prediction.stages[-1].double().cpu(), images.shape[1:3])
-    found = {"depth": prediction.depth, "extrinsics": extrinsics, "intrinsics": intrinsics}
-    arrays = {name: value[0].double().cpu().numpy() for name, value in found.items() if value is not None}
-    absent = [name for name in found if name not in arrays]
-    if absent:
-        raise ValueError(f"backbone must predict {', '.join(found)} to be measured, {backbone.name} has no {absent[0]}")
-    confidence = None if prediction.confidence is None else prediction.confidence[0].double().cpu().numpy()
-    return Views(arrays["depth"], arrays["intrinsics"], arrays["extrinsics"], confidence=confidence)
+    depth = prediction.depth
+    if depth is None:
+        raise ValueError(f"backbone must predict depth or points to be measured, {backbone.name} predicts neither")
+
+    def array(value: torch.Tensor | None) -> NDArray[np.float64] | None:
+        return None if value is None else value[0].double().cpu().numpy()
+
+    return Views(
+        depth[0].double().cpu().numpy(),
+        array(intrinsics),
+        array(extrinsics),
+        confidence=array(prediction.confidence),
+        points_in_camera=None if intrinsics is not None else array(prediction.points),
+    )

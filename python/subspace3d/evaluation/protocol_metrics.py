@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from subspace3d.evaluation.pose import (
     step_errors,
     trajectory_error,
 )
-from subspace3d.evaluation.scene_metrics import SceneResult, Views, valid_mask
+from subspace3d.evaluation.scene_metrics import NO_POSES, SceneResult, Views, valid_mask
 from subspace3d.evaluation.video_depth import video_depth_errors
 
 ICP_THRESHOLDS = {"mm": 100.0}  # by the unit's name: that of DTU
@@ -117,20 +117,26 @@ def measure_da3(scene: Measured) -> SceneResult:
     posed = ("f_score_posed", "overall_posed")
     unposed = ("f_score", "precision", "recall", "accuracy", "completeness", "overall")
 
-    def fused() -> dict[str, float]:
+    @cache
+    def aligned() -> tuple[Similarity, Array, Array]:
         alignment = _consensus(scene)
-        truth = _fused_points(_visible(scene.true, scene))
-        depths = alignment.scale * _visible(scene.pred, scene).depths
-        cameras = moved_cameras(scene.pred.extrinsics, alignment)
-        own = f_scores(_fused_points(Views(depths, scene.pred.intrinsics, cameras)), truth)
-        given = f_scores(_fused_points(Views(depths, scene.true.intrinsics, scene.true.extrinsics)), truth)
-        return {
-            **{name: own[name] for name in unposed},
-            "f_score_posed": given["f_score"],
-            "overall_posed": given["overall"],
-        }
+        truth = Views(_visible_depths(scene.true, scene), scene.true.calibration, scene.true.poses)
+        return alignment, alignment.scale * _visible_depths(scene.pred, scene), _fused_points(truth)
 
-    _tried(result, unposed + posed, fused)
+    def own() -> dict[str, float]:
+        intrinsics = scene.pred.calibration
+        alignment, depths, truth = aligned()
+        cameras = moved_cameras(scene.pred.poses, alignment)
+        values = f_scores(_fused_points(Views(depths, intrinsics, cameras)), truth)
+        return {name: values[name] for name in unposed}
+
+    def given() -> dict[str, float]:
+        _, depths, truth = aligned()
+        values = f_scores(_fused_points(Views(depths, scene.true.calibration, scene.true.poses)), truth)
+        return {"f_score_posed": values["f_score"], "overall_posed": values["overall"]}
+
+    _tried(result, unposed, own)
+    _tried(result, posed, given)
     if scene.unit == "mm":
         _tried(result, ("overall_dtu",), lambda: _dtu(scene))
     else:
@@ -200,12 +206,14 @@ def auc(rotation: Array, direction: Array, threshold_deg: int) -> float:
 
 def _poses(result: SceneResult, scene: Measured, pair: Pair, thresholds: tuple[int, ...]) -> None:
     names = tuple(f"auc_{threshold}" for threshold in thresholds)
-    if len(scene.true.extrinsics) < 2:
+    if scene.pred.extrinsics is None:
+        result.undefined(names, NO_POSES)
+    elif len(scene.true.poses) < 2:
         result.undefined(names, "relative poses need at least 2 frames, got 1")
     elif not scene.true.translation_known:
         result.undefined(names, _ONLY_TURNS)
     else:
-        errors = pair_errors(scene.pred.extrinsics, scene.true.extrinsics, pair)
+        errors = pair_errors(scene.pred.poses, scene.true.poses, pair)
         result.metrics |= {name: auc(*errors, threshold) for name, threshold in zip(names, thresholds)}
 
 
@@ -214,7 +222,7 @@ def _trajectory(result: SceneResult, scene: Measured) -> None:
 
     def measured() -> dict[str, float]:
         ate = trajectory_error(scene.pred.centres(), scene.true.centres())
-        return dict(zip(names, (ate, *step_errors(scene.pred.extrinsics, scene.true.extrinsics))))
+        return dict(zip(names, (ate, *step_errors(scene.pred.poses, scene.true.poses))))
 
     _tried(result, names, measured, scene)
 
@@ -322,12 +330,12 @@ def _centre_surface(scene: Measured, names: tuple[str, ...]) -> dict[str, float]
 def _consensus(scene: Measured) -> Similarity:
     if not scene.true.translation_known:
         raise ValueError(_ONLY_TURNS)
-    return consensus_alignment(camera_centres(scene.pred.extrinsics), camera_centres(scene.true.extrinsics))
+    return consensus_alignment(camera_centres(scene.pred.poses), camera_centres(scene.true.poses))
 
 
-def _visible(views: Views, scene: Measured) -> Views:
-    """``views`` with depth only where the truth has some, and where it is in front of the camera."""
-    return Views(np.where(scene.mask & (views.depths > 0), views.depths, 0.0), views.intrinsics, views.extrinsics)
+def _visible_depths(views: Views, scene: Measured) -> Array:
+    """The depths of ``views`` where the truth has some and they are in front of the camera, else 0."""
+    return np.where(scene.mask & (views.depths > 0), views.depths, 0.0)
 
 
 def _fused_points(views: Views) -> Array:
@@ -403,8 +411,8 @@ def thinned(points: Array, density: float, seed: int = 42) -> Array:
 
 def _dtu(scene: Measured) -> dict[str, float]:
     alignment = _consensus(scene)
-    depths = alignment.scale * _visible(scene.pred, scene).depths
-    moved = Views(depths, scene.pred.intrinsics, moved_cameras(scene.pred.extrinsics, alignment))
+    depths = alignment.scale * _visible_depths(scene.pred, scene)
+    moved = Views(depths, scene.pred.calibration, moved_cameras(scene.pred.poses, alignment))
     return {"overall_dtu": dtu_overall(moved.points(depths > 0), thinned(scene.true_cloud.points, DTU_DENSITY))}
 
 

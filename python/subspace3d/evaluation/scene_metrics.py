@@ -42,11 +42,15 @@ ALIGNED_CLOUD = (
     "normal_consistency_accuracy", "normal_consistency_completeness", "camera_centre_error",
 )  # fmt: skip
 RAW_CLOUD = tuple(f"{name}_raw" for name in ALIGNED_CLOUD)
-DEPTH = (
-    "abs_rel", "abs_rel_raw", "abs_rel_frame_affine", "abs_rel_scale_translation",
-    "delta_1_25", "delta_1_25_raw", "delta_1_25_frame_affine", "delta_1_25_scale_translation",
-    "point_rel", "point_rel_raw", "point_delta_0_25", "point_delta_0_25_raw",
+POINTS = (
+    "point_rel", "point_rel_raw", "point_delta_0_25", "point_delta_0_25_raw", "abs_rel_scale_translation",
+    "delta_1_25_scale_translation",
 )  # fmt: skip
+DEPTH = (
+    "abs_rel", "abs_rel_raw", "abs_rel_frame_affine", "delta_1_25", "delta_1_25_raw", "delta_1_25_frame_affine", *POINTS
+)  # fmt: skip
+NO_POSES = "not predicted: camera poses"
+NO_INTRINSICS = "not predicted: intrinsics, and no points either"
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -56,27 +60,63 @@ class Views:
 
     Args:
         depths (Array): float [S, H, W], z-depth; 0 in a true map marks a pixel without depth.
-        intrinsics (Array): float64 [S, 3, 3], pixels.
-        extrinsics (Array): float64 [S, 3, 4], camera-from-world, OpenCV, translation in the unit of the depths.
+        intrinsics (Array | None): float64 [S, 3, 3], pixels; None where a model predicts none.
+        extrinsics (Array | None): float64 [S, 3, 4], camera-from-world, OpenCV, translation in the unit of the depths;
+            None where a model predicts none.
         translation_known (bool): false when only the rotations of the true cameras are known, and translations are 0.
         confidence (Array | None): [S, H, W], higher is surer, of a prediction; no metric uses it.
+        points_in_camera (Array | None): [S, H, W, 3], each in the coordinates of the camera that sees it, of a model
+            that predicts points and no intrinsics.
     """
 
     depths: Array
-    intrinsics: Array
-    extrinsics: Array
+    intrinsics: Array | None
+    extrinsics: Array | None
     translation_known: bool = True
     confidence: Array | None = None
+    points_in_camera: Array | None = None
+
+    @property
+    def poses(self) -> Array:
+        """``extrinsics``.
+
+        Raises:
+            ValueError: they are not predicted.
+        """
+        if self.extrinsics is None:
+            raise ValueError(NO_POSES)
+        return self.extrinsics
+
+    @property
+    def calibration(self) -> Array:
+        """``intrinsics``.
+
+        Raises:
+            ValueError: they are not predicted.
+        """
+        if self.intrinsics is None:
+            raise ValueError(NO_INTRINSICS)
+        return self.intrinsics
+
+    def not_predicted(self) -> tuple[str, ...]:
+        """Which of the cameras' fields are None."""
+        return tuple(name for name in ("extrinsics", "intrinsics") if getattr(self, name) is None)
 
     def points(self, mask: NDArray[np.bool_]) -> Array:
         """World points [n, 3] of the pixels in ``mask`` [S, H, W], frame by frame, row by row."""
         return self.to_world(self.camera_points(mask), mask)
 
     def camera_points(self, mask: NDArray[np.bool_]) -> Array:
-        """The same points, each in the coordinates of the camera that sees it: ``d K^-1 (x, y, 1)^T``."""
+        """The same points, each in the coordinates of the camera that sees it: ``d K^-1 (x, y, 1)^T``.
+
+        Raises:
+            ValueError: neither intrinsics nor points are predicted.
+        """
+        if self.points_in_camera is not None:
+            return np.asarray(self.points_in_camera[mask], np.float64)
         centres = pixel_centres(*mask.shape[1:])
         points = np.empty((np.count_nonzero(mask), 3))
-        for depth, intrinsic, inside, rows in zip(self.depths, self.intrinsics, mask, _rows(mask)):
+        for depth, intrinsic, inside, rows in zip(self.depths, self.calibration, mask, _rows(mask)):
             points[rows] = camera_rays(np.asarray(intrinsic, np.float64), centres[inside])
             points[rows] *= depth[inside, None]
         return points
@@ -84,17 +124,17 @@ class Views:
     def to_world(self, camera_points: Array, mask: NDArray[np.bool_]) -> Array:
         """``R^T (x - t)`` of what `camera_points` returned for the same mask."""
         points = np.empty_like(camera_points)
-        for extrinsic, rows in zip(self.extrinsics, _rows(mask)):
+        for extrinsic, rows in zip(self.poses, _rows(mask)):
             np.matmul(camera_points[rows] - extrinsic[:, 3], extrinsic[:, :3], out=points[rows])
         return points
 
     def first_camera(self) -> Similarity:
         """World to the first camera."""
-        return Similarity(1.0, self.extrinsics[0, :, :3], self.extrinsics[0, :, 3])
+        return Similarity(1.0, self.poses[0, :, :3], self.poses[0, :, 3])
 
     def centres(self) -> Array:
         """Camera centres ``-R^T t`` in the world, [S, 3]."""
-        return camera_centres(self.extrinsics)
+        return camera_centres(self.poses)
 
 
 def _rows(mask: NDArray[np.bool_]) -> list[slice]:
@@ -155,6 +195,8 @@ def check_measurable(true: Views) -> bool:
 def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float = F_THRESHOLD) -> SceneResult:
     """Every metric of one scene; of views without depth those of the cameras alone.
 
+    What needs cameras that are not predicted is None, with that as the reason.
+
     Args:
         pred (Views): prediction in any world frame and unit; same S, H and W as ``true``.
         true (Views): truth; its unit is the unit of all distances.
@@ -167,15 +209,18 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
     """
     if pred.depths.shape != true.depths.shape:
         raise ValueError(f"depths must have one shape, got {pred.depths.shape} and {true.depths.shape}")
-    for name in ("depths", "intrinsics", "extrinsics"):
-        bad = int(np.count_nonzero(~np.isfinite(getattr(pred, name))))
+    for name in ("depths", "intrinsics", "extrinsics", "points_in_camera"):
+        values = getattr(pred, name)
+        bad = 0 if values is None else int(np.count_nonzero(~np.isfinite(values)))
         if bad:
             raise ValueError(f"the prediction must be finite, got {bad} values in {name} that are not")
     if not check_measurable(true):
         return _measure_without_depth(pred, true)
     mask = valid_mask(true)
-    pred_camera, true_camera = pred.camera_points(mask), true.camera_points(mask)
-    pred_points, true_points = pred.to_world(pred_camera, mask), true.to_world(true_camera, mask)
+    true_camera = true.camera_points(mask)
+    true_points = true.to_world(true_camera, mask)
+    has_points = pred.intrinsics is not None or pred.points_in_camera is not None
+    pred_camera = pred.camera_points(mask) if has_points else None
     # the unit VGGT is trained to predict in: mean distance of the true points from the first camera
     unit = float(np.linalg.norm(true.first_camera().apply(true_points), axis=1).mean())
 
@@ -183,7 +228,7 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
     # NumPy and SciPy leave the interpreter's lock while they work, so two threads are two cores
     with ThreadPoolExecutor(1) as beside:
         depth = beside.submit(_measure_views, pred, true, pred_camera, true_camera, mask, unit)
-        cloud = _measure_cloud(pred, true, pred_points, true_points, unit, icp_threshold, f_threshold)
+        cloud = _measure_cloud(pred, true, pred_camera, true_points, mask, unit, icp_threshold, f_threshold)
         for part in (depth.result(), cloud, _measure_cameras(pred, true)):
             result.metrics |= part.metrics
             result.reasons |= part.reasons
@@ -203,12 +248,15 @@ def _measure_without_depth(pred: Views, true: Views) -> SceneResult:
 
 
 def _measure_views(
-    pred: Views, true: Views, pred_camera: Array, true_camera: Array, mask: NDArray[np.bool_], unit: float
+    pred: Views, true: Views, pred_camera: Array | None, true_camera: Array, mask: NDArray[np.bool_], unit: float
 ) -> SceneResult:
     """Depth and points of every view on its own."""
     result = SceneResult()
     _measure_depth(result, pred.depths, true.depths, mask, unit)
-    _measure_points(result, pred_camera, true_camera, mask, unit)
+    if pred_camera is None:
+        result.undefined(POINTS, NO_INTRINSICS)
+    else:
+        _measure_points(result, pred_camera, true_camera, mask, unit)
     return result
 
 
@@ -253,8 +301,9 @@ def _measure_points(
 def _measure_cloud(
     pred: Views,
     true: Views,
-    pred_points: Array,
+    pred_camera: Array | None,
     true_points: Array,
+    mask: NDArray[np.bool_],
     unit: float,
     icp_threshold: float,
     f_threshold: float,
@@ -264,6 +313,10 @@ def _measure_cloud(
     if not true.translation_known:
         result.undefined(ALIGNED_CLOUD + RAW_CLOUD, "where the true cameras stand is not known, only how they turn")
         return result
+    if pred.extrinsics is None or pred_camera is None:
+        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, NO_POSES if pred.extrinsics is None else NO_INTRINSICS)
+        return result
+    pred_points = pred.to_world(pred_camera, mask)
     pred_cloud, true_cloud = PointCloud(pred_points), PointCloud(true_points)
     with ThreadPoolExecutor(1) as beside:
         beside.submit(getattr, pred_cloud, "tree")
@@ -305,12 +358,11 @@ def _measure_cameras(pred: Views, true: Views) -> SceneResult:
     rotation = ("rotation_error_deg", "rotation_error_deg_median")
     translation = ("translation_error_deg", "translation_error_deg_median")
     areas = tuple(f"pose_auc_{threshold}" for threshold in AUC_THRESHOLDS_DEG)
-    if len(true.extrinsics) < 2:
-        result.undefined(
-            (*rotation, *translation, *areas, "trajectory_error"), "relative poses need at least 2 frames, got 1"
-        )
+    problem = NO_POSES if pred.extrinsics is None else "relative poses need at least 2 frames, got 1"
+    if pred.extrinsics is None or len(true.poses) < 2:
+        result.undefined((*rotation, *translation, *areas, "trajectory_error"), problem)
         return result
-    errors = relative_pose_errors(pred.extrinsics, true.extrinsics)
+    errors = relative_pose_errors(pred.poses, true.poses)
     result.details["camera_pairs"] = len(errors.moved)
     result.details["camera_pairs_with_baseline"] = int(errors.moved.sum())
     result.metrics[rotation[0]] = float(errors.rotation_deg.mean())

@@ -227,6 +227,9 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [f"mean over {scenes} scene{'s' if scenes != 1 else ''}; v lower is better, ^ higher is better, * best"]
     for entry in results.get("skipped", []):
         notes.append(f"skipped {entry['scene']}: {entry['reason']}")
+    absent = [name for name, source in (results.get("backbone") or {}).get("lacks", {}).items() if source == "missing"]
+    if absent:
+        notes.append(f"not predicted: {', '.join(absent)}; - where a metric needs them")
     base = _weights(results["methods"].get("base", {}))
     for label, method in results["methods"].items():
         if _weights(method) != base:

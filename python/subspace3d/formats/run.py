@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from subspace3d.files import inside, read_json, sha256
+from subspace3d.formats.model_card import NAME as CARD
+from subspace3d.formats.model_card import licence_of_card
 from subspace3d.schema import Count, Rule, check
 
 FORMAT = "subspace3d-tuned"
@@ -66,7 +68,7 @@ class AdaptRecord(TypedDict):
 def licence_of_adapter(folder: Path) -> str | None:
     """What an adapter folder says of the licence of the weights it was tuned on; None: nothing.
 
-    It stands in adapt.json beside the adapter, or for a run's adapter in the tuned.json above it.
+    It stands in adapt.json beside the adapter, or for a run's adapter in the tuned.json above it, or in its card.
 
     Raises:
         ValueError: the record is malformed.
@@ -76,7 +78,7 @@ def licence_of_adapter(folder: Path) -> str | None:
             record = check(read_json(path), dict[str, Any], path)
             check(record, schema, path)
             return (record.get("backbone") or {}).get("licence") or None
-    return None
+    return licence_of_card(folder / CARD)
 
 
 def read_tuned(out: Path) -> TunedRecord:

@@ -8,6 +8,7 @@ from typing import Any
 
 from subspace3d import files
 from subspace3d.formats import analysis as analysis_format
+from subspace3d.formats import comparison as comparison_format
 from subspace3d.formats import fit as fit_format
 from subspace3d.formats import results as results_format
 from subspace3d.formats.analysis import AnalysisRecord
@@ -37,6 +38,7 @@ class RunContent:
         results: results.json of the evaluation.
         analysis: analysis.json; its figures stand beside it.
         fit: fit.json of this version; its figure stands beside it.
+        comparison: comparison.json of this version.
         curves: name of a training run -> lines of its metrics.jsonl.
         tuned: name of a training run -> its tuned.json.
     """
@@ -46,6 +48,7 @@ class RunContent:
     results: Document | None = None
     analysis: Document | None = None
     fit: Document | None = None
+    comparison: Document | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -72,6 +75,12 @@ def collect(run: Path) -> RunContent:
         check(fit.value, fit_format.FitRecord, fit.path)
     else:
         fit = None
+    comparison = _find(run, "comparison/comparison.json", comparison_format.FORMAT)
+    if comparison is not None and comparison.value.get("version") == comparison_format.VERSION:
+        check(comparison.value, comparison_format.ComparisonRecord, comparison.path)
+        comparison_format.check_together(comparison.value, comparison.path)
+    else:
+        comparison = None
     curves, tuned = {}, {}
     folders = _training_folders(run)
     names = [folder.name for folder in folders]
@@ -82,9 +91,10 @@ def collect(run: Path) -> RunContent:
             curves[name] = lines
         if (folder / "tuned" / "tuned.json").is_file():
             tuned[name] = dict(read_tuned_record(_inside(run, folder / "tuned" / "tuned.json").parent))
-    if results is None and analysis is None and fit is None and not curves and not tuned:
+    if not (results or analysis or fit or comparison or curves or tuned):
         raise FileNotFoundError(
-            f"run: nothing to report in {run}: no results.json, analysis.json, fit.json or metrics.jsonl"
+            f"run: nothing to report in {run}: no results.json, analysis.json, comparison.json, fit.json or "
+            "metrics.jsonl"
         )
     settings = run / "config.yaml"
     return RunContent(
@@ -93,6 +103,7 @@ def collect(run: Path) -> RunContent:
         results=results,
         analysis=analysis,
         fit=fit,
+        comparison=comparison,
         curves=curves,
         tuned=tuned,
     )

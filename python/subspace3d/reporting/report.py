@@ -7,6 +7,7 @@ from pathlib import Path
 from subspace3d import files
 from subspace3d.reporting import (
     analysis_sections,
+    comparison_section,
     depth_section,
     fit_section,
     result_sections,
@@ -29,8 +30,8 @@ def write_report(run: Path, path: Path) -> None:
         text = render(content)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
-            f"run: {run} has a results.json, analysis.json, tuned.json or metrics.jsonl that does not have the "
-            f"layout of this version: {error!r:.200}"
+            f"run: {run} has a results.json, analysis.json, comparison.json, tuned.json or metrics.jsonl that does "
+            f"not have the layout of this version: {error!r:.200}"
         ) from error
     files.write_text(path, text)
 
@@ -55,6 +56,10 @@ def render(content: RunContent) -> str:
     few = run_sections.few(content)
     if few is not None:
         sections.insert(1, ("few", "A few images", few))
+    compared = comparison_section.comparison(content.comparison)
+    if compared is not None:
+        place = [anchor for anchor, _, _ in sections].index("provenance")
+        sections.insert(place, ("comparison", "Two checkpoints", compared))
     return page(f"subspace3d: {content.run.resolve().name}", _subtitle(content), sections)
 
 
@@ -67,4 +72,6 @@ def _subtitle(content: RunContent) -> str:
     if content.analysis is not None:
         attributes = ", ".join(content.analysis.value["attributes"])
         parts.append(f"subspaces of {attributes} in {len(content.analysis.value['modules'])} modules")
+    if content.comparison is not None:
+        parts.append("two checkpoints compared")
     return "; ".join(parts) or "training runs only"

@@ -107,7 +107,10 @@ def _improvements(measured: Mapping[str, Any]) -> Html | None:
 
 
 def _problems(measured: Mapping[str, Any]) -> Html | None:
-    texts = [f"{entry['scene']} was left out: {entry['reason']}" for entry in measured.get("skipped", [])]
+    lacks = (measured.get("backbone") or {}).get("lacks") or {}
+    absent = [name for name in ("extrinsics", "intrinsics") if lacks.get(name) == "missing"]
+    texts = [f"not predicted, so that what needs them is not measured: {', '.join(absent)}"] if absent else []
+    texts += [f"{entry['scene']} was left out: {entry['reason']}" for entry in measured.get("skipped", [])]
     for name, method in measured["methods"].items():
         texts += [f"{name} failed on {scene}: {reason}" for scene, reason in method.get("failed", {}).items()]
     return element("ul", *(element("li", text) for text in texts)) if texts else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
 
 from subspace3d import __version__
@@ -17,6 +18,7 @@ _SETTINGS = (
     ("method", "method"), ("rank", "rank r"), ("K", "K"), ("lr", "learning rate"), ("steps", "steps"),
     ("images_per_step", "images per step"), ("frames", "frames"), ("precision", "precision"), ("seed", "seed"),
 )  # fmt: skip
+_KINDS = {"extrinsics": "camera poses"}
 _FINGERPRINT = 12  # hex digits shown of a sha256
 
 
@@ -36,6 +38,9 @@ def summary(content: RunContent) -> Html:
     if content.analysis is not None:
         attributes, modules = content.analysis.value["attributes"], len(content.analysis.value["modules"])
         items.append(("Subspaces", f"{', '.join(attributes)}, in {modules} modules"))
+    if content.comparison is not None:
+        models = content.comparison.value["base_models"]
+        items.append(("Compared", f"A: {models['A'] or 'not recorded'}; B: {models['B'] or 'not recorded'}"))
     seconds = sum((record.get("training") or {}).get("seconds", 0) for record in content.tuned.values())
     if seconds:
         items.append(("Fine-tuning", f"{len(content.tuned)} runs, {format_duration(seconds)} in all"))
@@ -97,14 +102,30 @@ def backbones(content: RunContent) -> list[str]:
 
 
 def _about_backbone(content: RunContent) -> list[tuple[str, str]]:
-    """Licence of the weights, and what the model does not predict itself."""
+    """Which weights, their licence, and what the model does not predict itself."""
     records = [_backbone(record) for record in content.tuned.values()]
     if content.results is not None:
         records.append(_backbone(content.results.value))
-    items = [("Licence of the weights", ", ".join(_unique(record.get("licence") for record in records)))]
-    lacks = [f"{what}: {how}" for record in records for what, how in (record.get("lacks") or {}).items()]
+    items = [("Weights", "; ".join(_unique(map(_source, records))))]
+    items += [("Licence of the weights", ", ".join(_unique(record.get("licence") for record in records)))]
+    lacks = [
+        f"{_KINDS.get(what, what)}: {how}" for record in records for what, how in (record.get("lacks") or {}).items()
+    ]
     items.append(("Not predicted by the model", "; ".join(_unique(lacks))))
     return [(name, text) for name, text in items if text]
+
+
+def _source(backbone: Mapping[str, Any]) -> str | None:
+    """Where the weights are from; the name of a file alone, as the page may be passed on."""
+    from subspace3d.backbones.record import RANDOM, SHIPPED
+
+    source, digest = backbone.get("weights"), str(backbone.get("sha256") or "")
+    if source is None:
+        return None
+    if source == RANDOM:
+        return f"random, seed {backbone.get('seed', 0)}: the numbers say nothing of a trained model"
+    place = "shipped with the package" if source == SHIPPED else PurePath(str(source)).name
+    return f"{place} ({digest[:_FINGERPRINT]})" if digest else place
 
 
 def _backbone(record: Mapping[str, Any]) -> Mapping[str, Any]:

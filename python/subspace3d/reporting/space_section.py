@@ -136,8 +136,11 @@ def encode_depths(depths: NDArray[np.float64]) -> tuple[NDArray[np.uint16], floa
     return np.where(positive, 1 + np.rint(65534 * np.clip(share, 0, 1)), 0).astype(np.uint16), low, high
 
 
-def _cameras(shown: pictures.ShownViews) -> list[dict[str, list[float]]]:
+def _cameras(shown: pictures.ShownViews) -> list[dict[str, list[float]]] | None:
+    """None where they are not predicted."""
     views = shown.views
+    if views.not_predicted():
+        return None
     return [
         {
             "focal": _rounded([k[0, 0], k[1, 1]]),
@@ -145,7 +148,7 @@ def _cameras(shown: pictures.ShownViews) -> list[dict[str, list[float]]]:
             "rotation": _rounded(e[:, :3]),
             "translation": _rounded(e[:, 3]),
         }
-        for k, e in zip(views.intrinsics, views.extrinsics)
+        for k, e in zip(views.calibration, views.poses)
     ]
 
 

@@ -52,10 +52,11 @@ function decodeScene(record) {
   return scene;
 }
 
-/** World positions, 3 numbers per point; NaN where the depth is not positive or the layer cannot be placed. */
+/** World positions, 3 numbers per point, from the true cameras where the layer has none of its own; NaN where the depth
+ * is not positive or the layer cannot be placed. */
 function layerPositions(scene, index, placement) {
   const layer = scene.layers[index], [height, width] = scene.size, positions = new Float32Array(3 * scene.points);
-  const truly = placement === "true" || index === 0, cameras = truly ? scene.layers[0].cameras : layer.cameras;
+  const truly = placement === "true" || index === 0 || !layer.cameras, cameras = truly ? scene.layers[0].cameras : layer.cameras;
   const step = Math.log(layer.high / layer.low) / 65534, scale = truly ? layer.scale : 1;
   if (!truly && !layer.alignment) return positions.fill(NaN);
   for (let i = 0; i < scene.points; i++) {
@@ -179,7 +180,9 @@ class SceneViewer {
       if (!box.checked || !layer) return;
       const built = this.points(index, placement, least);
       if (cameras) built.segments = this.frusta(index, placement);
-      counts.push(placement !== "true" && !layer.alignment ? `${this.data.names[index]}: no alignment, not placed` : `${this.data.names[index]}: ${built.count.toLocaleString("en")} points`);
+      const name = this.data.names[index], seen = layer.cameras ? "" : ", seen from the true cameras: its own are not predicted";
+      const lost = placement !== "true" && layer.cameras && !layer.alignment;
+      counts.push(lost ? `${name}: no alignment, not placed` : `${name}: ${built.count.toLocaleString("en")} points${seen}`);
       this.layers.push(this.upload(built));
     });
     this.find("status").textContent = counts.join("; ") || "Nothing is switched on.";
@@ -205,7 +208,7 @@ class SceneViewer {
 
   frusta(index, placement) {
     const layer = this.scene.layers[index];
-    if (index > 0 && (placement === "true" || !layer.alignment)) return [];
+    if (index > 0 && (placement === "true" || !layer.alignment || !layer.cameras)) return [];
     // an aligned camera is drawn as large as a true one
     const depth = this.frustumDepth / (index ? layer.alignment.scale : 1);
     return layer.cameras.flatMap((camera) => frustum(camera, this.scene.size, depth, index ? layer.alignment : null));

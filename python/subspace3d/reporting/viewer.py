@@ -41,11 +41,11 @@ def serve(source: Source, host: str, port: int) -> None:
 def place(shown: ShownViews, truth: ShownViews, placement: Placement) -> tuple[NDArray[np.float64], bool]:
     """World positions [S, H, W, 3] of every pixel, and whether they lie in the true world.
 
-    With the true cameras, the predicted depth is taken after its one scale per scene. A prediction that could not be
-    aligned stays in its own world.
+    With the true cameras, and where a model predicts none, the predicted depth is taken after its one scale per scene.
+    A prediction that could not be aligned stays in its own world.
     """
     everywhere = np.ones(shown.views.depths.shape, bool)
-    if placement == "true cameras":
+    if placement == "true cameras" or shown.views.not_predicted():
         true = truth.views
         seen = Views(shown.depth_scale * shown.views.depths, true.intrinsics, true.extrinsics)
         return seen.points(everywhere).reshape(*everywhere.shape, 3), True
@@ -127,6 +127,8 @@ class Viewer:
         if self.tinted.value:
             colours = 0.45 * colours + 0.55 * np.array(_PREDICTED_COLOUR)
         text = self._add_points("prediction", points[kept], np.rint(colours).astype(np.uint8), name)
+        if shown.views.not_predicted():
+            return f"{text}, seen from the true cameras: it predicts no {' and no '.join(shown.views.not_predicted())}"
         if self.cameras.value and self.placement.value != "true cameras":
             self._add_cameras("prediction", shown, truth, _PREDICTED_COLOUR)
         return text if aligned else f"{text}, in its own world: no alignment to the truth"
@@ -146,10 +148,10 @@ class Viewer:
         height, width = shown.views.depths.shape[1:]
         centres = alignment.apply(shown.views.centres())
         for index, number in enumerate(shown.frames):
-            camera_to_world = alignment.rotation @ shown.views.extrinsics[index, :, :3].T
+            camera_to_world = alignment.rotation @ shown.views.poses[index, :, :3].T
             self.server.scene.add_camera_frustum(
                 f"/{node}/cameras/{number:04d}",
-                fov=2 * float(np.arctan2(height / 2, shown.views.intrinsics[index, 1, 1])),
+                fov=2 * float(np.arctan2(height / 2, shown.views.calibration[index, 1, 1])),
                 aspect=width / height,
                 scale=0.2 * self._radius,
                 thickness=1.5,
@@ -163,12 +165,12 @@ class Viewer:
     def _frame(self, truth: ShownViews, valid: NDArray[np.bool_]) -> None:
         """What a browser looks at first: the middle of the true points, from beside and above the first camera."""
         views = truth.views
-        centres, forward = views.centres(), views.extrinsics[0, 2, :3]
+        centres, forward = views.centres(), views.poses[0, 2, :3]
         points = views.points(valid) if valid.any() else centres[:1] + forward
         self._middle = np.median(points, axis=0)
         self._radius = float(np.percentile(np.linalg.norm(points - self._middle, axis=1), 95)) or 1.0
         # the y axes of the cameras point down
-        up = -views.extrinsics[:, 1, :3].mean(axis=0)
+        up = -views.poses[:, 1, :3].mean(axis=0)
         self._up = up / max(float(np.linalg.norm(up)), 1e-9)
         back = centres[0] - self._middle
         distance = max(float(np.linalg.norm(back)), 2.5 * self._radius)

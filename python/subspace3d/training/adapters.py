@@ -26,6 +26,7 @@ from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, discard, read_record, write_json
 from subspace3d.formats.adapter import fill_lora
+from subspace3d.formats.model_card import write_card
 from subspace3d.formats.run import AdaptRecord
 from subspace3d.formats.scene import find_scenes
 from subspace3d.jobs.cluster import Cluster
@@ -272,6 +273,7 @@ def _take_gradient(jobs: AdapterJobs, model: nn.Module, name: str, label: str) -
     origin = {"backbone": jobs.backbone.to_dict()}
     with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
         fill_lora(temporary, made.factors, model, jobs.backbone.identity, about)
+        write_card(temporary, jobs.backbone.identity, jobs.backbone.licence)
         write_json(temporary / RECORD, {"scenes": str(folder), **origin, **about, "settings": jobs.wanted})
 
 
@@ -351,6 +353,7 @@ def _write(jobs: AdapterJobs, name: str, tuned: nn.Module, result: TrainResult) 
     work = _work_folder(jobs, name)
     with atomic_folder(outputs.claim(jobs.out / name, outputs.ADAPTED, "out")) as temporary:
         save_adapter(tuned, temporary)
+        write_card(temporary, jobs.backbone.identity, jobs.backbone.licence)
         write_json(
             temporary / RECORD,
             {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.record import BackboneRecord
-from subspace3d.formats.adapter import write_lora
+from subspace3d.files import atomic_folder
+from subspace3d.formats.adapter import fill_lora
 from subspace3d.formats.basis import authors_stem, load_basis, save_authors
+from subspace3d.formats.model_card import write_card
 from subspace3d.formats.run import BASIS, read_tuned, tuned_folder
 from subspace3d.training.tuned import base_of, load_tuned
 
@@ -33,7 +36,12 @@ def export_lora(run: Path, folder: Path, backbone: str = "") -> Path:
     if record["method"] in ("none", "full", "bias"):
         raise ValueError(f"run: the method of {run} must train an adapter, {record['method']!r} does not")
     model = load_tuned(run, backbone=backbone)
-    return write_lora(folder, adapter_factors(model), base_of(model), BackboneRecord(**record["backbone"]).identity)
+    origin = BackboneRecord(**record["backbone"])
+    folder = outputs.claim(folder, outputs.EXPORTED, "folder")
+    with atomic_folder(folder) as temporary:
+        fill_lora(temporary, adapter_factors(model), base_of(model), origin.identity)
+        write_card(temporary, origin.identity, origin.licence)
+    return folder
 
 
 def export_authors(run: Path, path: Path) -> Path:

@@ -335,7 +335,7 @@ def few_loss(
         )
     backbone, images = backbone_of(model), scene.images[chosen].to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        prediction = backbone(model, images[None])
+        prediction = backbone.predict(model, images[None])
     extrinsics, intrinsics = prediction.extrinsics, prediction.intrinsics
     if prediction.stages:
         extrinsics, intrinsics = decode_pose(prediction.stages[-1].float(), (images.shape[-2], images.shape[-1]))

@@ -55,11 +55,12 @@ def summed_gradients(
         tuple: name and sums ``[parts, *weight.shape]``, float32, on the CPU.
 
     Raises:
-        ValueError: no weights, or a part without steps.
+        ValueError: no weights, one that several modules hold, or a part without steps.
         FloatingPointError: a gradient is not finite.
     """
     if not weights:
         raise ValueError("weights must name at least one module, got none")
+    _refuse_tied(model, weights)
     if not parts or not all(parts):
         raise ValueError(f"parts must each have at least one step, got {[list(part) for part in parts]}")
     if config.threads:
@@ -82,6 +83,19 @@ def summed_gradients(
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _refuse_tied(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    holders: dict[nn.Parameter, list[str]] = {}
+    for module_name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(parameter, []).append(module_name)
+    for name, weight in weights.items():
+        if len(holders.get(weight, ())) > 1:
+            raise ValueError(
+                f"targets must leave out {name}: its weight has several holders ({', '.join(holders[weight])}), and "
+                "its gradient is the sum over all of them"
+            )
 
 
 def count_passes(weights: Mapping[str, torch.Tensor], parts: int, gigabytes: float = GIGABYTES) -> int:

@@ -130,7 +130,8 @@ def train(
         ValueError: nothing is trainable, the checkpoint belongs to other settings or another model, there are more
             processes than scenes in a step, they do not share ``out``, another process trains in it, or it holds
             anything else than a run.
-        FloatingPointError: the loss or a gradient was not finite in ten steps in a row; the last checkpoint is intact.
+        FloatingPointError: the loss or a gradient was not finite in ten steps in a row, or in every step of a
+            shorter run; the last checkpoint is intact.
         SystemExit: stopped by a signal.
     """
     device = choose_device(config.device)
@@ -257,7 +258,7 @@ def loss_terms(
     backbone = backbone_of(model)
     batch = moved(part, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        prediction = backbone(model, batch["images"])
+        prediction = backbone.predict(model, batch["images"])
     if objective is not None:
         return objective(prediction.outputs, batch, config.camera_weight, counts)
     return backbone.loss(prediction, batch, config.camera_weight, counts)
@@ -426,10 +427,10 @@ class Run:
         if finite:
             self.losses = [*self.losses[-9:], terms["loss"]]
         self._log(terms, norms, rate)
-        if self.skipped_in_a_row >= _MOST_SKIPPED:
+        if self.skipped_in_a_row >= min(_MOST_SKIPPED, self.config.steps):
             raise FloatingPointError(
-                f"loss or gradient was not finite in {_MOST_SKIPPED} steps in a row, up to step {self.step}; last "
-                f"checkpoint: {checkpoints.latest(self.out / 'checkpoints') or 'none'}. "
+                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step}; "
+                f"last checkpoint: {checkpoints.latest(self.out / 'checkpoints') or 'none'}. "
                 "A lower lr or precision fp32 usually helps"
             )
         return f"{terms['loss']:.4f}" if finite else "not finite, step skipped"

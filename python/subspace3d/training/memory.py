@@ -129,11 +129,13 @@ class _Step(nn.Module):
 
     def forward(self, images: torch.Tensor) -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            prediction = self.backbone(self.model, images)
+            prediction = self.backbone.predict(self.model, images)
         cameras = prediction.stages or (prediction.extrinsics, prediction.intrinsics)
         terms = [each.abs().mean() for each in cameras if each is not None]
         if prediction.depth is not None:
             terms.append(_depth_terms(prediction.depth, prediction.confidence))
+        if not terms:
+            raise ValueError(f"backbone must predict depth or cameras to be trained, {self.backbone.name} does neither")
         # the gradients of a network are alive whatever its loss looks at
         sum(terms[1:], start=terms[0]).backward()
 

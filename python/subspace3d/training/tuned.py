@@ -21,6 +21,7 @@ from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.files import atomic_folder, check_values, load_tensors, save_tensors, sha256, write_json
 from subspace3d.formats.adapter import CONFIG_NAME, write_lora
 from subspace3d.formats.basis import Basis, save_basis
+from subspace3d.formats.model_card import write_card
 from subspace3d.formats.run import ADAPTER, BASIS, FORMAT, VERSION, WEIGHTS, read_tuned, tuned_folder
 
 
@@ -69,11 +70,13 @@ def save_trained(folder: Path, model: nn.Module, method: str, backbone: Backbone
         save_tensors(folder / WEIGHTS, trainable_parameters(model))
     elif method == "pissa":
         write_lora(folder / ADAPTER, adapter_factors(model), base_of(model), backbone.identity)
+        write_card(folder / ADAPTER, backbone.identity, backbone.licence)
     elif method != "none":
         if method in CORE_METHODS:
             save_basis(folder / BASIS, basis or {})
             model.peft_config["default"].basis = str(folder / BASIS)  # type: ignore[union-attr, index]
         save_adapter(model, folder / ADAPTER)
+        write_card(folder / ADAPTER, backbone.identity, backbone.licence)
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 _ROTARY = ("_compute_frequency_components", "_apply_1d_rope", "frequency_cache")
 _CROCO_ROTARY = ("get_cos_sin", "apply_rope1d", "cache")
@@ -17,7 +18,8 @@ _CROCO_ROTARY = ("get_cos_sin", "apply_rope1d", "cache")
 def without_values(model: nn.Module) -> Iterator[None]:
     """Within it ``model`` computes on fake tensors what it computes on real ones, and is afterwards as it was before.
 
-    The rotary embeddings that the code of VGGT and that of CroCo have handed down take the size of their table from the
+    Numbers drawn in a forward, by which MapAnything chooses among inputs that it is not given here, are one half. The
+    rotary embeddings that the code of VGGT and that of CroCo have handed down take the size of their table from the
     largest position; here it is the number of tokens. Tables that modules keep between calls are put back.
     """
     tables = list(_tables(model))
@@ -34,13 +36,35 @@ def without_values(model: nn.Module) -> Iterator[None]:
             table.clear()
         for module, kind in rotary:
             module.forward = kind(module)
-        yield
+        with _Draws():
+            yield
     finally:
         for module, _ in rotary:
             del module.forward
         for table, content in zip(tables, before):
             table.clear()
             table.update(content)
+
+
+class _Draws(TorchFunctionMode):
+    """What ``torch.rand`` draws is one half, so that a forward can decide by ``draw < p``, alone or with ``any``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[Any, float]] = {}  # by identity, with the tensor, so that no other gets its place
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        of = self._known.get(id(args[0])) if args else None
+        if of is not None and func is torch.Tensor.__bool__:
+            return bool(of[1])
+        result = func(*args, **(kwargs or {}))
+        if func is torch.rand:
+            self._known[id(result)] = result, 0.5
+        elif of is not None and func in (torch.Tensor.lt, torch.Tensor.__lt__) and isinstance(args[1], (int, float)):
+            self._known[id(result)] = result, of[1] < args[1]
+        elif of is not None and func in (torch.Tensor.any, torch.any) and len(args) == 1:
+            self._known[id(result)] = result, of[1]
+        return result
 
 
 def _tables(model: nn.Module) -> Iterator[dict[Any, Any]]:

@@ -34,20 +34,24 @@ class InfoSharing(nn.Module):
 class DPTFeature(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.input_process = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(dim, dim, 1), nn.ConvTranspose2d(dim, dim, 1)),
-            nn.Sequential(nn.Conv2d(dim, dim, 1), nn.ConvTranspose2d(dim, dim, 1)),
-            nn.Sequential(nn.Conv2d(dim, dim, 1)),
-            nn.Sequential(nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 3, padding=1)),
-        ])  # fmt: skip
         self.scratch = nn.Module()
         for level in range(1, 5):
             self.scratch.add_module(f"layer{level}_rn", nn.Conv2d(dim, dim, 3, padding=1, bias=False))
+        self.scratch.layer_rn = nn.ModuleList(self.scratch.get_submodule(f"layer{level}_rn") for level in range(1, 5))
+        further: list[list[nn.Module]] = [
+            [nn.ConvTranspose2d(dim, dim, 1)], [nn.ConvTranspose2d(dim, dim, 1)], [],
+            [nn.Conv2d(dim, dim, 3, padding=1)],
+        ]  # fmt: skip
+        # as published: the convolutions above once more, called by these names alone
+        self.input_process = nn.ModuleList(
+            nn.Sequential(nn.Sequential(nn.Conv2d(dim, dim, 1), *rest), last)
+            for rest, last in zip(further, self.scratch.layer_rn)
+        )
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         total = torch.zeros_like(levels[0])
-        for index, (process, x) in enumerate(zip(self.input_process, levels), 1):
-            total = total + self.scratch.get_submodule(f"layer{index}_rn")(process(x))
+        for process, x in zip(self.input_process, levels):
+            total = total + process(x)
         return total
 
 
