@@ -186,7 +186,7 @@ def check_measurable(true: Views) -> bool:
     try:
         valid_mask(true)
     except ValueError:
-        if len(true.extrinsics) < 2:
+        if len(true.poses) < 2:
             raise
         return False
     return True
@@ -243,7 +243,7 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
 def _measure_without_depth(pred: Views, true: Views) -> SceneResult:
     result = _measure_cameras(pred, true)
     result.undefined(DEPTH + ALIGNED_CLOUD + RAW_CLOUD, "there is no true depth to compare with")
-    result.details |= {"frames": len(true.extrinsics), "points": 0}
+    result.details |= {"frames": len(true.poses), "points": 0}
     return result
 
 
