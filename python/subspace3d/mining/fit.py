@@ -37,7 +37,7 @@ TEACHERS = {
         "--few; of the losses of cameras, depth and points nothing can be said.",
     ),
     "both": (
-        "the loss, or of the views' agreement,",
+        "the loss (where there are no cameras or no depth: the views' agreement)",
         f" Scenes without cameras or depth are taught by the views' agreement ({_CONSISTENCY}), as in finetune --few; "
         "of their losses of cameras, depth and points nothing can be said.",
     ),
