@@ -201,7 +201,8 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
-    warn_of_other_base(subspaces, backbone.identity)
+    if subspaces:
+        warn_of_other_base(subspaces, backbone.identity)
     base = load_backbone(backbone)
     if config.few:
         few = load_few(config.scenes, image_size)
