@@ -4,4 +4,4 @@ from subspace3d.backbones.protocol import Backbone
 
 
 class Unlicensed(Backbone):
-    pass
+    targets = {"cores": "blocks.*", "heads": "head", "all": ".*"}

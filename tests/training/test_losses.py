@@ -193,8 +193,11 @@ def test_what_a_backbone_does_not_predict_has_no_term() -> None:
     assert both["loss"].item() == pytest.approx(2 * camera + 0.5, rel=1e-5)
     both["loss"].backward()
     assert intrinsics.grad is not None and intrinsics.grad[..., 0, 0].all() and depth.grad is not None
-    with pytest.raises(ValueError, match="predictions must have depth, or extrinsics and intrinsics"):
-        multitask_loss(Prediction(extrinsics=extrinsics), batch)
+    # of poses alone, what is not predicted has no error
+    poses = multitask_loss(Prediction(extrinsics=extrinsics), batch, camera_weight=2.0)
+    assert poses["loss"].item() == pytest.approx(2 * 0.1, rel=1e-5) and "depth" not in poses
+    with pytest.raises(ValueError, match="predictions must have depth, extrinsics, intrinsics or camera encodings"):
+        multitask_loss(Prediction(), batch)
 
 
 @pytest.mark.parametrize("split", [(1, 2), (2, 1), (1, 1, 1)])

@@ -351,8 +351,9 @@ def said_of(name: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename != __file__ and "site-packages" not in frame.filename]
+        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
         raise ValueError(f"backbone: {name} raised {type(error).__name__}: {error}{place}") from error
 
 

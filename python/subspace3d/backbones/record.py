@@ -49,9 +49,9 @@ class BackboneRecord:
             return self.name
         return f"{self.name}@{self.sha256[:12] or f'random-{self.seed}'}"
 
-    def flags(self, usual: str = "vggt-nano") -> str:
-        """What a command is told to use the same weights, after a space; nothing where they are those of ``usual``."""
-        if self.name == usual and self.weights == SHIPPED:
+    def flags(self) -> str:
+        """What a command is told to use the same weights, after a space; nothing where it uses them anyway."""
+        if self.name == "vggt-nano" and self.weights == SHIPPED:
             return ""
         weights = "" if self.weights == SHIPPED else f" --weights {shlex.quote(self.weights)}"
         return f" --backbone {shlex.quote(self.name)}{weights}"

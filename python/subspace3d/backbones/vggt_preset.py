@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -65,17 +66,11 @@ class VGGTFromFactory(VGGTBackbone):
     def __init__(self, name: str, factory: Callable[..., object]) -> None:
         super().__init__()
         self.name, self.factory = name, factory
-        try:
-            with torch.device("meta"), said_of(name):
-                self._measure(self.factory("random"))
-        except ValueError as error:
-            size = f"{self.image_size} px and patches of {self.patch_size} px"
-            logger.warning(f"{size} are assumed for {name}, which does not say its sizes without its weights: {error}")
+        self._take(_sizes_without_weights(name, factory))
 
-    def _measure(self, model: object) -> None:
-        found = measured_sizes(model) if isinstance(model, nn.Module) else None
-        if found is not None:
-            self.image_size, self.patch_size, self.special_tokens = found
+    def _take(self, sizes: tuple[int, int, int] | None) -> None:
+        if sizes is not None:
+            self.image_size, self.patch_size, self.special_tokens = sizes
 
     def network(self) -> nn.Module:
         return self.build("random")
@@ -85,13 +80,27 @@ class VGGTFromFactory(VGGTBackbone):
             model = self.factory(weights)
         if not isinstance(model, nn.Module):
             raise ValueError(f"backbone: {self.name} must return a torch.nn.Module, got {type(model).__name__}")
-        self._measure(model)
-        if measured_sizes(model) is None:
+        sizes = measured_sizes(model)
+        self._take(sizes)
+        if sizes is None:
             raise ValueError(
                 f"backbone: {self.name} takes weights, so it must return a VGGT with the published module names, got "
                 f"{type(model).__name__}; for another model return a subspace3d Backbone, without arguments"
             )
         return attach(model, self)
+
+
+@functools.cache
+def _sizes_without_weights(name: str, factory: Callable[..., object]) -> tuple[int, int, int] | None:
+    """`measured_sizes` of what ``factory("random")`` makes without storage; None, with a warning, where that fails."""
+    try:
+        with torch.device("meta"), said_of(name):
+            model = factory("random")
+    except ValueError as error:
+        size = f"{VGGTBackbone.image_size} px and patches of {VGGTBackbone.patch_size} px"
+        logger.warning(f"{size} are assumed for {name}, which does not say its sizes without its weights: {error}")
+        return None
+    return measured_sizes(model) if isinstance(model, nn.Module) else None
 
 
 def preset(name: str) -> Backbone:
@@ -127,9 +136,9 @@ def measured_sizes(model: nn.Module) -> tuple[int, int, int] | None:
         (module for name, module in model.named_modules() if name.rpartition(".")[2] == "aggregator"), None
     )
     try:
-        encoder = aggregator.get_submodule("patch_embed") if aggregator is not None else None
-        if aggregator is None or encoder is None:
+        if aggregator is None:
             return None
+        encoder = aggregator.get_submodule("patch_embed")
         patch = encoder.get_submodule("patch_embed.proj").kernel_size[0]
         side = math.isqrt(encoder.get_parameter("pos_embed").shape[1] - 1)
         return side * int(patch), int(patch), 1 + aggregator.get_parameter("register_token").shape[-2]
