@@ -110,6 +110,8 @@ def test_only_plain_loras_of_one_scaling_are_joined() -> None:
         )
         for _ in range(2)
     ]
+    joint, base = MultiLora(layers, [0, 1]), layers[0].get_base_layer()
+    assert joint.weight is base.weight and joint.bias is base.bias and joint.in_features == base.in_features
     layers[1].scaling["default"] = 3.0
     with pytest.raises(ValueError, match=r"layers must be plain LoRAs of one scaling without dropout, got .*2.0, 3.0"):
         MultiLora(layers, [0, 1])

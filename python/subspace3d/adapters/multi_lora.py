@@ -74,13 +74,14 @@ class MultiLora(nn.Module):
         self.scale: float = scales.pop()
         self.chosen = chosen
 
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        return self.base_layer.bias
+    def __getattr__(self, name: str) -> Any:
+        """What parents ask a Linear for: its weight, bias and sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x [n m, ..., in]`` -> ``[n m, ..., out]``, with n LoRAs chosen."""
