@@ -11,13 +11,13 @@ from adapters.models import TINY
 from torch import nn
 
 import subspace3d as s3
+from subspace3d.backbones.model_card import licence_of_card, write_card
 from subspace3d.backbones.protocol import PRESETS, Backbone, Prediction, attach, backbone_of, find_backbone
 from subspace3d.backbones.recompute import recompute
 from subspace3d.backbones.record import UNKNOWN, BackboneRecord, read_licence, record_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.vggt_preset import describe
 from subspace3d.files import save_tensors
-from subspace3d.formats.model_card import licence_of_card, write_card
 from subspace3d.formats.run import licence_of_adapter
 from subspace3d.training.token_cache import TokenCache
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from subspace3d.backbones import model_card
+from subspace3d.backbones.model_card import licence_of_card
 from subspace3d.backbones.protocol import find_backbone
 from subspace3d.files import load_metadata, sha256
-from subspace3d.formats import model_card
-from subspace3d.formats.model_card import licence_of_card
 from subspace3d.log import logger
 
 _LONGEST = 200

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from subspace3d.backbones.model_card import NAME as CARD
+from subspace3d.backbones.model_card import licence_of_card
 from subspace3d.files import inside, read_json, sha256
-from subspace3d.formats.model_card import NAME as CARD
-from subspace3d.formats.model_card import licence_of_card
 from subspace3d.schema import Count, Rule, check
 
 FORMAT = "subspace3d-tuned"
