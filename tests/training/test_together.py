@@ -139,6 +139,14 @@ def test_each_ends_as_its_own_run(datasets: dict[str, Any], own: Own, tmp_path: 
         assert torch.equal(random[0]["rng.0.cpu"], random[1]["rng.0.cpu"])
 
 
+def test_in_bfloat16_each_is_as_exact_as_its_own_run(datasets: dict[str, Any], own: Own, tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAIN, precision="bf16")
+    _, failures, values = _together({name: datasets[name] for name in "ab"}, tmp_path / "together", config)
+    assert failures == {}
+    alone = _alone("a", datasets["a"], tmp_path / "alone", config)
+    assert_as_exact_as_torch(values["a"], alone, own.exact["a"], "a")
+
+
 def test_in_float64_together_and_alone_are_one(datasets: dict[str, Any], own: Own, tmp_path: Path) -> None:
     doubled = {name: Changed(dataset, _double) for name, dataset in datasets.items()}
     _, failures, values = _together(doubled, tmp_path / "together", network=_network(torch.float64))
