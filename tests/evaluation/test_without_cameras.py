@@ -18,6 +18,8 @@ from subspace3d.evaluation.protocols import PROTOCOLS
 from subspace3d.evaluation.scene_metrics import ALIGNED_CLOUD, POINTS, RAW_CLOUD, Views, measure
 from subspace3d.evaluation.table import METRICS
 from subspace3d.files import read_json
+from subspace3d.reporting.space_section import scene_record
+from subspace3d.reporting.viewer import place
 
 DEPTH = {
     "abs_rel", "abs_rel_raw", "abs_rel_frame_affine", "delta_1_25", "delta_1_25_raw", "delta_1_25_frame_affine",
@@ -101,6 +103,19 @@ def test_what_is_kept_of_such_a_scene_has_no_cameras(pair: tuple[Views, Views], 
         views = pictures.load(tmp_path / "x.safetensors").views
         assert set(views.not_predicted()) == set(lacking)
         np.testing.assert_allclose(views.depths, pred.depths, rtol=1e-3)
+
+
+def test_a_prediction_without_cameras_is_seen_from_the_true_ones(pair: tuple[Views, Views]) -> None:
+    pred, true = pair
+    truth = pictures.shown_truth(np.zeros((*true.depths.shape, 3), np.uint8), true)
+    shown = pictures.shown_prediction(replace(pred, extrinsics=None), 3.0, None)
+    points, in_the_true_world = place(shown, truth, "predicted cameras, aligned")
+    everywhere = np.ones(true.depths.shape, bool)
+    expected = replace(true, depths=3.0 * pred.depths).points(everywhere)
+    assert in_the_true_world
+    np.testing.assert_allclose(points.reshape(-1, 3), expected, rtol=1e-6)
+    layers = scene_record("one", truth, [shown], 100)["layers"]
+    assert layers[1]["cameras"] is None and layers[1]["alignment"] is None and len(layers[0]["cameras"]) == 4
 
 
 FACTORY = """
