@@ -130,9 +130,12 @@ def execute(prog: str, settings_class: type, run: Callable[[Any], Any], argument
 
         library = (error.name or "").partition(".")[0]
         install = install_line(library)
-        if install is None:
+        if install is not None:
+            _fail(prog, f"{library} is not installed: {install}")
+        # Python's own words name no remedy; those of a backbone do
+        if str(error).startswith("No module named"):
             raise
-        _fail(prog, f"{library} is not installed: {install}")
+        _fail(prog, str(error))
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

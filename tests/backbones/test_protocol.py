@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapters.models import TINY
 from torch import nn
+from training.plane_scenes import write_plane_scenes
 
 import subspace3d as s3
 from subspace3d.backbones.model_card import licence_of_card, write_card
@@ -17,6 +18,7 @@ from subspace3d.backbones.recompute import recompute
 from subspace3d.backbones.record import UNKNOWN, BackboneRecord, read_licence, record_backbone
 from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.vggt_preset import describe
+from subspace3d.cli import main
 from subspace3d.files import save_tensors
 from subspace3d.formats.run import licence_of_adapter
 from subspace3d.training.token_cache import TokenCache
@@ -109,6 +111,18 @@ def test_cards_name_the_licence_and_are_read_back(tmp_path: Path) -> None:
             text.startswith(f"---\nlibrary_name: peft\n{front}\n---\n") and "`a-model@0123`" in text and licence in text
         )
         assert licence_of_card(tmp_path / "README.md") == licence_of_adapter(tmp_path) == read
+
+
+@pytest.mark.parametrize("words", [["params"], ["evaluate", "--weights", "random", "--scenes", "s", "--out", "o"]])
+def test_a_package_that_is_missing_is_named_with_its_command(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plane_scenes(tmp_path / "s", scenes=1, views=1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--backbone", "pi3"])
+    said = "error: backbone pi3 needs pi3: pip install git+https://github.com/yyfz/Pi3"
+    assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_the_flags_that_name_the_same_weights() -> None:

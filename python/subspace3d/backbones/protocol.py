@@ -140,10 +140,12 @@ class Backbone:
         """What `network` makes.
 
         Raises:
+            ModuleNotFoundError: see `check_packages`.
             ValueError: it is no module, or a user's own code raised something.
         """
         from torch import nn
 
+        self.check_packages()
         with contextlib.nullcontext() if self.name in PRESETS else said_of(self.name):
             model = self.network()
         if not isinstance(model, nn.Module):
@@ -225,7 +227,9 @@ class Backbone:
         Raises:
             ValueError: no weights are shipped, or the file does not fit.
             FileNotFoundError: the file does not exist.
+            ModuleNotFoundError: see `check_packages`.
         """
+        self.check_packages()
         source = None if weights is None else os.fspath(weights)
         if source == "random":
             return attach(self.checked_network(), self)
@@ -264,6 +268,13 @@ class Backbone:
     def missing(self) -> list[str]:
         """Modules of ``requires`` that cannot be found here."""
         return [name for name in self.requires if importlib.util.find_spec(name) is None]
+
+    def check_packages(self) -> None:
+        """Raises ModuleNotFoundError, with the command that brings it, if a module of ``requires`` cannot be found."""
+        missing = self.missing()
+        if missing:
+            remedy = f": {self.install}" if self.install else ""
+            raise ModuleNotFoundError(f"backbone {self.name} needs {', '.join(missing)}{remedy}", name=missing[0])
 
     def part_of(self, name: str) -> str:
         """The part that a parameter or module belongs to; names that wrappers put before it are skipped."""
