@@ -22,11 +22,12 @@ from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.multi_lora import share_weights
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import select_modules
-from subspace3d.backbones.protocol import Prediction, attach
+from subspace3d.backbones.protocol import Backbone, Prediction, attach
 from subspace3d.backbones.vggt_preset import VGGTBackbone
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import load_tensors
 from subspace3d.locks import FolderInUse, exclusive
+from subspace3d.training import together
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.interfaces import BatchSource
 from subspace3d.training.loop import random_state, train
@@ -292,3 +293,14 @@ def test_batches_of_another_shape_and_small_budgets_are_refused(datasets: dict[s
         _together({"a": datasets["a"], "b": Changed(datasets["b"], fewer)}, tmp_path / "shapes")
     with pytest.raises(ValueError, match="max_images must be 0 or at least 9, one scene of 3 frames for each of 3"):
         _together(datasets, tmp_path / "budget", dataclasses.replace(TRAIN, max_images=8))
+
+
+def test_every_field_of_a_prediction_is_shared_out() -> None:
+    sizes = {"depth": (), "points": (3,), "confidence": (), "extrinsics": (3, 4), "intrinsics": (3, 3)}
+    fields = {name: torch.rand(4, 2, *size) for name, size in sizes.items()}
+    whole = Prediction(**fields, stages=(torch.rand(4, 2, 9), torch.rand(4, 2, 9)))
+    assert {field.name for field in dataclasses.fields(Prediction)} == {*fields, "stages", "outputs"}
+    for index, share in enumerate(together._shares(whole, 2, Backbone())):
+        mine = slice(2 * index, 2 * index + 2)
+        assert all(torch.equal(getattr(share, name), values[mine]) for name, values in fields.items())
+        assert all(torch.equal(part, stage[mine]) for part, stage in zip(share.stages, whole.stages, strict=True))

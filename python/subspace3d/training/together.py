@@ -309,7 +309,7 @@ def _shares(prediction: Prediction, count: int, backbone: Backbone) -> list[Pred
         return [None] * count if tensor is None else tensor.unflatten(0, (count, -1)).unbind()
 
     stages = [split(stage) for stage in prediction.stages]
-    names = ("depth", "confidence", "extrinsics", "intrinsics")
+    names = [field.name for field in dataclasses.fields(Prediction) if field.name not in ("stages", "outputs")]
     parts = {name: split(getattr(prediction, name)) for name in names}
     shares = [
         Prediction(**{name: parts[name][i] for name in names}, stages=tuple(stage[i] for stage in stages))
@@ -317,7 +317,8 @@ def _shares(prediction: Prediction, count: int, backbone: Backbone) -> list[Pred
     ]
     if type(backbone).loss is Backbone.loss:
         return shares
-    scenes = next(len(t) for t in (prediction.depth, prediction.extrinsics, *prediction.stages) if t is not None)
+    tensors = (*(getattr(prediction, name) for name in names), *prediction.stages)
+    scenes = next(len(tensor) for tensor in tensors if tensor is not None)
 
     def share_of(leaf: Any, index: int) -> Any:
         if not torch.is_tensor(leaf):
