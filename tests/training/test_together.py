@@ -264,7 +264,9 @@ class Reordering(VGGTBackbone):
     def __call__(self, model: nn.Module, images: torch.Tensor) -> Prediction:
         found = super().__call__(model, images.flip(0))
         return Prediction(
-            found.depth.flip(0), found.confidence.flip(0), stages=tuple(each.flip(0) for each in found.stages)
+            depth=found.depth.flip(0),
+            confidence=found.confidence.flip(0),
+            stages=tuple(each.flip(0) for each in found.stages),
         )
 
 

@@ -50,20 +50,20 @@ class Prediction:
 
     Attributes:
         depth: z-depth ``[B, S, H, W]``, in the unit of the translations.
-        points: ``[B, S, H, W, 3]`` in each camera and the unit of ``depth``, which is their z; of a model without
-            intrinsics.
         confidence: ``[B, S, H, W]``, positive, the weight of an error in the loss.
         extrinsics: camera-from-world ``[B, S, 3, 4]``.
         intrinsics: ``[B, S, 3, 3]`` in pixels of the images given.
+        points: ``[B, S, H, W, 3]`` in each camera and the unit of ``depth``, which is their z; of a model without
+            intrinsics.
         stages: camera encodings ``[B, S, 9]`` after every refinement, the last one is the result.
         outputs: what the network returned, for a loss of the backbone's own.
     """
 
     depth: Tensor | None = None
-    points: Tensor | None = None
     confidence: Tensor | None = None
     extrinsics: Tensor | None = None
     intrinsics: Tensor | None = None
+    points: Tensor | None = None
     stages: tuple[Tensor, ...] = ()
     outputs: Any = field(default=None, repr=False)
 

@@ -276,7 +276,7 @@ class JointStep:
         batches = {index: moved(part, self.device) for index, part in parts.items()}
         before = random_state(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            predicted = self.backbone(self.network, torch.cat([batch["images"] for batch in batches.values()]))
+            predicted = self.backbone.predict(self.network, torch.cat([batch["images"] for batch in batches.values()]))
         if not all(torch.equal(state, before[name]) for name, state in random_state(self.device).items()):
             raise ValueError(f"together must be 1 on {self.backbone.name}: its forward pass draws random numbers")
         shares = _shares(predicted, len(batches), self.backbone)
