@@ -285,7 +285,8 @@ def test_a_job_waits_for_a_folder_that_a_dying_process_still_holds(monkeypatch: 
     assert busy.setups == 3 and cluster._job("first", __version__, busy, None, "other") == ("done", "")
     assert busy.setups == 3
     monkeypatch.setattr(cluster, "_LET_GO_S", -1)
-    assert cluster._job("second", __version__, _Busy(1), None, "name") == ("failed", "out: another process is training")
+    failed = {"name": "out: another process is training"}
+    assert cluster._job("second", __version__, _Busy(1), None, "name") == ("failed", failed)
 
 
 def test_machines_with_another_version_are_refused() -> None:
