@@ -202,17 +202,17 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
     rendered = datasets * scale.scenes + scale.task_scenes * 7 // 5
     tuning = f"finetune: {', '.join(TUNED)} on transparent objects, side by side"
     return [
-        Stage(f"generate: render {datasets} attribute data sets and the task's scenes", render, 74, rendered),
+        Stage(f"generate: render {datasets} attribute data sets and the task's scenes", render, 72, rendered),
         Stage(
             f"adapt: the gradient of each data set as an adapter of rank {scale.adapter_rank}",
             take_gradients,
-            26,
+            24,
             datasets,
         ),
         Stage(f"mine, analyze: one rank-{scale.k} subspace per attribute", mine_subspaces, 12),
         Stage("fit: do the subspaces suit the task's scenes?", ask_for_fit, 5),
-        Stage(tuning, tune, 112, len(TUNED)),
-        Stage("evaluate: base and tuned models on held-out scenes", measure, 57, 1 + len(TUNED)),
+        Stage(tuning, tune, 98, len(TUNED)),
+        Stage("evaluate: base and tuned models on held-out scenes", measure, 51, 1 + len(TUNED)),
         Stage("report", lambda: report.run(report.ReportConfig(run=out)), 3),
     ]
 
