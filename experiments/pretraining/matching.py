@@ -161,7 +161,7 @@ def points_loss(points: Tensor, world_points: Tensor, mask: Tensor) -> Tensor:
 
 
 def match_targets(batch: dict, world_points: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Where the middle of every patch of frame i is in frame j, as bilinear weights over the patches of frame j.
+    """Where the middles of the patches of frame i are in frame j, as bilinear weights over the patches of frame j.
 
     Args:
         batch (dict): ``depths [B, S, H, W]``, ``point_masks`` alike, ``extrinsics [B, S, 3, 4]``, ``intrinsics
@@ -170,9 +170,9 @@ def match_targets(batch: dict, world_points: Tensor, patch: int) -> tuple[Tensor
         patch (int): side of a patch in pixels.
 
     Returns:
-        (weights ``[B, S, S, P, P]`` that add up to 1 over the last axis, visible ``[B, S, S, P]`` bool). A patch is
-        visible in another frame if its middle has a depth, falls into that frame's image, and the depth there is the
-        same within 5 %; never in its own.
+        (weights ``[N, P]`` that add up to 1 over the last axis, one row for each of the N true elements of visible,
+        visible ``[B, S, S, P]`` bool). A patch is visible in another frame if its middle has a depth, falls into that
+        frame's image, and the depth there is the same within 5 %; never in its own.
     """
     depths, mask, extrinsics = batch["depths"], batch["point_masks"], batch["extrinsics"]
     scenes, frames, height, width = depths.shape
@@ -191,17 +191,21 @@ def match_targets(batch: dict, world_points: Tensor, patch: int) -> tuple[Tensor
     visible = inside & valid[:, :, None] & ((there - z).abs() < SAME_SURFACE * z)
     visible &= ~torch.eye(frames, dtype=torch.bool, device=z.device)[:, :, None]
 
-    rows, columns = height // patch, width // patch
-    grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1).to(position)
-    last = position.new_tensor((columns - 1, rows - 1))
-    place = torch.minimum((position / patch - 0.5).clamp(min=0), last)
-    return (1 - (place[..., None, :] - grid).abs()).clamp(min=0).prod(-1), visible
+    place = position[visible] / patch - 0.5
+    across, down = (_between(place[:, axis], pixels // patch) for axis, pixels in enumerate((width, height)))
+    return (down[:, :, None] * across[:, None, :]).flatten(1), visible
+
+
+def _between(place: Tensor, patches: int) -> Tensor:
+    """Linear weights [N, patches] of the two patches that each place [N], in patches, lies between."""
+    numbers = torch.arange(patches, device=place.device)
+    return (1 - (place.clamp(0, patches - 1)[:, None] - numbers).abs()).clamp(min=0)
 
 
 def matching_loss(logits: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     """Mean cross-entropy ``-sum_q target_q log softmax(logits)_q`` over the visible patches; see `match_targets`."""
-    entropy = -(target * logits.float().log_softmax(-1)).sum(-1)
-    return (entropy * visible).sum() / visible.sum().clamp(min=1)
+    entropy = -(target * logits[visible].float().log_softmax(-1)).sum()
+    return entropy / visible.sum().clamp(min=1)
 
 
 def _heads(tokens: Tensor, weight: Tensor, bias: Tensor, norm: nn.Module, rotation: Rotation) -> Tensor:

@@ -68,16 +68,19 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """About ``U V^T`` of ``matrices = U S V^T`` [..., m, n]: singular values of 0.7 to 1.2 by five Newton-Schulz steps.
 
-    ``X <- a X + (b A + c A^2) X`` with ``A = X X^T``, from ``X = M / |M|_F``. A zero matrix stays zero.
+    ``X <- a X + (b A + c A^2) X`` with ``A = X X^T``, from ``X = M / |M|_F``. A zero matrix stays zero. float32
+    is computed in bfloat16, whose rounding is small beside the spread of the values, in a third of the time.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
+    x = x.bfloat16() if x.dtype == torch.float32 else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
     a, b, c = _COEFFICIENTS
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+        x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def muon_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ One long run at a constant rate, which a second, short run brings down to zero f
 Everything is resumable: run the same command again after a stop and it continues where it was, also with more
 ``--steps``. ``--branch`` leaves the long run alone: it cools down from its newest checkpoint, measures and exports.
 `python -m experiments.pretraining --help` has the settings; `make pretrain-nano` runs it with the committed ones. More
-compute: `--device cuda --precision bf16 --images 96`, and on N GPUs the same after `torchrun --nproc-per-node N` in
-place of `python`.
+compute: `--device cuda --precision bf16 --images 96`, and on N GPUs, or N cores with `--threads 1`, the same after
+`torchrun --nproc-per-node N` in place of `python`. ``--initial`` goes on from weights that were exported before, on new
+scenes with ``--scene-seed``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,11 +33,12 @@ from experiments.pretraining.muon import Muon, muon_groups
 from experiments.pretraining.pictures import draw_examples, plot_losses
 from subspace3d import settings
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.backbones.config import VGGTConfig
+from subspace3d.backbones.config import CONFIGS
 from subspace3d.backbones.vggt import VGGT
+from subspace3d.backbones.weights import load_weights
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import save_tensors, write_json
+from subspace3d.files import load_tensors, save_tensors, sha256, write_json
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
@@ -43,23 +46,9 @@ from subspace3d.training.loop import TrainResult, train
 from subspace3d.training.schedule import constant_rate, cooldown_rate
 
 LARGEST_FILE = 20_000_000
-IMAGE_SIZE = 112
-# Patches of 7 pixels: four times the tokens, paid for by fewer and narrower blocks.
-SHAPE = VGGTConfig(
-    name="vggt-nano",
-    image_size=IMAGE_SIZE,
-    patch_size=7,
-    embed_dim=96,
-    num_heads=3,
-    encoder_depth=2,
-    depth=4,
-    layer_scale=1.0,
-    camera_depth=2,
-    depth_features=24,
-    depth_channels=(24, 48, 64, 64),
-    depth_taps=(0, 1, 2, 3),
-)
-MATCHING_BLOCKS = (1, 2)
+SHAPE = CONFIGS["vggt-nano"]
+IMAGE_SIZE = SHAPE.image_size
+MATCHING_BLOCKS = (1, 2, 3)
 SHARD_SCENES = 250
 ROOMS_EVERY = 10  # shards
 HELD_OUT_SEED = 1_000_000  # far from the shards', which are their numbers
@@ -78,26 +67,28 @@ def main() -> None:
 def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     torch.manual_seed(arguments.seed)
     model = VGGT(SHAPE)
-    start_able_to_match(model)
+    earlier = load_initial(model, arguments.initial)
+    initial_hash = sha256(arguments.initial) if arguments.initial else None
     model.enable_checkpointing(False)
     trainer = Pretraining(model, MATCHING_BLOCKS)
-    if processes.count > 1:
-        # several would render the same shard
-        for number in range(arguments.shards if processes.is_first else 0):
+
+    def shard(number: int) -> Path:
+        # one process renders for all
+        if processes.is_first:
             render_shard(arguments, number)
         processes.wait()
-    scenes = GrowingScenes(
-        partial(render_shard, arguments), open_scenes, arguments.shards, arguments.first, arguments.every
-    )
+        return shard_folder(arguments, number)
+
+    scenes = GrowingScenes(shard, open_scenes, arguments.shards, arguments.first, arguments.every)
     long_run = arguments.out / "long"
     if not arguments.branch:
         rate = partial(constant_rate, peak=arguments.lr, rising=arguments.warmup)
-        run(trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain")
+        run(trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain", initial_hash)
     before, folder = branch(long_run, arguments, processes)
     start = before["step"]
     rate = partial(cooldown_rate, start=start, steps=arguments.cooldown, peak=arguments.lr)
     config = run_config(arguments, start + arguments.cooldown)
-    result = run(trainer, scenes, config, folder, rate, "cooldown")
+    result = run(trainer, scenes, config, folder, rate, "cooldown", initial_hash)
     if not processes.is_first:
         return
     render_held_out(arguments)
@@ -106,11 +97,12 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     recipe = settings.to_dict(config)
     report = {
         "stages": {
-            "constant rate": {
+            **earlier["stages"],
+            next_stage(earlier["stages"], "constant rate"): {
                 "recipe": recipe,
                 "training": {"steps": start, "skipped": before["skipped"], "seconds": before["seconds"]},
             },
-            "cooldown": {
+            next_stage(earlier["stages"], "cooldown"): {
                 "recipe": recipe,
                 "training": {
                     "steps": arguments.cooldown,
@@ -120,7 +112,11 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
             },
         },
         "shape": asdict(SHAPE),
-        "data": {"scenes": len(scenes.at(start)), "views": arguments.views, "mirror": True},
+        "data": {
+            "scenes": earlier["data"]["scenes"] + len(scenes.at(config.steps - 1)),
+            "views": arguments.views,
+            "mirror": True,
+        },
         "held_out": held_out,
     }
     write_json(folder / "pretrain.json", report)
@@ -130,9 +126,31 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     print(json.dumps(held_out, indent=1))
 
 
+def load_initial(model: VGGT, path: Path | None) -> dict[str, Any]:
+    """Give the model its first values: those of a file, or random ones. Returns what was done for them so far."""
+    if path is None:
+        start_able_to_match(model)
+        return {"stages": {}, "data": {"scenes": 0}}
+    load_weights(model, path)
+    return load_tensors(path)[1]
+
+
+def next_stage(stages: Mapping[str, Any], name: str) -> str:
+    """``name``, or ``name`` with a number where stages of that name came before."""
+    count = sum(stage.startswith(name) for stage in stages)
+    return f"{name} {count + 1}" if count else name
+
+
 def run(
-    trainer: Pretraining, scenes: GrowingScenes, config: TrainConfig, out: Path, rate: Any, label: str
+    trainer: Pretraining,
+    scenes: GrowingScenes,
+    config: TrainConfig,
+    out: Path,
+    rate: Any,
+    label: str,
+    initial: str | None = None,
 ) -> TrainResult:
+    """One stage. ``initial`` names the weights it started from, so that no other run is continued by mistake."""
     optimizer = Muon(muon_groups(trainable_parameters(trainer), config.weight_decay), config.lr)
     return train(
         trainer,
@@ -140,7 +158,7 @@ def run(
         config,
         out,
         label=label,
-        settings={"shape": asdict(SHAPE), "shards": [scenes.shards, scenes.first, scenes.every]},
+        settings={"shape": asdict(SHAPE), "shards": [scenes.shards, scenes.first, scenes.every], "initial": initial},
         objective=trainer.objective,
         optimizer=optimizer,
         rate=rate,
@@ -169,6 +187,8 @@ def branch(long_run: Path, arguments: argparse.Namespace, processes: Processes) 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
+    parser.add_argument("--initial", type=Path, help="weights to start from, as exported before; none: random")
+    parser.add_argument("--scene-seed", type=int, default=0, help="seed of the first shard; others are after it")
     parser.add_argument("--shards", type=int, default=40, help=f"shards of {SHARD_SCENES} training scenes")
     parser.add_argument("--first", type=int, default=2, help="shards in use at the start")
     parser.add_argument("--every", type=int, default=600, help="steps from one shard to the next")
@@ -189,22 +209,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def render_shard(arguments: argparse.Namespace, number: int) -> Path:
-    """Shard ``number`` of the training scenes: by turns arcs of 60 to 360 and of 60 to 120 degrees, or rooms.
+def render_shard(arguments: argparse.Namespace, number: int) -> None:
+    """Render shard ``number`` unless it is there: by turns arcs of 60 to 360 and of 60 to 120 degrees, or rooms.
 
     Four samples per pixel and a denoiser take half the time of 16 samples and are nearer to the converged image.
     """
     from subspace3d.commands import generate
 
-    folder = arguments.out / "scenes/train"
-    name = f"shard{number:03d}"
-    if len(list(folder.glob(f"{name}_00/scene_*/scene.json"))) == SHARD_SCENES:
-        return folder / f"{name}_00"
-    room = number % ROOMS_EVERY == ROOMS_EVERY - 1
+    folder = shard_folder(arguments, number)
+    if len(list(folder.glob("scene_*/scene.json"))) == SHARD_SCENES:
+        return
+    room = number % ROOMS_EVERY == ROOMS_EVERY // 2
     generate.run(
         GenerateConfig(
-            out=folder,
-            name=name,
+            out=folder.parent,
+            name=folder.name.removesuffix("_00"),
             attribute="all",
             preset="generic",
             regime="room" if room else "object",
@@ -214,11 +233,14 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
             resolution=IMAGE_SIZE,
             spp=4,
             denoise=True,
-            seed=number,
+            seed=arguments.scene_seed + number,
             workers=arguments.workers,
         )
     )
-    return folder / f"{name}_00"
+
+
+def shard_folder(arguments: argparse.Namespace, number: int) -> Path:
+    return arguments.out / f"scenes/train/shard{number:03d}_00"
 
 
 def open_scenes(folders: list[Path]) -> MultiViewDataset:
