@@ -128,7 +128,8 @@ class Pretraining(nn.Module):
     def objective(self, predictions: dict, batch: dict, camera_weight: float, counts: LossCounts) -> dict[str, Tensor]:
         """``multitask + points + 0.3 match``; without the depth head ``camera_weight camera`` in place of the first.
 
-        Takes the place of `multitask_loss` where a step is one forward pass: the additions are means over ``batch``.
+        Takes the place of `multitask_loss`: of a part of a step, the additions are the part's means times its share of
+        the step's images, all of which have cameras.
         """
         if self.depth:
             terms = multitask_loss(predictions, batch, camera_weight, counts)
@@ -139,6 +140,8 @@ class Pretraining(nn.Module):
         points = points_loss(predictions["patch_points"], world_points, batch["point_masks"])
         target, visible = match_targets(batch, world_points, self.model.config.patch_size)
         match = torch.stack([matching_loss(logits, target, visible) for logits in predictions["match_logits"]]).mean()
+        share = batch["images"].shape[:2].numel() / counts.cameras
+        points, match = share * points, share * match
         loss = terms["loss"] + points + MATCH_WEIGHT * match
         return {**terms, "loss": loss, "points": points.detach(), "match": match.detach()}
 

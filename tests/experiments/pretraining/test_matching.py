@@ -127,6 +127,26 @@ def test_objective_adds_both_losses_and_reaches_every_parameter() -> None:
     assert all("mask_token" in name for name in unreached), unreached
 
 
+def test_the_objectives_of_the_parts_of_a_step_add_up_to_that_of_the_whole() -> None:
+    torch.manual_seed(0)
+    trainer = Pretraining(VGGT(CONFIG), blocks=(1,)).eval()
+    batch = plane_batch(scenes=3)
+    batch["point_masks"] = torch.ones_like(batch["point_masks"])
+    counts = LossCounts.of(batch)
+
+    def terms(scenes: slice) -> dict:
+        part = {name: value[scenes] for name, value in batch.items()}
+        with torch.no_grad():
+            return trainer.objective(trainer(part["images"]), part, 1.0, counts)
+
+    whole, parts = terms(slice(3)), [terms(slice(1)), terms(slice(1, 3))]
+    torch.testing.assert_close(parts[0]["points"] + parts[1]["points"], whole["points"])
+    # a mean over the visible patches of each part, so equal only about
+    torch.testing.assert_close(parts[0]["match"] + parts[1]["match"], whole["match"], rtol=0.05, atol=0)
+    for name in ("depth_error", "rotation"):
+        torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name])
+
+
 def test_without_the_depth_head_a_step_leaves_it_alone() -> None:
     trainer = Pretraining(VGGT(CONFIG), blocks=(1,))
     trainer.run_depth_head(False)
