@@ -4,7 +4,7 @@ python benchmarks/cloud_metrics.py [--views 8] [--size 518] [--noise 0.02] [--th
 
 The scene is a rippled wall in closed form, seen from an arc; the prediction is its depth with smooth and with pixel
 noise, in another unit, from cameras that are a little off. Wall seconds say how long a user waits, CPU seconds are what
-they cost; measure on a machine that does nothing else. The aim is 10 seconds on two cores.
+they cost; measure on a machine that does nothing else. The aim is 5 seconds on two cores.
 """
 
 from __future__ import annotations

@@ -159,6 +159,28 @@ def test_generate_and_adapt_with_a_killed_node_give_what_one_machine_gives(nodes
     assert not (out / ".work").exists()
 
 
+@pytest.mark.slow(reason="starts a cluster of three nodes and tunes on it")
+def test_adapters_tuned_together_on_a_cluster_are_those_of_one_machine(nodes: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for index, name in enumerate("abcd"):
+        write_plane_scenes(data / name, scenes=2, views=2, seed=index)
+    train = TrainConfig(
+        steps=4, lr=1e-3, frames=(2, 2), images_per_step=2, image_size=28, checkpointing=False, check_memory=False,
+        device="cpu", threads=1,
+    )  # fmt: skip
+    config = AdaptConfig(scenes=data, out=tmp_path / "alone", weights=Path("random"), rank=2, train=train, together=2)
+    adapt.run(config)
+    # two jobs of two adapters each, one on every node
+    folders = adapt.run(dataclasses.replace(config, out=tmp_path / "cluster", ray=nodes.address))
+    assert [folder.name for folder in folders] == list("abcd")
+    for name in "abcd":
+        alone, there = (tmp_path / out / name for out in ("alone", "cluster"))
+        weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (alone, there)]
+        assert weights[0] == weights[1], name
+        assert without_time(read_metrics(alone)) == without_time(read_metrics(there))
+    assert not (tmp_path / "cluster/.work").exists()
+
+
 @pytest.mark.slow(reason="starts a cluster of three nodes, runs a part of the experiments here and on it")
 def test_experiments_with_a_killed_node_give_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
     flags = ["--scale", "smoke", "--only", "psv", "--seeds", "1", "--workers", "1"]
