@@ -32,6 +32,28 @@ NAMES = {
     "edge_precision": "of those predicted, true",
 }
 
+# What a small model that sees should reach; edges are better higher, everything else lower.
+GOALS = {
+    ("heldout", "abs_rel"): 0.035,
+    ("circles", "abs_rel"): 0.035,
+    ("heldout", "rotation_error_median_deg"): 2.0,
+    ("heldout", "rotation_error_mean_deg"): 5.0,
+    ("circles", "rotation_error_median_deg"): 2.0,
+    ("circles", "rotation_error_mean_deg"): 5.0,
+    ("heldout", "translation_error_median_deg"): 5.0,
+    ("circles", "translation_error_median_deg"): 5.0,
+    ("heldout", "edge_recall"): 0.5,
+    ("circles", "edge_recall"): 0.5,
+    ("bodies", "rotation_error_median_deg"): 15.0,
+}
+GOAL_NAMES = {
+    "abs_rel": "Abs Rel",
+    "rotation_error_median_deg": "rotation error, median",
+    "rotation_error_mean_deg": "rotation error, mean",
+    "translation_error_median_deg": "translation direction, median",
+    "edge_recall": "depth edges found within 2 pixels",
+}
+
 
 def shown(name: str, value: float) -> str:
     """A figure as the table has it."""
@@ -77,6 +99,11 @@ def content(path: Path) -> str:
     # files of the first releases lack some of the figures
     known = [name for name in NAMES if all(name in row for row in rows.values())]
     evaluation = [[kind, *(shown(name, row[name]) for name in known)] for kind, row in rows.items()]
+    goals = [
+        [f"{GOAL_NAMES[name]}, {kind}", shown(name, rows[kind][name]), shown(name, goal)]
+        for (kind, name), goal in GOALS.items()
+        if name in rows.get(kind, {})
+    ]
     return "\n\n".join(
         [
             f"{parameters:,} numbers in {len(tensors)} tensors, float16, {path.stat().st_size / 1e6:.1f} MB; sha256 "
@@ -85,6 +112,11 @@ def content(path: Path) -> str:
             table(["stage", "steps", "images a step", "frames", "peak rate", "camera weight", "time"], training),
             "Measured on scenes it has not seen:",
             table(["scenes", *(NAMES[name] for name in known)], evaluation),
+            *(
+                ["Beside what a small model that sees should reach:", table(["", "these weights", "goal"], goals)]
+                if goals
+                else []
+            ),
         ]
     )
 

@@ -74,6 +74,22 @@ def test_exported_weights_load_as_the_backbone(tmp_path: Path) -> None:
         run.export(nn.Linear(4000, 4000), tmp_path / "large.safetensors", {})
 
 
+def test_a_run_goes_on_from_exported_weights_and_adds_to_their_record(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before, path = VGGT(run.SHAPE), tmp_path / "nano.safetensors"
+    record = {"stages": {"constant rate": {}, "cooldown": {}}, "data": {"scenes": 500}}
+    run.export(before, path, record)
+    after = VGGT(run.SHAPE)
+    earlier = run.load_initial(after, path)
+    assert all(torch.equal(a.half(), b.half()) for a, b in zip(before.parameters(), after.parameters()))
+    assert earlier["stages"] == record["stages"] and earlier["data"] == record["data"]
+    assert run.next_stage(earlier["stages"], "cooldown") == "cooldown 2"
+    assert run.next_stage({"cameras": {}}, "cooldown") == "cooldown"
+    # from nothing: values that can match, and an empty record
+    assert run.load_initial(after, None) == {"stages": {}, "data": {"scenes": 0}}
+    assert not torch.equal(next(before.parameters()), next(after.parameters()))
+
+
 def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path), "--images", "6", "--cooldown", "2"])
     arguments = run.parse_arguments()
