@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -72,13 +73,7 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     model.enable_checkpointing(False)
     trainer = Pretraining(model, MATCHING_BLOCKS)
 
-    def shard(number: int) -> Path:
-        # one process renders for all
-        if processes.is_first:
-            render_shard(arguments, number)
-        processes.wait()
-        return shard_folder(arguments, number)
-
+    shard = partial(render_shard, arguments) if processes.is_first else partial(wait_for_shard, arguments)
     scenes = GrowingScenes(shard, open_scenes, arguments.shards, arguments.first, arguments.every)
     long_run = arguments.out / "long"
     if not arguments.branch:
@@ -209,7 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def render_shard(arguments: argparse.Namespace, number: int) -> None:
+def render_shard(arguments: argparse.Namespace, number: int) -> Path:
     """Render shard ``number`` unless it is there: by turns arcs of 60 to 360 and of 60 to 120 degrees, or rooms.
 
     Four samples per pixel and a denoiser take half the time of 16 samples and are nearer to the converged image.
@@ -217,8 +212,8 @@ def render_shard(arguments: argparse.Namespace, number: int) -> None:
     from subspace3d.commands import generate
 
     folder = shard_folder(arguments, number)
-    if len(list(folder.glob("scene_*/scene.json"))) == SHARD_SCENES:
-        return
+    if is_whole(folder):
+        return folder
     room = number % ROOMS_EVERY == ROOMS_EVERY // 2
     generate.run(
         GenerateConfig(
@@ -237,6 +232,23 @@ def render_shard(arguments: argparse.Namespace, number: int) -> None:
             workers=arguments.workers,
         )
     )
+    return folder
+
+
+def wait_for_shard(arguments: argparse.Namespace, number: int) -> Path:
+    """The folder of a shard once another process has rendered it.
+
+    Batches are drawn while the gradients of a step are exchanged, so this looks for the files: a second exchange at the
+    same time could be taken for the first.
+    """
+    folder = shard_folder(arguments, number)
+    while not is_whole(folder):
+        time.sleep(1)
+    return folder
+
+
+def is_whole(shard: Path) -> bool:
+    return len(list(shard.glob("scene_*/scene.json"))) == SHARD_SCENES
 
 
 def shard_folder(arguments: argparse.Namespace, number: int) -> Path:

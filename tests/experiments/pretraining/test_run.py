@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,26 @@ def test_a_run_goes_on_from_exported_weights_and_adds_to_their_record(tmp_path: 
     # from nothing: values that can match, and an empty record
     assert run.load_initial(after, None) == {"stages": {}, "data": {"scenes": 0}}
     assert not torch.equal(next(before.parameters()), next(after.parameters()))
+
+
+def test_other_processes_wait_until_a_shard_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path)])
+    monkeypatch.setattr(run, "SHARD_SCENES", 2)
+    arguments = run.parse_arguments()
+    folder = run.shard_folder(arguments, 3)
+    ended = threading.Event()
+
+    def wait() -> None:
+        assert run.wait_for_shard(arguments, 3) == folder
+        ended.set()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    for scene in ("scene_0000", "scene_0001"):
+        assert not ended.wait(0.2)
+        (folder / scene).mkdir(parents=True)
+        (folder / scene / "scene.json").write_text("{}", encoding="utf-8")
+    assert ended.wait(30)
 
 
 def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
