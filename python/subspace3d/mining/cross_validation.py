@@ -101,7 +101,7 @@ def own_and_nearest(explained: Mapping[str, Any], attribute: str) -> tuple[float
         attribute: of the adapters.
 
     Returns:
-        tuple: share of the energy, mean over modules and adapters; name and share of the other attribute. None where
+        tuple: share of the energy in all modules together, mean over adapters; name and share of the other attribute. None where
         there is none: a single adapter, no other attribute, adapters without energy.
     """
     held_out = explained["held_out"]

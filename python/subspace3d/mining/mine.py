@@ -90,7 +90,8 @@ def mine_adapters(
         if held_out is None:
             raise ValueError(_changes_nothing(adapters[0], len(factors)))
         model = held_out.best
-        notes.append(held_out.sentence())
+        # what lies inside grows with k, which may be chosen later
+        notes.append(f"at k = {compared_at} {held_out.sentence()}")
     sizes: int | dict[str, int]
     if k == "auto":
         chosen = choose_k(factors, model, options)
@@ -172,7 +173,7 @@ def summary(subspaces: SubspaceFile) -> str:
     details = subspaces.header["modules"].values()
     shares = [share for detail in details for share in detail["explained"] if share is not None]
     explained = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "none (all updates are zero)"
-    text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces: {explained}"
+    text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces, mean over modules: {explained}"
     names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header["adapters"])]
     if len(names) > 1:
         weights = mean_relative_weights(subspaces)
