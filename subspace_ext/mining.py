@@ -27,7 +27,7 @@ class MinedSubspace:
     u: Tensor  # [..., out, k], strongest direction first, entry of largest magnitude positive
     v: Tensor  # [..., in, k]
     singular_values: Tensor  # [..., s], s = min(N r, out, in), descending: "mean": the whole spectrum of the weighted
-    # mean; "shared": (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2) for updates of the median norm, zero ones left out
+    # mean; "shared": (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2) for nonzero updates, at the median norm
     singular_values_v: Tensor  # [..., s], the same of the other side; for "mean" equal to singular_values
     cores: Tensor  # [..., N, k, k]: u^^T delta_n v^
     weights: Tensor  # [..., N], (e^2 + res_n^2)^(-(2-p)/2), not normalised; the last fit was made with them. "shared":
@@ -111,7 +111,7 @@ def _check_range(fits: Tensor, rule: str, first: int) -> None:
 
 
 def vanishing(lora_b: Tensor, lora_a: Tensor) -> Tensor:
-    """Which updates are zero up to rounding: |lora_b lora_a|_F <= max(out, in) 2^-52 |lora_b|_F |lora_a|_F.
+    """Which updates are zero up to rounding: |lora_b lora_a|_F <= max(out, in, r) 2^-52 |lora_b|_F |lora_a|_F.
 
     An untrained PiSSA adapter, converted to trained minus initial factors, is such an update: its factors are not zero,
     and rounding would be mined as if it had been learnt.
@@ -136,7 +136,7 @@ def vanishing(lora_b: Tensor, lora_a: Tensor) -> Tensor:
     zero = (grams[0] * grams[1]).sum((-2, -1)) < 1e-8 * whole
     if zero.any():
         norms = torch.linalg.matrix_norm(torch.linalg.qr(b[zero]).R @ torch.linalg.qr(a[zero]).R.mT)
-        limit = max(b.shape[-2], a.shape[-2]) * torch.finfo(b.dtype).eps
+        limit = max(*b.shape[-2:], a.shape[-2]) * torch.finfo(b.dtype).eps
         zero[zero.clone()] = norms <= limit * whole[zero].sqrt()
     return zero | (whole == 0)
 
@@ -166,8 +166,8 @@ def mine_subspace(
     Computed in float64 inside the column spaces of the stacked adapters, never on out x in matrices.
 
     The median is taken over the updates that are not zero (see `vanishing`); a layer whose updates are all zero gives
-    u = v = 0, weights one and residuals zero. Singular values at rounding level (below max(shape) * 2^-52 * the largest) are returned as
-    zero and give zero columns in u and v.
+    u = v = 0, weights one and residuals zero. Singular values at rounding level (below max(shape) * 2^-52 * the
+    largest) are returned as zero and give zero columns in u and v.
 
     Args:
         lora_b: [N, out, r] or [L, N, out, r], float32 or float64, scaling already applied.

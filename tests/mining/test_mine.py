@@ -156,7 +156,9 @@ def test_an_update_that_cancels_counts_as_the_zero_it_is(tmp_path, rng, caplog, 
     found = []
     for root in ("cancels", "zero"):
         with caplog.at_level("INFO", logger="subspace3d"):
-            found.append(load_subspace(mine.run(MineConfig(tmp_path / root, tmp_path / f"{root}.safetensors", 3, model))))
+            found.append(
+                load_subspace(mine.run(MineConfig(tmp_path / root, tmp_path / f"{root}.safetensors", 3, model)))
+            )
         assert f"{root}/3 changes nothing in 1 of the 2 modules that others change, such as b" in caplog.text
     for module, explained in ((each.modules["b"], each.header["modules"]["b"]["explained"]) for each in found):
         assert explained[3] is None and all(0 < share <= 1 for share in explained[:3])

@@ -171,9 +171,7 @@ def read_adapter(folder: Path) -> Adapter:
         match = _FACTOR_KEY.fullmatch(name)
         if match is None:
             if "lora_" in name:
-                raise ValueError(
-                    f"{weights_path}: {key} is none of lora_A.weight and lora_B.weight: {_foreign(name)}"
-                )
+                raise ValueError(f"{weights_path}: {key} is none of lora_A.weight and lora_B.weight: {_foreign(name)}")
             ignored.append(key)
             continue
         files.check_values(weights_path, key, tensors[key])

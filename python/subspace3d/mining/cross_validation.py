@@ -101,8 +101,8 @@ def own_and_nearest(explained: Mapping[str, Any], attribute: str) -> tuple[float
         attribute: of the adapters.
 
     Returns:
-        tuple: share of the energy in all modules together, mean over adapters; name and share of the other attribute. None where
-        there is none: a single adapter, no other attribute, adapters without energy.
+        tuple: share of the energy in all modules together, mean over adapters; name and share of the other attribute.
+        None where there is none: a single adapter, no other attribute, adapters without energy.
     """
     held_out = explained["held_out"]
     shares = {name: row["mean"] for name, row in explained["subspaces"].items() if row["mean"] is not None}

@@ -15,7 +15,16 @@ import subspace_ext
 from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
 from subspace3d.mining.selection import HeldOut, Model, choose_k, compare_models, sharing
-from subspace3d.mining.stacks import Factors, Group, Together, batches, explained_energy, group_modules, largest_rank, stack
+from subspace3d.mining.stacks import (
+    Factors,
+    Group,
+    Together,
+    batches,
+    explained_energy,
+    group_modules,
+    largest_rank,
+    stack,
+)
 from subspace3d.progress import Progress
 
 _USUAL_K = 16  # at which models are compared before k is chosen
@@ -173,7 +182,9 @@ def summary(subspaces: SubspaceFile) -> str:
     details = subspaces.header["modules"].values()
     shares = [share for detail in details for share in detail["explained"] if share is not None]
     explained = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "none (all updates are zero)"
-    text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces, mean over modules: {explained}"
+    text = (
+        f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces, mean over modules: {explained}"
+    )
     names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header["adapters"])]
     if len(names) > 1:
         weights = mean_relative_weights(subspaces)

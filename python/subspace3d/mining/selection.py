@@ -13,7 +13,16 @@ from typing import Any, Literal
 import torch
 
 import subspace_ext
-from subspace3d.mining.stacks import Factors, Group, batches, energy, group_modules, largest_rank, projected_energy, stack
+from subspace3d.mining.stacks import (
+    Factors,
+    Group,
+    batches,
+    energy,
+    group_modules,
+    largest_rank,
+    projected_energy,
+    stack,
+)
 from subspace3d.progress import Progress
 
 Model = Literal["mean", "shared"]

@@ -115,8 +115,8 @@ def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor
 def energy(lora_b: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
     """``||delta||_F^2`` ``[L, N]``.
 
-    ``trace(B^T B A A^T)`` is exact to ``2^-52 ||B||^2 ||A||^2``; where the factors nearly cancel, as those of a converted
-    PiSSA adapter do (trained minus initial), the product of their triangles takes its place.
+    ``trace(B^T B A A^T)`` is exact to ``2^-52 ||B||^2 ||A||^2``; where the factors nearly cancel, as those of a
+    converted PiSSA adapter do (trained minus initial), the product of their triangles takes its place.
     """
     gram_b, gram_a = lora_b.mT @ lora_b, lora_a @ lora_a.mT
     result = (gram_b * gram_a).sum((-2, -1))
