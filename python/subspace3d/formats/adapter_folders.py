@@ -24,7 +24,7 @@ class AdapterFolders:
     Attributes:
         folders: adapters, sorted by path.
         checkpoints: adapters of earlier steps of a training whose result is another folder.
-        copies: folder -> the adapter in ``folders`` whose weights it has, byte for byte, with its scaling and base model.
+        copies: folder -> the adapter in ``folders`` with the same weights, byte for byte, scaling and base model.
     """
 
     folders: list[Path] = field(default_factory=list)
