@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class MinedSubspace:
     u: Tensor  # [..., out, k], strongest direction first, entry of largest magnitude positive
     v: Tensor  # [..., in, k]
     singular_values: Tensor  # [..., s], s = min(N r, out, in), descending: "mean": the whole spectrum of the weighted
-    # mean; "shared": (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2) for updates of the median norm
+    # mean; "shared": (sum_n w_n |u_i^T delta_n v^|^2 / sum_n w_n)^(1/2) for nonzero updates, at the median norm
     singular_values_v: Tensor  # [..., s], the same of the other side; for "mean" equal to singular_values
     cores: Tensor  # [..., N, k, k]: u^^T delta_n v^
     weights: Tensor  # [..., N], (e^2 + res_n^2)^(-(2-p)/2), not normalised; the last fit was made with them. "shared":
@@ -110,6 +110,37 @@ def _check_range(fits: Tensor, rule: str, first: int) -> None:
         raise ValueError(f"lora_b and lora_a must have {rule} (the range of float64), not so in layer {layer}")
 
 
+def vanishing(lora_b: Tensor, lora_a: Tensor) -> Tensor:
+    """Which updates are zero up to rounding: |lora_b lora_a|_F <= max(out, in, r) 2^-52 |lora_b|_F |lora_a|_F.
+
+    An untrained PiSSA adapter, converted to trained minus initial factors, is such an update: its factors are not zero,
+    and rounding would be mined as if it had been learnt.
+
+    Args:
+        lora_b: [..., out, r] float64.
+        lora_a: [..., r, in] float64.
+
+    Returns:
+        [...] bool.
+    """
+    # shares of the largest entry: squares stay within the range of float64
+    sides = []
+    for side in (lora_b, lora_a.mT):
+        peaks = side.abs().amax(dim=(-2, -1), keepdim=True)
+        sides.append(side / torch.where(peaks > 0, peaks, 1.0))
+    b, a = sides
+    grams = b.mT @ b, a.mT @ a
+    squares = [gram.diagonal(dim1=-2, dim2=-1).sum(-1) for gram in grams]
+    whole = squares[0] * squares[1]
+    # what the Gram matrices give is exact to 2^-52 |b|^2 |a|^2, so little is left to look at closely
+    zero = (grams[0] * grams[1]).sum((-2, -1)) < 1e-8 * whole
+    if zero.any():
+        norms = torch.linalg.matrix_norm(torch.linalg.qr(b[zero]).R @ torch.linalg.qr(a[zero]).R.mT)
+        limit = max(*b.shape[-2:], a.shape[-2]) * torch.finfo(b.dtype).eps
+        zero[zero.clone()] = norms <= limit * whole[zero].sqrt()
+    return zero | (whole == 0)
+
+
 def mine_subspace(
     lora_b: Tensor,
     lora_a: Tensor,
@@ -134,9 +165,9 @@ def mine_subspace(
 
     Computed in float64 inside the column spaces of the stacked adapters, never on out x in matrices.
 
-    The median is taken over the updates that are not zero; a layer whose updates are all zero gives u = v = 0, weights
-    one and residuals zero. Singular values at rounding level (below max(shape) * 2^-52 * the largest) are returned as
-    zero and give zero columns in u and v.
+    The median is taken over the updates that are not zero (see `vanishing`); a layer whose updates are all zero gives
+    u = v = 0, weights one and residuals zero. Singular values at rounding level (below max(shape) * 2^-52 * the
+    largest) are returned as zero and give zero columns in u and v.
 
     Args:
         lora_b: [N, out, r] or [L, N, out, r], float32 or float64, scaling already applied.
@@ -311,7 +342,12 @@ class MiningState:
         largest = space_b.triangle.abs().amax(dim=(1, 2)) * space_a.triangle.abs().amax(dim=(1, 2))
         rule = f"largest entries with a product below about {_LARGEST_PRODUCT}"
         _check_range(largest < _LARGEST_PRODUCT, rule, self.first + start)
-        return _Core(space_b, space_a, b.shape[1], self.first + start)
+        core = _Core(space_b, space_a, b.shape[1], self.first + start)
+        zero = vanishing(core._split(space_b.triangle), core._split(space_a.triangle).mT)
+        if not zero.any():
+            return core
+        kept = (~zero).to(torch.float64).repeat_interleave(b.shape[3], dim=1).unsqueeze(1)
+        return replace(core, b=space_b._replace(triangle=space_b.triangle * kept))
 
 
 @dataclass(frozen=True)
@@ -385,6 +421,9 @@ class _Core:
         b, a = self._split(self.b.triangle), self._split(self.a.triangle)
         units = torch.stack([nonzero_median(norms) for norms in result.norms])[:, None]
         ratios = torch.where(result.norms > 0, units / result.norms, 1.0)
+        # an update of zero lies in every subspace: its weight is the largest and says nothing of how strong this one is
+        share = torch.where(result.norms > 0, share, 0.0)
+        share = share / share.sum(dim=1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         roots = (share.sqrt() * ratios)[:, :, None, None]
 
         def spectrum(one: Tensor, other: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ def write_adapter(folder: Path, modules: Mapping[str, Pair], **config: Any) -> P
     folder.mkdir(parents=True)
     tensors = {}
     for name, (lora_b, lora_a) in modules.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = lora_a.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = lora_b.contiguous()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = lora_a.contiguous().clone()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = lora_b.contiguous().clone()
     rank = len(next(iter(modules.values()))[1])
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "planted", **config}
     (folder / "adapter_config.json").write_text(json.dumps(settings))

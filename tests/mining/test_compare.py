@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from mining.synthetic_adapters import orthonormal, planted_pair, write_adapter
+from mining.synthetic_adapters import orthonormal, planted_pair, random_pair, write_adapter
 
 from subspace3d.commands import analyze, mine
 from subspace3d.commands.analyze import AnalyzeConfig
@@ -207,6 +207,19 @@ def test_the_command_writes_figure_numbers_and_tables_once(checkpoints, capsys):
     assert shared["held_out"] == pytest.approx(1, abs=0.01) and shared["adapters"] == 3 and shared["rank"] == K
     assert again["same_mining"] is True
     assert {order["by"] for order in again["order"]} >= {"stable rank", "energy shared, of an adapter left out"}
+
+
+def test_energy_of_an_adapter_left_out_counts_modules_as_the_energy_beside_it_does(tmp_path, rng):
+    bases = tuple(np.linalg.qr(rng.standard_normal((size, K)))[0] for size in (40, 40))
+    for number in range(3):
+        left, right = planted_pair(rng, *bases, 0.0)
+        # nearly all energy is in a module where all agree, and none of the others has anything in common
+        unrelated = {f"blocks.{layer}.proj": random_pair(rng, 40, 40, K) for layer in range(1, 4)}
+        write_adapter(tmp_path / "adapters" / str(number), {"blocks.0.proj": (1e4 * left, right), **unrelated})
+    out = mine.run(MineConfig(tmp_path / "adapters", tmp_path / "texture.safetensors", k=K))
+    config = AnalyzeConfig(tmp_path / "out", compare=(out, out), adapters=(tmp_path / "adapters",))
+    shared = json.loads(analyze.run(config).read_text())["shared"]["A"]["texture"]
+    assert 0.25 < shared["held_out"] < 0.3 and shared["held_out"] < shared["explained"] < 0.8
 
 
 def test_the_report_says_in_which_layers_they_agree(checkpoints, tmp_path):

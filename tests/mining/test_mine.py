@@ -24,6 +24,7 @@ from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.adapter_folders import find_adapters
 from subspace3d.formats.subspace import load_subspace
 from subspace3d.mining import stacks
+from subspace3d.mining.cross_validation import find_mined_adapters
 
 NAME = "aggregator.frame_blocks.0.attn.qkv"
 
@@ -139,6 +140,79 @@ def test_untrained_modules_give_zero_subspaces(tmp_path, rng):
     assert subspaces.header["modules"]["b"]["explained"] == [None, None]
 
 
+def cancelling(pair):
+    """The update of a PiSSA adapter that was not trained: trained minus initial factors, which are the same."""
+    lora_b, lora_a = pair
+    return torch.cat([lora_b, -lora_b], 1), torch.cat([lora_a, lora_a])
+
+
+@pytest.mark.parametrize("model", ["mean", "shared"])
+def test_an_update_that_cancels_counts_as_the_zero_it_is(tmp_path, rng, caplog, model):
+    pairs = [random_pair(rng, 12, 10, 4) for _ in range(4)]
+    half = random_pair(rng, 12, 10, 2)
+    for root, zero in (("cancels", cancelling(half)), ("zero", (0 * pairs[3][0], pairs[3][1]))):
+        for number, pair in enumerate(pairs):
+            write_adapter(tmp_path / root / str(number), {"a": pair, "b": zero if number == 3 else pair})
+    found = []
+    for root in ("cancels", "zero"):
+        with caplog.at_level("INFO", logger="subspace3d"):
+            found.append(
+                load_subspace(mine.run(MineConfig(tmp_path / root, tmp_path / f"{root}.safetensors", 3, model)))
+            )
+        assert f"{root}/3 changes nothing in 1 of the 2 modules that others change, such as b" in caplog.text
+    for module, explained in ((each.modules["b"], each.header["modules"]["b"]["explained"]) for each in found):
+        assert explained[3] is None and all(0 < share <= 1 for share in explained[:3])
+        torch.testing.assert_close(projector(module.u), projector(found[1].modules["b"].u), rtol=0, atol=FLOAT32)
+        torch.testing.assert_close(module.singular_values, found[1].modules["b"].singular_values)
+
+
+def test_energies_are_exact_where_factors_nearly_cancel(rng):
+    lora_b, lora_a = (side.double() for side in random_pair(rng, 30, 20, 3))
+    moved_b, moved_a = (side + 1e-7 * torch.from_numpy(rng.standard_normal(side.shape)) for side in (lora_b, lora_a))
+    b, a = torch.cat([moved_b, -lora_b], 1)[None, None], torch.cat([moved_a, lora_a])[None, None]
+    delta = (moved_b - lora_b) @ moved_a + lora_b @ (moved_a - lora_a)
+    # rounding of the factors, 2^-53, over the 1e-7 that is left of them
+    assert float(stacks.energy(b, a)) == pytest.approx(float(delta.square().sum()), rel=1e-7)
+    u, v = (torch.from_numpy(orthonormal(rng, size, 5)) for size in (30, 20))
+    inside = float((u.T @ delta @ v).square().sum())
+    assert float(stacks.projected_energy(b, a, u[None], v[None])) == pytest.approx(inside, rel=1e-6)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path, rng):
+    pairs = [random_pair(rng, 12, 10, 4) for _ in range(3)]
+    for root, zero in (("zero", (0 * pairs[2][0], pairs[2][1])), ("cancels", cancelling(pairs[2]))):
+        for number, pair in enumerate((*pairs[:2], zero)):
+            write_adapter(tmp_path / root / str(number), {"a": pair, "b": pair})
+        for model in ("mean", "auto"):
+            with pytest.raises(ValueError, match=f"{root}/2 changes nothing: its update is zero in all 2 modules"):
+                mine.run(MineConfig(tmp_path / root, tmp_path / "out.safetensors", k=3, model=model))
+    write_adapter(tmp_path / "untrained" / "0", {"a": (0 * pairs[0][0], pairs[0][1])})
+    write_adapter(tmp_path / "untrained" / "1", {"a": (0 * pairs[1][0], pairs[1][1])})
+    for model in ("mean", "auto"):
+        with pytest.raises(ValueError, match="untrained/0 changes nothing"):
+            mine.run(MineConfig(tmp_path / "untrained", tmp_path / "out.safetensors", k=3, model=model))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_is_chosen_needs_two_adapters_and_fits_their_ranks(tmp_path, rng):
+    write_adapter(tmp_path / "in" / "0", {NAME: random_pair(rng, 12, 10, 2)})
+    out = tmp_path / "out.safetensors"
+    for setting, given in (("k", "an integer"), ("model", "mean or shared")):
+        with pytest.raises(ValueError, match=f"{setting} must be {given} for a single adapter"):
+            mine.run(MineConfig(tmp_path / "in", out, **{"k": 2, setting: "auto"}))
+    write_adapter(tmp_path / "in" / "1", {NAME: random_pair(rng, 12, 10, 2)})
+    # fewer directions than models are usually compared at
+    assert load_subspace(mine.run(MineConfig(tmp_path / "in", out, k="auto", model="auto"))).header["k"] == "auto"
+
+
+def test_the_next_command_names_only_backbones_that_there_are(tmp_path, rng, capsys):
+    for name, said in (("facebook/VGGT-1B", "ITS_NAME --weights"), ("vggt-1b@0123456789ab", "vggt-1b --weights")):
+        root = tmp_path / name.replace("/", "-")
+        write_adapter(root, {NAME: random_pair(rng, 12, 10, 2)}, base_model_name_or_path=name)
+        mine.run(MineConfig(root, tmp_path / f"{root.name}.safetensors", k=2))
+        assert f"--backbone {said}" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_adapters_that_do_not_belong_together_are_refused(tmp_path, rng):
     pair, other = random_pair(rng, 12, 10, 2), random_pair(rng, 12, 9, 2)
     cases = {
@@ -179,6 +253,45 @@ def test_the_end_counts_what_was_taken_and_left_out(tmp_path, rng, capsys):
     counts, following = capsys.readouterr().out.splitlines()[-2:]
     assert following.startswith("next: ")
     assert counts.startswith("2 adapters taken; left out: 1 checkpoints") and "1 copies" in counts
+
+
+def test_an_adapter_that_was_saved_twice_is_one(tmp_path, rng, capsys):
+    pair = random_pair(rng, 12, 10, 2)
+    # the order of a set is another one in every process
+    for name, settings in (
+        ("a", {"target_modules": ["qkv", "proj"], "peft_version": "0.18.0"}),
+        ("b", {"target_modules": ["proj", "qkv"], "peft_version": "0.19.0", "use_rslora": False}),
+        ("c", {"target_modules": ["qkv", "proj"], "lora_alpha": 5}),
+    ):
+        write_adapter(tmp_path / "in" / name, {NAME: pair}, **settings)
+    path = mine.run(MineConfig(tmp_path / "in", tmp_path / "out.safetensors", k=2))
+    assert [entry["path"] for entry in load_subspace(path).header["adapters"]] == ["a", "c"]
+    assert "2 adapters taken; left out: 1 copies" in capsys.readouterr().out
+    # found again by the copy's name or its own
+    (tmp_path / "both").mkdir()
+    shutil.copytree(tmp_path / "in/b", tmp_path / "both/0")
+    shutil.copytree(tmp_path / "in", tmp_path / "both/1")
+    attribute = {"out": load_subspace(path)}
+    folders = find_mined_adapters(attribute, [tmp_path / "both"])["out"]
+    assert folders == [tmp_path / "both/1/a", tmp_path / "both/1/c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["adapter_model.bin"], "only adapter_model.bin: only adapter_model.safetensors is read, never a pickle"),
+        (["model.safetensors"], "model.safetensors in the place of adapter_model.safetensors: rename it"),
+        (["adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors"], "in 2 files"),
+        ([], "no weights, adapter_model.safetensors"),
+    ],
+)
+def test_weights_under_another_name_are_named(tmp_path, rng, names, message):
+    folder = write_adapter(tmp_path / "in", {NAME: random_pair(rng, 12, 10, 2)})
+    (folder / "adapter_model.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=message):
+        mine.run(MineConfig(folder, tmp_path / "out.safetensors", k=2))
 
 
 @pytest.mark.parametrize(

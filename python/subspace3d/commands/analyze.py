@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,13 +143,21 @@ def _paired(pair: tuple[Path, Path]) -> list[dict[str, Path]]:
 
 
 def _held_out(subspaces: Mapping[str, SubspaceFile], roots: tuple[Path, ...]) -> dict[str, float | None]:
-    """Attribute -> share of an adapter that was left out in what the others share, mean over adapters and modules."""
-    from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters, own_and_nearest
+    """Attribute -> share of an adapter that was left out in what the others share, mean over adapters and modules.
+
+    Modules count alike whatever their energy, as they do in the shares of subspace files beside which it stands.
+    """
+    from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters
 
     if not roots:
         return {}
     explained = cross_validate(subspaces, list(subspaces), find_mined_adapters(subspaces, roots))["explained"]
-    return {attribute: own_and_nearest(rows, attribute)[0] for attribute, rows in explained.items()}
+    shares: dict[str, float | None] = {}
+    for attribute, rows in explained.items():
+        modules = (rows["held_out"] or {}).get("modules", {}).values()
+        known = [share for share in modules if share is not None]
+        shares[attribute] = round(statistics.fmean(known), 6) if known else None
+    return shares
 
 
 def _say_left_out(name: str, left_out: Mapping[str, Any], are_compared: bool) -> None:

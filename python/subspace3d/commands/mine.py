@@ -83,16 +83,19 @@ def run(config: MineConfig) -> Path:
 
     config = outputs.check(config)
     found = search_adapters(config.adapters)
-    joined = search_adapters(config.join).folders if config.join else []
+    beside = search_adapters(config.join) if config.join else None
+    joined = beside.folders if beside else []
+    taken = found.summary() + (f"; joined: {beside.summary()}" if beside else "")
     inputs = _inputs(config, found.folders, joined)
     if _is_done(config.out, inputs):
-        logger.info(f"{config.out}: already mined with the same settings; {found.summary()}")
+        logger.info(f"{config.out}: already mined with the same settings; {taken}")
         return config.out
     adapters = [read_adapter(folder) for folder in found.folders]
     _report_ignored(adapters)
     settings = IrlsSettings(config.p, config.eps, config.max_iter, config.tol)
     mined = mine_adapters(adapters, config.k, settings, f"mine {config.out.stem}", config.model, config.base_model)
     modules, details = mined.modules, mined.details
+    notes = {config.out.stem if beside is None else f"{config.out.stem}, adapters": mined.notes}
     chosen: dict[str, Any] = {"model": mined.model, "source": _source(adapters)}
     if mined.held_out:
         chosen["held_out"] = asdict(mined.held_out)
@@ -100,19 +103,21 @@ def run(config: MineConfig) -> Path:
         gradients = [read_adapter(folder) for folder in joined]
         if _source(gradients) != "gradient":
             raise ValueError(f"join must hold gradient adapters (adapt --gradient-only), got others in {config.join}")
+        _report_ignored(gradients)
         check_same_modules([adapters[0], *gradients], config.base_model)
-        own = mine_adapters(
-            gradients, config.k, settings, f"mine {config.out.stem}, gradients", mined.model, config.base_model
-        )
+        label = f"{config.out.stem}, gradients"
+        own = mine_adapters(gradients, config.k, settings, f"mine {label}", mined.model, config.base_model)
         modules, details = join(modules, own.modules), own.details
+        notes[label] = own.notes
     licences = sorted({text for folder in (*found.folders, *joined) if (text := licence_of_adapter(folder))})
     header = {"base_model": adapters[0].base_model, "licence": licences, **inputs, **chosen, "modules": details}
     save_subspace(config.out, modules, header)
-    for note in mined.notes:
-        logger.info(f"{config.out.stem}: {note}")
+    for source, sentences in notes.items():
+        for note in sentences:
+            logger.info(f"{source}: {note}")
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
-    logger.info(found.summary())
-    named = _flags(adapters[0].base_model)
+    logger.info(taken)
+    named = _flags(header["base_model"])
     first = f"fit --subspaces {config.out} --scenes YOUR_SCENES{named}"
     logger.info(f"next: subspace3d {first}, or finetune --subspaces {config.out}{named}")
     return config.out
@@ -174,7 +179,11 @@ def _report_ignored(adapters: Sequence[Adapter]) -> None:
 
 def _flags(base_model: str | None) -> str:
     """What a command is told to use the backbone of these adapters, after a space."""
+    from subspace3d.backbones.protocol import PRESETS
+
     name, _, weights = (base_model or "").partition("@")
     if name in ("", "vggt-nano") and not weights:
         return ""
-    return f" --backbone {name}" + (" --weights THE_SAME" if weights else "")
+    # adapters of other software may call it by a name of the hub or a path, which is no backbone here
+    known = name in PRESETS or ":" in name
+    return f" --backbone {name if known else 'ITS_NAME'}" + (" --weights THE_SAME" if weights or not known else "")

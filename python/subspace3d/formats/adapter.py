@@ -5,6 +5,7 @@ They are read from JSON and safetensors alone, without PEFT.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,9 +171,7 @@ def read_adapter(folder: Path) -> Adapter:
         match = _FACTOR_KEY.fullmatch(name)
         if match is None:
             if "lora_" in name:
-                raise ValueError(
-                    f"{weights_path}: {key} is none of lora_A.weight and lora_B.weight: DoRA or another variant"
-                )
+                raise ValueError(f"{weights_path}: {key} is none of lora_A.weight and lora_B.weight: {_foreign(name)}")
             ignored.append(key)
             continue
         files.check_values(weights_path, key, tensors[key])
@@ -198,6 +197,19 @@ def read_adapter(folder: Path) -> Adapter:
     base_model = config.get("base_model_name_or_path") or None
     modules = StoredFactors(weights_path, stored)
     return Adapter(folder, base_model, modules, tuple(sorted(ignored)), unwrapped, source, cores)
+
+
+def _foreign(name: str) -> str:
+    """What a tensor is that belongs to a LoRA but is none of its factors, and what can be done."""
+    if "lora_embedding_" in name:
+        return "the LoRA of an embedding, which has no input to mine; tune without it (target_modules)"
+    if "lora_magnitude_vector" in name:
+        return "DoRA's magnitudes, with which the update is no product of two factors; tune without use_dora"
+    if re.search(r"\.lora_[AB]\.[^.\d][^.]*\.weight$", name):
+        return "a state_dict with the adapter's own name in it; write the folder with save_pretrained"
+    if re.search(r"\.lora_(down|up|linear_layer)\b", name):
+        return "another library's names; load it with PEFT and write the folder with save_pretrained"
+    return "DoRA or another variant"
 
 
 def _unwrap(keys: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -234,6 +246,18 @@ def _read_config(path: Path) -> _Config:
         if value and name not in _KNOWN_SETTINGS | _AUTHORS_SETTINGS:
             raise ValueError(f"{path}: {name:.80} must be off, got {value!r:.80}: not a plain low-rank update")
     return check(stored, _Config, path)
+
+
+def deciding(path: Path) -> str:
+    """What of a configuration decides, with the weights, which update of which model it is; as text.
+
+    One that cannot be read decides by its bytes: `read_adapter` says what is wrong with it.
+    """
+    try:
+        stored = check(files.read_json(path), dict[str, Any], path)
+    except ValueError:
+        return files.sha256(path)
+    return json.dumps([stored.get(name) or None for name in _Config.__annotations__])
 
 
 def module_values(what: str, pattern: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

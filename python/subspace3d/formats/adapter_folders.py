@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from subspace3d import files
-from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME
+from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, deciding
 
 _PICKLE_NAME = "adapter_model.bin"
 _TRAINER = re.compile(r"checkpoint-\d+")  # of transformers' trainer, beside its final adapter
@@ -24,12 +24,16 @@ class AdapterFolders:
     Attributes:
         folders: adapters, sorted by path.
         checkpoints: adapters of earlier steps of a training whose result is another folder.
-        copies: folder -> the adapter in ``folders`` whose weights and configuration it has, byte for byte.
+        copies: folder -> the adapter in ``folders`` with the same weights, byte for byte, scaling and base model.
     """
 
     folders: list[Path] = field(default_factory=list)
     checkpoints: list[Path] = field(default_factory=list)
     copies: dict[Path, Path] = field(default_factory=dict)
+
+    def all(self) -> list[Path]:
+        """Those that are mined and those that are left out."""
+        return [*self.folders, *self.checkpoints, *self.copies]
 
     def summary(self) -> str:
         """How many were taken, and how many were left out and why."""
@@ -61,8 +65,7 @@ def search_adapters(root: Path) -> AdapterFolders:
     candidates = _walk(root)
     for folder in candidates:
         if not (folder / WEIGHTS_NAME).is_file():
-            found = f"only {_PICKLE_NAME}" if (folder / _PICKLE_NAME).is_file() else "no weights"
-            raise ValueError(f"{folder} has {CONFIG_NAME} but {found}: only {WEIGHTS_NAME} is read, never a pickle")
+            raise ValueError(f"{folder} has {CONFIG_NAME} but {_without_weights(folder)}")
     result = AdapterFolders()
     final = set(candidates)
     by_hash: dict[tuple[str, ...], Path] = {}
@@ -70,7 +73,8 @@ def search_adapters(root: Path) -> AdapterFolders:
         if _is_checkpoint(folder, root, final):
             result.checkpoints.append(folder)
             continue
-        digest = tuple(files.sha256(folder / name) for name in (WEIGHTS_NAME, CONFIG_NAME))
+        # a set of target modules has another order in every process that saves it: the bytes of the rest say little
+        digest = files.sha256(folder / WEIGHTS_NAME), deciding(folder / CONFIG_NAME)
         if digest in by_hash:
             result.copies[folder] = by_hash[digest]
         else:
@@ -80,6 +84,20 @@ def search_adapters(root: Path) -> AdapterFolders:
     if not result.folders:
         raise FileNotFoundError(f"no adapter ({CONFIG_NAME} and {WEIGHTS_NAME}) at or below {root}")
     return result
+
+
+def _without_weights(folder: Path) -> str:
+    if (folder / _PICKLE_NAME).is_file():
+        return f"only {_PICKLE_NAME}: only {WEIGHTS_NAME} is read, never a pickle"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(others) > 1:
+        return (
+            f"its weights in {len(others)} files ({others[0]}, ...): load it with PEFT and save it in one, "
+            f"{WEIGHTS_NAME}: save_pretrained(...)"
+        )
+    if others:
+        return f"{others[0]} in the place of {WEIGHTS_NAME}: rename it, if that is what it is"
+    return f"no weights, {WEIGHTS_NAME}"
 
 
 def _walk(root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from subspace3d.schema import Count, check
 
 FORMAT = "subspace3d-comparison"
-VERSION = 1
+VERSION = 2
 
 _Value = float | None
 

@@ -17,7 +17,7 @@ import torch
 import subspace_ext
 from subspace3d import files
 from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, read_adapter
-from subspace3d.formats.adapter_folders import find_adapters
+from subspace3d.formats.adapter_folders import search_adapters
 from subspace3d.formats.subspace import SubspaceFile
 from subspace3d.mining.stacks import (
     Factors,
@@ -45,7 +45,7 @@ def find_mined_adapters(subspaces: Mapping[str, SubspaceFile], roots: Iterable[P
     """
     roots = list(roots)
     known: dict[tuple[str, str], Path] = {}
-    for folder in (folder for root in roots for folder in find_adapters(root)):
+    for folder in (folder for root in roots for folder in search_adapters(root).all()):
         known.setdefault((files.sha256(folder / WEIGHTS_NAME), files.sha256(folder / CONFIG_NAME)), folder)
     found: dict[str, list[Path]] = {}
     for attribute, subspace in subspaces.items():
@@ -101,8 +101,8 @@ def own_and_nearest(explained: Mapping[str, Any], attribute: str) -> tuple[float
         attribute: of the adapters.
 
     Returns:
-        tuple: share of the energy, mean over modules and adapters; name and share of the other attribute. None where
-        there is none: a single adapter, no other attribute, adapters without energy.
+        tuple: share of the energy in all modules together, mean over adapters; name and share of the other attribute.
+        None where there is none: a single adapter, no other attribute, adapters without energy.
     """
     held_out = explained["held_out"]
     shares = {name: row["mean"] for name, row in explained["subspaces"].items() if row["mean"] is not None}

@@ -6,7 +6,7 @@ Modules of equal shape are stacked and mined together, so a network costs a few 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,16 @@ import subspace_ext
 from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
 from subspace3d.mining.selection import HeldOut, Model, choose_k, compare_models, sharing
-from subspace3d.mining.stacks import Factors, Group, Together, batches, explained_energy, group_modules, stack
+from subspace3d.mining.stacks import (
+    Factors,
+    Group,
+    Together,
+    batches,
+    explained_energy,
+    group_modules,
+    largest_rank,
+    stack,
+)
 from subspace3d.progress import Progress
 
 _USUAL_K = 16  # at which models are compared before k is chosen
@@ -75,18 +84,23 @@ def mine_adapters(
 
     Raises:
         ValueError: adapters of different base models or modules, ``k`` larger than the sum of the adapters' ranks in
-            every module, or a model to be chosen for a single adapter.
+            every module, model or ``k`` to be chosen for a single adapter, or an adapter that changes nothing.
     """
     check_same_modules(adapters, base_model)
+    for name, value, given in (("model", model, "mean or shared"), ("k", k, "an integer")):
+        if value == "auto" and len(adapters) == 1:
+            raise ValueError(f"{name} must be {given} for a single adapter, which shares nothing with others, got auto")
     factors = Together(adapters, adapters[0].modules)
     options = dataclasses.asdict(settings)
     held_out, notes = None, []
     if model == "auto":
-        held_out = compare_models(factors, _USUAL_K if k == "auto" else k, options)
+        compared_at = k if isinstance(k, int) else min(_USUAL_K, largest_rank(factors))
+        held_out = compare_models(factors, compared_at, options)
         if held_out is None:
-            raise ValueError("model must be mean or shared for a single adapter, or for adapters without any update")
+            raise ValueError(_changes_nothing(adapters[0], len(factors)))
         model = held_out.best
-        notes.append(held_out.sentence())
+        # what lies inside grows with k, which may be chosen later
+        notes.append(f"at k = {compared_at} {held_out.sentence()}")
     sizes: int | dict[str, int]
     if k == "auto":
         chosen = choose_k(factors, model, options)
@@ -103,7 +117,32 @@ def mine_adapters(
                 for name, (module, detail) in zip(batch, mined):
                     modules[name], details[name] = module, detail
                 progress.advance(len(batch))
-    return Mined(modules, details, model, held_out, notes)
+    return Mined(modules, details, model, held_out, [*notes, *_untrained(adapters, details)])
+
+
+def _untrained(adapters: Sequence[Adapter], details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence about each adapter with updates of zero where others have some.
+
+    Raises:
+        ValueError: an adapter has no update at all.
+    """
+    trained = [name for name, detail in details.items() if any(share is not None for share in detail["explained"])]
+    for index, adapter in enumerate(adapters):
+        zero = [name for name in trained if details[name]["explained"][index] is None]
+        if len(zero) == len(trained):
+            raise ValueError(_changes_nothing(adapter, len(details)))
+        if zero:
+            yield (
+                f"{adapter.path} changes nothing in {len(zero)} of the {len(trained)} modules that others change, such "
+                f"as {zero[0]}; there it counts as an update of zero"
+            )
+
+
+def _changes_nothing(adapter: Adapter, modules: int) -> str:
+    return (
+        f"{adapter.path} changes nothing: its update is zero in all {modules} modules. An adapter that was not trained "
+        "bends what the others share towards zero; move it elsewhere"
+    )
 
 
 def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> None:
@@ -143,7 +182,9 @@ def summary(subspaces: SubspaceFile) -> str:
     details = subspaces.header["modules"].values()
     shares = [share for detail in details for share in detail["explained"] if share is not None]
     explained = f"{100 * sum(shares) / len(shares):.1f} %" if shares else "none (all updates are zero)"
-    text = f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces: {explained}"
+    text = (
+        f"{len(subspaces.modules)} modules; energy of the updates inside the subspaces, mean over modules: {explained}"
+    )
     names = [adapter["path"] for adapter in subspaces.header.get("join", subspaces.header["adapters"])]
     if len(names) > 1:
         weights = mean_relative_weights(subspaces)

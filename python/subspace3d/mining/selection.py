@@ -13,7 +13,16 @@ from typing import Any, Literal
 import torch
 
 import subspace_ext
-from subspace3d.mining.stacks import Factors, Group, batches, energy, group_modules, projected_energy, stack
+from subspace3d.mining.stacks import (
+    Factors,
+    Group,
+    batches,
+    energy,
+    group_modules,
+    largest_rank,
+    projected_energy,
+    stack,
+)
 from subspace3d.progress import Progress
 
 Model = Literal["mean", "shared"]
@@ -138,9 +147,8 @@ def choose_k(
     count = len(next(iter(factors.values())))
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, int] = {}
-    most = max(sum(len(a) for _, a in module) for module in factors.values())
     with Progress("choose k", len(factors), "module") as progress:
-        for group, names in group_modules(factors, min(WIDEST, most)).items():
+        for group, names in group_modules(factors, min(WIDEST, largest_rank(factors))).items():
             for batch in batches(group, names, count):
                 b, a = stack(group, [factors[name] for name in batch])
                 values = subspace_ext.mine_subspace(b, a, group.k, model=model, **settings).singular_values

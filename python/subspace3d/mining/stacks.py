@@ -10,6 +10,7 @@ import torch
 
 from subspace3d.formats.adapter import Adapter
 from subspace3d.formats.subspace import natural_key
+from subspace_ext.mining import vanishing
 
 # A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
 _BATCH_BYTES = 1 << 30
@@ -66,6 +67,11 @@ def group_modules(factors: Mapping[str, Factors], k: int | Mapping[str, int]) ->
     return dict(groups)
 
 
+def largest_rank(factors: Mapping[str, Factors]) -> int:
+    """The largest sum of the adapters' ranks in one module, the most that ``k`` may be."""
+    return max(sum(len(lora_a) for _, lora_a in module) for module in factors.values())
+
+
 def batches(group: Group, names: Sequence[str], adapters: int) -> Iterator[Sequence[str]]:
     """The modules of a group in parts whose stacks fit in memory."""
     bytes_per_module = 8 * adapters * group.rank * (group.out_features + group.in_features)
@@ -81,9 +87,13 @@ def _pad(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
 
 
 def stack(group: Group, batch: Sequence[Factors]) -> tuple[torch.Tensor, torch.Tensor]:
-    """lora_b ``[L, N, out, r]`` and lora_a ``[L, N, r, in]``, float64; lower ranks are padded with zeros."""
+    """lora_b ``[L, N, out, r]`` and lora_a ``[L, N, r, in]``, float64; lower ranks are padded with zeros.
+
+    Where an update is zero up to rounding, lora_b is zero: rounding has no directions.
+    """
     lora_b = torch.stack([torch.stack([_pad(b, group.rank, 1).double() for b, _ in module]) for module in batch])
     lora_a = torch.stack([torch.stack([_pad(a, group.rank, 0).double() for _, a in module]) for module in batch])
+    lora_b[vanishing(lora_b, lora_a)] = 0
     return lora_b, lora_a
 
 
@@ -103,23 +113,29 @@ def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor
 
 
 def energy(lora_b: torch.Tensor, lora_a: torch.Tensor) -> torch.Tensor:
-    """``||delta||_F^2`` ``[L, N]``."""
-    return _product_energy(lora_b.mT @ lora_b, lora_a @ lora_a.mT)
+    """``||delta||_F^2`` ``[L, N]``.
+
+    ``trace(B^T B A A^T)`` is exact to ``2^-52 ||B||^2 ||A||^2``; where the factors nearly cancel, as those of a
+    converted PiSSA adapter do (trained minus initial), the product of their triangles takes its place.
+    """
+    gram_b, gram_a = lora_b.mT @ lora_b, lora_a @ lora_a.mT
+    result = (gram_b * gram_a).sum((-2, -1))
+    squares = [gram.diagonal(dim1=-2, dim2=-1).sum(-1) for gram in (gram_b, gram_a)]
+    close = result < 1e-6 * squares[0] * squares[1]
+    if close.any():
+        left, right = (torch.linalg.qr(side[close]).R for side in (lora_b, lora_a.mT))
+        result[close] = (left @ right.mT).square().sum((-2, -1))
+    return result
 
 
 def projected_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """``||P_u delta P_v||_F^2`` ``[L, N]``, shapes as in `explained_energy`."""
     left = orthonormal(u).unsqueeze(1).mT @ lora_b
     right = lora_a @ orthonormal(v).unsqueeze(1)
-    return _product_energy(left.mT @ left, right @ right.mT)
+    return (left @ right).square().sum((-2, -1))
 
 
 def orthonormal(columns: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns with the same span, float64; columns beyond the numerical rank become zero."""
     u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     return u * (s > 1e-12 * s[..., :1]).unsqueeze(-2)
-
-
-def _product_energy(gram_left: torch.Tensor, gram_right: torch.Tensor) -> torch.Tensor:
-    """``||L R||_F^2 = trace(L^T L R R^T)`` from the two Gram matrices ``[..., r, r]``."""
-    return (gram_left * gram_right).sum((-2, -1))
