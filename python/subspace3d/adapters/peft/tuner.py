@@ -23,8 +23,10 @@ from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft.layers import SubspaceLayer
 from subspace3d.adapters.peft.release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, check_uses, match_names
-from subspace3d.formats.basis import Basis, basis_digest, load_basis
+from subspace3d.formats.basis import Basis, basis_digest, check_basis, load_basis
 from subspace3d.log import logger
+from subspace_ext.core import checked_scale
+from subspace_ext.ops.subspace_linear import checked_plan
 
 # before anything below asks PEFT for what older releases lack
 check_release(peft.__version__)
@@ -64,6 +66,8 @@ class SubspaceConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}")
+        checked_plan(self.plan)
+        checked_scale(self.scale)
         self._basis: Basis | None = None
         self._resolved: _Resolved | None = None
 
@@ -73,6 +77,7 @@ class SubspaceConfig(PeftConfig):
 
         A folder saved while ``basis`` is empty can be loaded with ``from_pretrained(folder, basis=path)`` only.
         """
+        check_basis("basis", basis)
         config = cls(basis_sha256=basis_digest(basis), **settings)
         config._basis = basis
         return config
