@@ -106,7 +106,7 @@ def plain_weight(base: nn.Module, kind: type[nn.Linear] | type[nn.Conv2d]) -> Te
 
 def checked_scale(scale: float) -> float:
     """The factor of the update. Raises ValueError unless it is finite."""
-    if not math.isfinite(scale):
+    if not math.isfinite(float(scale)):
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
 
@@ -149,7 +149,7 @@ class SubspaceCore(nn.Module):
     """s U c V^T beside a frozen weight: bases `U [out, K]` and `V [in, K]`, and the trained core `c [K, K]`.
 
     Effective weight. In training mode it is kept, one for each compute dtype, and used again by later forwards
-    (gradient accumulation, checkpointing) while storage and version of `c`, weight, bias, `U` and `V`, the scale and
+    (gradient accumulation, checkpointing) while place and version of `c`, weight, bias, `U` and `V`, the scale and
     the number of optimiser steps taken in this process stay the same. Writes to `c` that raise no version counter, as
     through `.data`, are seen too: on a CPU `c` is compared with the values the weight was made from, in every forward;
     on a GPU, where that would have to wait for the device, a weight serves no forward after a backward pass has

@@ -13,6 +13,7 @@ import subspace_ext as se
 from subspace3d.adapters.basis import check_shapes
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_uses
 from subspace3d.formats.basis import check_basis, load_basis
+from subspace_ext.core import checked_scale
 
 
 def inject(
@@ -36,7 +37,7 @@ def inject(
     Raises:
         FileNotFoundError: the basis file does not exist.
         ValueError: a module is not in the model, is no Linear or Conv2d, does not have the size of its basis, or is
-            used in a way that a core would not see (`placement.check_uses`); the basis is not made of finite numbers.
+            used in a way that a core would not see (`placement.check_uses`); basis or scale is not finite.
             The model has not been changed.
     """
     if isinstance(basis, (str, os.PathLike)):
@@ -45,6 +46,7 @@ def inject(
         raise ValueError(f"basis must be a mapping of module names or the path of a file, got {type(basis).__name__}")
     if not basis:
         raise ValueError("basis must hold at least one module, got none")
+    scale = checked_scale(scale)
     modules = _find_modules(model, basis)
     check_uses(model, {"basis": basis})
     check_basis("basis", basis)
