@@ -256,8 +256,9 @@ class SubspaceCore(nn.Module):
         """y + scale * ((x V) c^T) U^T, in the dtype of y [..., out], which any base layer made of x [..., in].
 
         Raises:
-            ValueError: shapes that do not belong together.
+            ValueError: shapes or devices that do not belong together.
         """
+        self._check_device(y)
         if x.is_nested:
             return add_beside(y, x, self.U, self.c, self.V, self.scale)
         expected = (*x.shape[:-1], self.U.shape[0])
@@ -267,6 +268,14 @@ class SubspaceCore(nn.Module):
             got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"the base layer must return [..., out] = {list(expected)}, got {got}")
         return add_beside(y, x, self.U, self.c, self.V, self.scale)
+
+    def _check_device(self, y: Any) -> None:
+        """Of tensors that lie on the meta device some of torch's products make numbers without an error."""
+        for name, tensor in (("U", self.U), ("c", self.c), ("V", self.V)):
+            if isinstance(y, Tensor) and tensor.device != y.device:
+                raise ValueError(
+                    f"{name} must be on the device of what the base layer returns, {y.device}, got {tensor.device}"
+                )
 
     def conv2d(self, base: nn.Conv2d, x: Tensor) -> Tensor:
         """y = base(x) + scale * conv2d(x, reshape(U c V^T)); x [B, Cin, H, W] or [Cin, H, W]."""
@@ -298,6 +307,7 @@ class SubspaceCore(nn.Module):
 
     def add_to_conv2d(self, base: nn.Conv2d, y: Tensor, x: Tensor) -> Tensor:
         """y + scale * conv2d(x, reshape(U c V^T)) with the geometry of `base`, in the dtype of y, which is base(x)."""
+        self._check_device(y)
         x, padding = padded(base, x)
         kernel = (base.in_channels, *base.kernel_size)
         return add_beside_conv2d(

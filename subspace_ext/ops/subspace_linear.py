@@ -130,19 +130,19 @@ def check_update(w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor, V: Tensor
     for name, frozen in (("w", w), ("bias", bias), ("U", U), ("V", V)):
         if frozen is not None and frozen.requires_grad:
             raise ValueError(f"{name} must be frozen (only x and c get gradients), got requires_grad=True")
-    for name, other in (("bias", bias), ("U", U), ("c", c), ("V", V)):
-        if other is not None and other.device != w.device:
-            raise ValueError(f"{name} must be on the device of w, {w.device}, got {other.device}")
 
 
 def check_input(x: Tensor, w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor, V: Tensor, autocast: bool) -> None:
-    """Check device and dtypes of a call; under autocast any floating dtypes may meet.
+    """Check devices and dtypes of a call; under autocast any floating dtypes may meet.
 
     Raises:
         ValueError: naming the argument, the rule and the value.
     """
     if x.device != w.device:
         raise ValueError(f"x must be on the device of w, {w.device}, got {x.device}")
+    for name, other in (("bias", bias), ("U", U), ("c", c), ("V", V)):
+        if other is not None and other.device != w.device:
+            raise ValueError(f"{name} must be on the device of w, {w.device}, got {other.device}")
     if not x.is_floating_point():
         raise ValueError(f"x must have a floating dtype, got {x.dtype}")
     if autocast:

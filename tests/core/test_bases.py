@@ -303,6 +303,23 @@ def test_transforms_of_torch_func(plan):
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.Linear, MaskedBias])
+def test_a_core_left_on_the_meta_device_is_named(kind, training):
+    """As tools do that keep weights elsewhere until a module is called; torch adds whatever lies at address zero."""
+    for layer, x in (
+        (with_core(kind(IN, OUT)), torch.randn(80, IN)),
+        (SubspaceConv2d.from_conv(nn.Conv2d(1, 3, 3), torch.randn(3, 2), torch.randn(9, 2)), torch.randn(1, 1, 5, 5)),
+    ):
+        layer.train(training)(x)
+        layer.core.c = nn.Parameter(layer.c.detach().to("meta"))
+        with pytest.raises(ValueError, match=r"c must be on the device of .*, cpu, got meta"):
+            layer(x)
+        layer.core.requires_grad_(False)
+        with pytest.raises(ValueError, match=r"c must be on the device of .*, cpu, got meta"):
+            layer(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("plan", PLANS)
 def test_forward_mode_differentiation(plan, training):
     layer, x = with_core(nn.Linear(IN, OUT), plan).train(training), torch.randn(80, IN)
