@@ -10,6 +10,7 @@ This module alone knows when a kept effective weight is stale.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from subspace_ext.ops.subspace_linear import (
     checked_plan,
     choose_effective,
     effective_linear,
+    exporting,
     transforming,
     without_autocast,
 )
@@ -102,6 +104,13 @@ def plain_weight(base: nn.Module, kind: type[nn.Linear] | type[nn.Conv2d]) -> Te
     return weight
 
 
+def checked_scale(scale: float) -> float:
+    """The factor of the update. Raises ValueError unless it is finite."""
+    if not math.isfinite(float(scale)):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
+
+
 def _is_fake(tensor: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
@@ -140,7 +149,7 @@ class SubspaceCore(nn.Module):
     """s U c V^T beside a frozen weight: bases `U [out, K]` and `V [in, K]`, and the trained core `c [K, K]`.
 
     Effective weight. In training mode it is kept, one for each compute dtype, and used again by later forwards
-    (gradient accumulation, checkpointing) while storage and version of `c`, weight, bias, `U` and `V`, the scale and
+    (gradient accumulation, checkpointing) while place and version of `c`, weight, bias, `U` and `V`, the scale and
     the number of optimiser steps taken in this process stay the same. Writes to `c` that raise no version counter, as
     through `.data`, are seen too: on a CPU `c` is compared with the values the weight was made from, in every forward;
     on a GPU, where that would have to wait for the device, a weight serves no forward after a backward pass has
@@ -162,19 +171,22 @@ class SubspaceCore(nn.Module):
         """Args: U [out, K], c [K, K], V [in, K] on one device.
 
         Raises:
-            ValueError: shapes or devices that do not match, unknown rounding.
+            ValueError: shapes or devices that do not match, dtypes that are not floating, unknown rounding, a scale
+                that is not finite.
         """
         if rounding not in ROUNDINGS:
             raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
         check_core(U, c, V)
-        for name, other in (("c", c), ("V", V)):
+        for name, other in (("U", U), ("c", c), ("V", V)):
+            if other.dtype not in WEIGHT_DTYPES:
+                raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {other.dtype}")
             if other.device != U.device:
                 raise ValueError(f"{name} must be on the device of U, {U.device}, got {other.device}")
         super().__init__()
         self.register_buffer("U", U.detach())
         self.register_buffer("V", V.detach())
         self.c = c if isinstance(c, nn.Parameter) else nn.Parameter(c.detach())
-        self.scale = float(scale)
+        self.scale = checked_scale(scale)
         self.rounding: Rounding = rounding
         self.augments = True
         """Whether on a GPU one matrix holds the effective weight of a linear with both bases around it."""
@@ -209,7 +221,7 @@ class SubspaceCore(nn.Module):
             plan = checked_plan(plan)
         w = plain_weight(base, nn.Linear)
         compiling = torch.compiler.is_compiling()
-        if w is None or x.is_nested or (not compiling and transforming()):
+        if w is None or x.is_nested or (exporting() if compiling else transforming()):
             return self.add_to_linear(base(x), x)
         c = self._parameters.get("c")
         kept_by_name = c is not None
@@ -244,8 +256,9 @@ class SubspaceCore(nn.Module):
         """y + scale * ((x V) c^T) U^T, in the dtype of y [..., out], which any base layer made of x [..., in].
 
         Raises:
-            ValueError: shapes that do not belong together.
+            ValueError: shapes or devices that do not belong together.
         """
+        self._check_device(y)
         if x.is_nested:
             return add_beside(y, x, self.U, self.c, self.V, self.scale)
         expected = (*x.shape[:-1], self.U.shape[0])
@@ -256,13 +269,21 @@ class SubspaceCore(nn.Module):
             raise ValueError(f"the base layer must return [..., out] = {list(expected)}, got {got}")
         return add_beside(y, x, self.U, self.c, self.V, self.scale)
 
+    def _check_device(self, y: Any) -> None:
+        """Of tensors that lie on the meta device some of torch's products make numbers without an error."""
+        for name, tensor in (("U", self.U), ("c", self.c), ("V", self.V)):
+            if isinstance(y, Tensor) and tensor.device != y.device:
+                raise ValueError(
+                    f"{name} must be on the device of what the base layer returns, {y.device}, got {tensor.device}"
+                )
+
     def conv2d(self, base: nn.Conv2d, x: Tensor) -> Tensor:
         """y = base(x) + scale * conv2d(x, reshape(U c V^T)); x [B, Cin, H, W] or [Cin, H, W]."""
         if x.dim() not in (3, 4) or x.shape[-3] != base.in_channels:
             raise ValueError(f"x must be [B, Cin, H, W] with Cin = {base.in_channels}, got shape {tuple(x.shape)}")
         w = plain_weight(base, nn.Conv2d)
         compiling = torch.compiler.is_compiling()
-        if w is None or (not compiling and transforming()):
+        if w is None or (exporting() if compiling else transforming()):
             return self.add_to_conv2d(base, base(x), x)
         c = self._parameters.get("c")
         kept_by_name = c is not None
@@ -270,9 +291,9 @@ class SubspaceCore(nn.Module):
         dtype = autocast_dtype(x)
         bias = base._parameters["bias"]
         check_input(x, w, bias, self.U, c, self.V, autocast=dtype is not None)
-        if dtype is not None:
-            x = x.to(dtype)
         x, padding = padded(base, x)
+        if dtype is not None:
+            x = x.to(dtype)  # after the padding, of which autocast computes some kinds in float32
         batch = x if x.dim() == 4 else x[None]
         geometry = (base.stride, padding, base.dilation)
         ready = w_eff = None
@@ -286,6 +307,7 @@ class SubspaceCore(nn.Module):
 
     def add_to_conv2d(self, base: nn.Conv2d, y: Tensor, x: Tensor) -> Tensor:
         """y + scale * conv2d(x, reshape(U c V^T)) with the geometry of `base`, in the dtype of y, which is base(x)."""
+        self._check_device(y)
         x, padding = padded(base, x)
         kernel = (base.in_channels, *base.kernel_size)
         return add_beside_conv2d(
@@ -303,9 +325,10 @@ class SubspaceCore(nn.Module):
         weight, bias = parameters["weight"], parameters["bias"]
         U, V = buffers["U"], buffers["V"]
         assert weight is not None and U is not None and V is not None
+        # shape and strides too: a part of a tensor, or its transpose, begins at the same address
         return (
-            c.data_ptr(), c._version, weight.data_ptr(), weight._version,
-            U.data_ptr(), U._version, V.data_ptr(), V._version,
+            c.data_ptr(), c._version, c.stride(), weight.data_ptr(), weight._version, weight.stride(),
+            U.data_ptr(), U._version, U.shape, U.stride(), V.data_ptr(), V._version, V.shape, V.stride(),
             None if bias is None else bias.data_ptr(), None if bias is None else bias._version,
             self.scale, self.rounding, _optimizer_steps,
         )  # fmt: skip
@@ -427,6 +450,8 @@ class EffectiveGroup:
             c = core._parameters.get("c")
             if kept is None or c is None or not core.training or core.seed != wanted.seed:
                 continue
+            if not {"weight", "bias"} <= kept.base._parameters.keys():
+                continue  # computed from others since
             key = core._key(kept.base, c)
             stale = key != kept.key or (kept.effective.spent if kept.core is None else True)
             if core is not wanted:

@@ -66,11 +66,10 @@ class _Maker:
     @staticmethod
     def place_of(sources: Sources, dtype: torch.dtype) -> tuple:
         """Differs when a maker has to be made anew."""
-        c, weight, U, V, bias, scale, seed, augment = sources
-        return (
-            c.data_ptr(), c.dtype, weight.data_ptr(), weight.dtype, U.data_ptr(), U._version, V.data_ptr(), V._version,
-            None if bias is None else (bias.data_ptr(), bias._version), scale, seed, augment, dtype,
-        )  # fmt: skip
+        _, _, U, V, bias, scale, seed, augment = sources
+        layouts = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in sources.tensors()]
+        versions = U._version, V._version, None if bias is None else bias._version
+        return (*layouts, versions, scale, seed, augment, dtype)
 
 
 class DeviceMaker(_Maker):

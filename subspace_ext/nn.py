@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from subspace_ext.core import WEIGHT_DTYPES, EffectiveGroup, Rounding, SubspaceCore
+from subspace_ext.core import WEIGHT_DTYPES, EffectiveGroup, Rounding, SubspaceCore, checked_scale
 from subspace_ext.merging import mergeable_weight, merged_layer
 from subspace_ext.ops.subspace_linear import check_core, checked_plan
 
@@ -58,8 +58,10 @@ class _SubspaceLayer(nn.Module):
                 f"weight must be float16, bfloat16, float32 or float64 where the layer has no forward for another, got "
                 f"{weight.dtype}"
             )
-        U, V = U.detach().to(weight.device), V.detach().to(weight.device)
-        core = torch.zeros(U.shape[-1], U.shape[-1], dtype=torch.float32, device=weight.device)
+        # weights of the meta device are still to come; bases moved there would be lost
+        device = U.device if weight.is_meta else weight.device
+        U, V = U.detach().to(device), V.detach().to(device)
+        core = torch.zeros(U.shape[-1], U.shape[-1], dtype=torch.float32, device=device)
         check_core(U, core, V, out_size, in_size)
         self.base_layer = base.requires_grad_(False)
         self.core = SubspaceCore(U, core, V, scale, rounding)
@@ -74,7 +76,7 @@ class _SubspaceLayer(nn.Module):
 
     @scale.setter
     def scale(self, scale: float) -> None:
-        self.core.scale = float(scale)
+        self.core.scale = checked_scale(scale)
 
     @property
     def merged(self) -> bool:

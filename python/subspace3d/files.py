@@ -431,7 +431,7 @@ def _check_header(path: Path) -> None:
         raise DamagedError(f"{path} is not a whole safetensors file: its header has {length} bytes")
 
 
-def check_values(path: Path, name: str, tensor: torch.Tensor) -> None:
+def check_values(path: Path | str, name: str, tensor: torch.Tensor) -> None:
     """Raise ValueError, naming file and tensor, unless it holds finite floating-point numbers of 16 bits or more."""
     import torch
 

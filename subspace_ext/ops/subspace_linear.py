@@ -15,6 +15,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from subspace_ext.ops.core_grad import core_grad
@@ -30,6 +31,9 @@ _FORMER_PLANS = {"fold": "effective", "factored": "beside"}
 EFFECTIVE_TOKENS_CUDA = 1000
 
 _interpreters = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+# torch 2.6 has no such question, and takes an export for a compilation
+exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Effective:
@@ -126,19 +130,19 @@ def check_update(w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor, V: Tensor
     for name, frozen in (("w", w), ("bias", bias), ("U", U), ("V", V)):
         if frozen is not None and frozen.requires_grad:
             raise ValueError(f"{name} must be frozen (only x and c get gradients), got requires_grad=True")
-    for name, other in (("bias", bias), ("U", U), ("c", c), ("V", V)):
-        if other is not None and other.device != w.device:
-            raise ValueError(f"{name} must be on the device of w, {w.device}, got {other.device}")
 
 
 def check_input(x: Tensor, w: Tensor, bias: Tensor | None, U: Tensor, c: Tensor, V: Tensor, autocast: bool) -> None:
-    """Check device and dtypes of a call; under autocast any floating dtypes may meet.
+    """Check devices and dtypes of a call; under autocast any floating dtypes may meet.
 
     Raises:
         ValueError: naming the argument, the rule and the value.
     """
     if x.device != w.device:
         raise ValueError(f"x must be on the device of w, {w.device}, got {x.device}")
+    for name, other in (("bias", bias), ("U", U), ("c", c), ("V", V)):
+        if other is not None and other.device != w.device:
+            raise ValueError(f"{name} must be on the device of w, {w.device}, got {other.device}")
     if not x.is_floating_point():
         raise ValueError(f"x must have a floating dtype, got {x.dtype}")
     if autocast:
@@ -360,13 +364,16 @@ def add_beside(y: Tensor, x: Tensor, u: Tensor, c: Tensor, v: Tensor, scale: flo
 
 
 def plain_operations_only() -> bool:
-    """Whether someone looks at each operation: a compiler, or a transform of torch.func."""
+    """Whether someone looks at each operation: a compiler, an export, a trace, or one who differentiates forward."""
     return torch.compiler.is_compiling() or transforming()
 
 
 def transforming() -> bool:
-    """Whether a transform of torch.func is under way, whose tensors have no address."""
-    return _interpreters() is not None
+    """Whether a transform of torch.func, forward-mode differentiation or torch.jit.trace is under way.
+
+    Their tensors have no address, or carry what an address does not show.
+    """
+    return _interpreters() is not None or forward_ad._current_level >= 0 or _tracing_state() is not None
 
 
 torch.library.define(
@@ -419,10 +426,11 @@ def apply_checked(
     w_eff: Tensor | None = None,
 ) -> Tensor:
     """`subspace_linear` after its checks and casts; `w_eff` is an effective weight for use while compiling."""
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if compiling and not exporting():
         project = c.requires_grad and torch.is_grad_enabled()
         return torch.ops.subspace_ext.subspace_linear(x, w, bias, u, c, v, scale, effective, project, w_eff)[0]
-    if plain_operations_only():
+    if compiling or transforming():
         return add_beside(
             torch.nn.functional.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype)), x, u, c, v, scale
         )

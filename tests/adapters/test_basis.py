@@ -80,6 +80,8 @@ def test_head_cores_take_the_heads_subspaces(model: nn.Module, files: list[Path]
 
 def test_any_model_by_the_modules_of_the_files(model: nn.Module, files: list[Path], tmp_path: Path) -> None:
     everything = build_basis(files)
+    assert basis_digest(build_basis(files[0].parent)) == basis_digest(everything)
+    assert basis_digest(build_basis(str(files[0]))) == basis_digest(build_basis(files[:1]))
     assert set(everything) == set(target_modules(model, "all"))
     assert all(torch.equal(a, b) for a, b in zip(everything[QKV], basis_for_model(files, model)[QKV]))
     assert set(build_basis(files, names=[QKV])) == {QKV}

@@ -307,6 +307,11 @@ def test_modules_to_save_are_trained_and_kept(file: Path, tmp_path: Path) -> Non
     assert torch.equal(outputs(again, x()), outputs(model, x()))
 
 
+def test_a_choice_of_adapters_within_a_batch_is_refused_rather_than_ignored(file: Path) -> None:
+    with pytest.raises(ValueError, match="adapter_names must be left out"):
+        tuned_net(file)(x(), adapter_names=["default"] * len(x()))
+
+
 def test_wrong_configurations(file: Path, basis: Basis, tmp_path: Path) -> None:
     def put(model: nn.Module | None = None, **settings) -> None:
         get_peft_model(model or net(), SubspaceConfig(**{"basis": str(file), **settings}))
@@ -320,6 +325,9 @@ def test_wrong_configurations(file: Path, basis: Basis, tmp_path: Path) -> None:
         ({"lora_modules": "up"}, r"lora_modules must leave out up: ConvTranspose2d is not supported"),
         ({"r": 0}, "r must be at least 1, got 0"),
         ({"plan": "guess"}, "plan must be one of auto, effective, beside, got 'guess'"),
+        ({"scale": float("inf")}, "scale must be finite, got inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be finite, got nan"),
+        ({"modules_to_save": ["fc2"]}, "target_modules must leave out fc2: modules_to_save trains fc2 in full"),
     ):
         with pytest.raises(ValueError, match=message):
             put(**settings)
@@ -415,7 +423,7 @@ def test_a_vggt_with_the_authors_placement(tmp_path: Path) -> None:
 
 
 def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), flags=re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("texture", "camera")):
         write_subspace(tmp_path / f"{name}.safetensors", tiny_vggt(), k=2, seed=seed, preset="all")

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
@@ -299,6 +300,74 @@ def test_transforms_of_torch_func(plan):
     torch.testing.assert_close(torch.func.grad(loss)(c, x), wanted, rtol=1e-3, atol=1e-2)
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(c, x)
     torch.testing.assert_close(each.sum(0), wanted, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.Linear, MaskedBias])
+def test_a_core_left_on_the_meta_device_is_named(kind, training):
+    """As tools do that keep weights elsewhere until a module is called; torch adds whatever lies at address zero."""
+    for layer, x in (
+        (with_core(kind(IN, OUT)), torch.randn(80, IN)),
+        (SubspaceConv2d.from_conv(nn.Conv2d(1, 3, 3), torch.randn(3, 2), torch.randn(9, 2)), torch.randn(1, 1, 5, 5)),
+    ):
+        layer.train(training)(x)
+        layer.core.c = nn.Parameter(layer.c.detach().to("meta"))
+        with pytest.raises(ValueError, match=r"c must be on the device of .*, cpu, got meta"):
+            layer(x)
+        layer.core.requires_grad_(False)
+        with pytest.raises(ValueError, match=r"c must be on the device of .*, cpu, got meta"):
+            layer(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("plan", PLANS)
+def test_forward_mode_differentiation(plan, training):
+    layer, x = with_core(nn.Linear(IN, OUT), plan).train(training), torch.randn(80, IN)
+    layer(x)
+    dx, dc = torch.randn_like(x), torch.randn_like(layer.c)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = forward_ad.make_dual(x, dx), forward_ad.make_dual(layer.c.detach(), dc)
+        y = torch.func.functional_call(layer, {"core.c": duals[1]}, duals[0])
+        tangent = forward_ad.unpack_dual(y).tangent
+        wanted = dx @ layer.core.merged_weight(layer.weight).t() + SCALE * ((x @ layer.V) @ dc.t()) @ layer.U.t()
+    torch.testing.assert_close(tangent, wanted, rtol=1e-4, atol=1e-3)
+
+
+def small_network():
+    linear_layer = with_core(nn.Linear(IN, OUT))
+    conv = SubspaceConv2d.from_conv(nn.Conv2d(1, 3, 3, padding=1), torch.randn(3, 2), torch.randn(9, 2), SCALE).train()
+    nn.init.normal_(conv.c)
+    return nn.Sequential(conv, nn.Flatten(0, 1), linear_layer)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_model_takes_any_batch_and_trains(strict):
+    model, image = small_network(), torch.randn(5, 1, 4, IN)
+    batch = {0: torch.export.Dim("batch", min=2)}
+    exported = torch.export.export(model, (image,), dynamic_shapes=(batch,), strict=strict)
+    assert not any("subspace_ext" in str(node.target) for node in exported.graph.nodes)
+    module = exported.module()
+    for size in (2, 90):
+        image = torch.randn(size, 1, 4, IN)
+        y, wanted = module(image), model(image)
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-3)
+    y.square().sum().backward()
+    wanted.square().sum().backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert list(gradients) == ["0.core.c", "2.core.c"]
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_traced_model_reads_its_cores(training):
+    model = small_network().train(training)
+    traced = torch.jit.trace(model, torch.randn(30, 1, 4, IN))
+    with torch.no_grad():
+        model[0].c.add_(1.0)
+    image = torch.randn(40, 1, 4, IN)
+    torch.testing.assert_close(traced(image), model(image), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("readable", [True, False], ids=["compared", "not_compared"])

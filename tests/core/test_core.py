@@ -126,6 +126,35 @@ def test_the_effective_weight_is_never_stale(device, change, grouped):
         assert not torch.allclose(after, before)
 
 
+def _transpose_core(layer):
+    layer.core.c = nn.Parameter(layer.c.detach().t())
+
+
+def _transpose_weight(layer):
+    layer.base_layer.weight = nn.Parameter(layer.weight.detach().t(), requires_grad=False)
+
+
+def _keep_leading_directions(layer):
+    layer.core.U, layer.core.V = layer.U[:, :2], layer.V[:, :2]
+    layer.core.c = nn.Parameter(layer.c.detach()[:2, :2])
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "grouped"])
+@pytest.mark.parametrize("change", [_transpose_core, _transpose_weight, _keep_leading_directions])
+def test_a_part_or_a_transpose_at_the_same_address_is_another_tensor(device, change, grouped):
+    layer, x = make_linear(device, 12, 12), torch.randn(40, 12, device=device)
+    if grouped:
+        group_folds(layer)
+    layer(x)
+    change(layer)
+    for _ in range(2):
+        y = layer(x)
+        torch.testing.assert_close(y, reference(layer, x), rtol=1e-5, atol=1e-4)
+    (gradient,) = torch.autograd.grad(y.sum(), layer.c)
+    (wanted,) = torch.autograd.grad(reference(layer, x).sum(), layer.c)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-3)
+
+
 def test_evaluation_sees_every_change(device):
     layer, x = make_linear(device).eval(), torch.randn(40, 12, device=device)
     before = layer(x)
@@ -248,6 +277,18 @@ def test_a_group_leaves_alone_what_did_not_change(device, made):
     assert made == [1]
     model(x, image)
     assert made == [1]
+
+
+def test_a_group_passes_by_a_base_whose_weight_is_computed_since(device):
+    model = nn.ModuleList([make_linear(device) for _ in range(2)])
+    group_folds(model)
+    x = torch.randn(40, 12, device=device)
+    for layer in model:
+        layer(x)
+    nn.utils.parametrizations.weight_norm(model[1].base_layer)
+    _in_place(model[0].c)
+    for layer in model:
+        torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-5, atol=1e-4)
 
 
 def test_a_group_makes_a_launch_once_for_each_dtype(device, monkeypatch):

@@ -90,6 +90,17 @@ def test_conv_values_and_gradients(settings):
     torch.testing.assert_close(layer(x[0]), y[0])
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_a_conv_under_autocast_gives_what_a_plain_one_does(mode):
+    layer, x = make_conv(padding=1, padding_mode=mode), torch.randn(2, 3, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, plain = layer(x), layer.base_layer(x)
+    nn.init.zeros_(layer.c)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain)
+    assert y.dtype == plain.dtype == torch.bfloat16
+
+
 def test_conv_op_equals_its_reference():
     layer, x = make_conv(padding=1), torch.randn(2, 3, 7, 6)
     geometry = ((1, 1), (1, 1), (1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,14 +31,19 @@ def select_files(paths: Iterable[Path], attributes: Sequence[str] = ()) -> dict[
     return {name: path for name, path in found.items() if not attributes or name in attributes}
 
 
-def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: int = 0, k: int = 0) -> Basis:
+def build_basis(
+    paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    names: Sequence[str] | None = None,
+    K: int = 0,
+    k: int = 0,
+) -> Basis:
     """U = orth([u_1 | u_2 | ...]), V = orth([v_1 | v_2 | ...]) for every module, for any model.
 
     A single file that already holds a combined basis (`save_basis`, or the authors' layout) is taken as it is, unless
     K or k asks for less of it.
 
     Args:
-        paths (Iterable[Path]): subspace files.
+        paths: a subspace file or a folder of them, or several of these.
         names (Sequence[str] | None): modules to take, which every file must hold; none: all.
         K (int): keep this many leading principal directions of the concatenation; 0: all.
         k (int): keep this many leading directions of each file before they are concatenated; 0: all.
@@ -46,9 +52,14 @@ def build_basis(paths: Iterable[Path], names: Sequence[str] | None = None, K: in
         dict: module name -> (``U [out, K]``, ``V [in, K]``), float32; orthonormal columns unless taken as they are.
 
     Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no file.
         ValueError: K or k is negative, a file lacks a module, or shapes differ between files.
     """
-    return _combine({path: read_pairs(path) for path in map(Path, paths)}, names, K, k)
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    files: list[Path] = []
+    for path in map(Path, given):
+        files += find_subspaces([path]).values() if path.is_dir() else [path]
+    return _combine({path: read_pairs(path) for path in files}, names, K, k)
 
 
 def basis_for_model(paths: Iterable[Path], model: nn.Module, K: int = 0, k: int = 0, head_cores: bool = False) -> Basis:

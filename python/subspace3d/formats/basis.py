@@ -28,12 +28,28 @@ _AUTHORS_MODULE = re.compile(
 _AUTHORS_KEY = re.compile(rf"(?P<blocks>frame_blocks|global_blocks|decoder)\.{_PART}\.(?P<layer>\d+)\.(?P<side>[AB])")
 
 
+def check_basis(what: str, basis: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Raise ValueError, naming ``what`` and the module, unless each has U [out, K] and V [in, K] of finite floats."""
+    for name, pair in basis.items():
+        sides = list(pair) if isinstance(pair, (tuple, list)) else []
+        if len(sides) != 2 or not all(isinstance(side, torch.Tensor) for side in sides):
+            got = ", ".join(type(side).__name__ for side in sides) or type(pair).__name__
+            raise ValueError(f"{what}: {name} must be a pair of tensors, U [out, K] and V [in, K], got {got}")
+        shapes = [list(side.shape) for side in sides]
+        if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1] or not shapes[0][1]:
+            got = " and ".join(map(str, shapes))
+            raise ValueError(f"{what}: {name} must have U [out, K] and V [in, K] with K of 1 or more, got {got}")
+        for side in sides:
+            check_values(what, name, side)
+
+
 def save_basis(path: Path, basis: Basis) -> None:
     """Write ``<module>.U`` and ``<module>.V``, float32.
 
     Raises:
-        ValueError: something else than such a file is at ``path``.
+        ValueError: something else than such a file is at ``path``, or `check_basis` refuses; nothing is written then.
     """
+    check_basis("basis", basis)
     path = outputs.claim(path, outputs.BASIS)
     tensors = {f"{name}.{key}": value.float() for name, pair in basis.items() for key, value in zip("UV", pair)}
     save_tensors(path, tensors, {"format": FORMAT, "version": _VERSION})

@@ -48,7 +48,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     def add_core(self, adapter: str, U: torch.Tensor, V: torch.Tensor, scale: float, plan: str) -> None:
         """Give ``adapter`` a core of zeros between ``U [out, K]`` and ``V [in, K]``."""
-        device = self.base_layer.weight.device
+        weight = self.base_layer.weight
+        # weights of the meta device are still to come; bases moved there would be lost
+        device = U.device if weight.is_meta else weight.device
         # in one layout, so that an adapter gives the same bits before it is saved and after it is loaded
         U, V = U.to(device).contiguous(), V.to(device).contiguous()
         c = torch.zeros(U.shape[1], U.shape[1], dtype=torch.float32, device=device)

@@ -5,8 +5,10 @@ Importing this module registers the tuner, so that `PeftModel.from_pretrained` k
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from subspace3d.adapters.merging import MAX_ERROR, MergeReport, plan_merge
 from subspace3d.adapters.peft.layers import SubspaceLayer
 from subspace3d.adapters.peft.release import check_release
 from subspace3d.adapters.placement import SUBSPACE_SCALE, check_adaptable, check_uses, match_names
-from subspace3d.formats.basis import Basis, basis_digest, load_basis
+from subspace3d.formats.basis import Basis, basis_digest, check_basis, load_basis
 from subspace3d.log import logger
+from subspace_ext.core import checked_scale
+from subspace_ext.ops.subspace_linear import checked_plan
 
 # before anything below asks PEFT for what older releases lack
 check_release(peft.__version__)
@@ -64,6 +68,10 @@ class SubspaceConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}")
+        checked_plan(self.plan)
+        checked_scale(self.scale)
+        if not math.isfinite(self.lora_alpha):
+            raise ValueError(f"lora_alpha must be finite, got {self.lora_alpha}")
         self._basis: Basis | None = None
         self._resolved: _Resolved | None = None
 
@@ -73,6 +81,7 @@ class SubspaceConfig(PeftConfig):
 
         A folder saved while ``basis`` is empty can be loaded with ``from_pretrained(folder, basis=path)`` only.
         """
+        check_basis("basis", basis)
         config = cls(basis_sha256=basis_digest(basis), **settings)
         config._basis = basis
         return config
@@ -170,9 +179,20 @@ class SubspaceModel(BaseTuner):
         for argument, names in (("target_modules", cores), ("lora_modules", loras)):
             for name in names:
                 check_adaptable(argument, name, modules[name])
+                _check_not_trained_in_full(argument, name, peft_config.modules_to_save or ())
         check_uses(model, {"target_modules": cores, "lora_modules": loras})
         check_shapes("basis", {name: basis[name] for name in cores}, modules)
         peft_config._resolved = _Resolved(basis, frozenset(cores), frozenset(loras))
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **settings: Any) -> Iterator[None]:
+        # PEFT drops these before a layer sees them
+        for name in ("adapter_names", "alora_offsets"):
+            if settings.get(name) is not None:
+                raise ValueError(
+                    f"{name} must be left out: all of a batch goes through the active adapters, see set_adapter"
+                )
+        yield
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter on its modules; see PEFT."""
@@ -276,6 +296,16 @@ class SubspaceModel(BaseTuner):
 def _parents(name: str) -> Iterable[str]:
     parts = name.split(".")
     return (".".join(parts[:count]) for count in range(1, len(parts)))
+
+
+def _check_not_trained_in_full(argument: str, name: str, saved: Iterable[str]) -> None:
+    """PEFT trains a copy of every module whose name ends with one of ``saved``, cores inside included or lost."""
+    for above in (*_parents(name), name):
+        if any(above.endswith(each) for each in saved):
+            raise ValueError(
+                f"{argument} must leave out {name}: modules_to_save trains {above} in full, beside which no core or "
+                "LoRA has a place"
+            )
 
 
 def _saved_suffixes(adapter: str) -> tuple[str, ...]:
