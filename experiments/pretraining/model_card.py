@@ -12,7 +12,6 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from subspace3d.backbones.vggt import NANO_WEIGHTS
 from subspace3d.files import load_tensors, sha256
@@ -64,23 +63,6 @@ def shown(name: str, value: float) -> str:
     return f"{value:.3f}" if name.startswith("abs_rel") else f"{value:.2f}" if name == "times_better" else f"{value}"
 
 
-Stage = tuple[str, dict[str, Any], dict[str, Any]]
-
-
-def stages(header: dict[str, Any]) -> list[Stage]:
-    """Name, recipe and training record of every stage; files of the first releases list them without names."""
-    if "stages" in header:
-        return [(name, stage["recipe"], stage["training"]) for name, stage in header["stages"].items()]
-    pairs = zip(header["recipe"], header["training"])
-    return [(f"stage {number}", recipe, training) for number, (recipe, training) in enumerate(pairs, 1)]
-
-
-def held_out(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Figures by kind of scenes; files of the first releases know one kind."""
-    figures = header["held_out"]
-    return {"heldout": figures} if "abs_rel" in figures else figures
-
-
 def table(names: list[str], rows: list[list[str]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -88,17 +70,15 @@ def table(names: list[str], rows: list[list[str]]) -> str:
 
 def content(path: Path) -> str:
     tensors, header = load_tensors(path)
-    data = header.get("data") or header["recipe"][-1]
+    data, rows = header["data"], header["held_out"]
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     training = [
         [name, f"{record['steps']:,}", f"{recipe['images_per_step']}", " to ".join(map(str, recipe["frames"])),
          f"{recipe['lr']:g}", f"{recipe['camera_weight']:g}", f"{record['seconds'] / 60:.0f} min"]
-        for name, recipe, record in stages(header)
+        for name, stage in header["stages"].items()
+        for recipe, record in [(stage["recipe"], stage["training"])]
     ]  # fmt: skip
-    rows = held_out(header)
-    # files of the first releases lack some of the figures
-    known = [name for name in NAMES if all(name in row for row in rows.values())]
-    evaluation = [[kind, *(shown(name, row[name]) for name in known)] for kind, row in rows.items()]
+    evaluation = [[kind, *(shown(name, row[name]) for name in NAMES)] for kind, row in rows.items()]
     goals = [
         [f"{GOAL_NAMES[name]}, {kind}", shown(name, rows[kind][name]), shown(name, goal)]
         for (kind, name), goal in GOALS.items()
@@ -111,12 +91,9 @@ def content(path: Path) -> str:
             f"Trained on {data['scenes']:,} scenes of {data['views']} views:",
             table(["stage", "steps", "images a step", "frames", "peak rate", "camera weight", "time"], training),
             "Measured on scenes it has not seen:",
-            table(["scenes", *(NAMES[name] for name in known)], evaluation),
-            *(
-                ["Beside what a small model that sees should reach:", table(["", "these weights", "goal"], goals)]
-                if goals
-                else []
-            ),
+            table(["scenes", *NAMES.values()], evaluation),
+            "Beside what a small model that sees should reach:",
+            table(["", "these weights", "goal"], goals),
         ]
     )
 
