@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subspace3d.training.device import Processes
+
 _MOMENTUM = 0.95
 _BETAS = (0.9, 0.95)
 _EPS = 1e-8
@@ -31,13 +33,17 @@ class Muon(torch.optim.Optimizer):
         groups (Iterable[dict]): ``params``, ``weight_decay``, ``matrices`` (bool), ``parts``: into how many of equal
             height each matrix is cut first.
         lr (float): of both.
+        processes (Processes | None): all with the same parameters and gradients; each makes some matrices orthogonal.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, processes: Processes | None = None) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "matrices": False, "parts": 1})
+        self._processes = processes or Processes()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        matrices: list[tuple[nn.Parameter, float]] = []
+        directions: list[Tensor] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -48,14 +54,15 @@ class Muon(torch.optim.Optimizer):
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 state["step"] += 1
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._matrix if group["matrices"] else self._other
-                parameter.sub_(update(parameter.grad, state, group), alpha=group["lr"])
-
-    def _matrix(self, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> Tensor:
-        momentum = state["exp_avg"].lerp_(gradient, 1 - _MOMENTUM)
-        parts = gradient.lerp(momentum, _MOMENTUM).unflatten(0, (group["parts"], -1))
-        scale = _ADAMW_RMS * max(parts.shape[1:]) ** 0.5
-        return scale * orthogonalize(parts).flatten(0, 1)
+                if group["matrices"]:
+                    momentum = state["exp_avg"].lerp_(parameter.grad, 1 - _MOMENTUM)
+                    parts = parameter.grad.lerp(momentum, _MOMENTUM).unflatten(0, (group["parts"], -1))
+                    matrices.append((parameter, group["lr"] * _ADAMW_RMS * max(parts.shape[1:]) ** 0.5))
+                    directions.append(parts)
+                else:
+                    parameter.sub_(self._other(parameter.grad, state, group), alpha=group["lr"])
+        for (parameter, size), update in zip(matrices, _orthogonalize_shared(directions, self._processes)):
+            parameter.sub_(update.flatten(0, 1), alpha=size)
 
     def _other(self, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> Tensor:
         first = state["exp_avg"].lerp_(gradient, 1 - _BETAS[0])
@@ -81,6 +88,33 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _orthogonalize_shared(matrices: list[Tensor], processes: Processes) -> list[Tensor]:
+    """`orthogonalize` of each, which takes a quarter of a step on one core: every process does a part, all get all."""
+    if processes.count == 1 or not matrices:
+        return [orthogonalize(matrix) for matrix in matrices]
+    shares: list[list[int]] = [[] for _ in range(processes.count)]
+    costs = [0] * processes.count
+    for index in sorted(range(len(matrices)), key=lambda index: -_cost(matrices[index])):
+        rank = costs.index(min(costs))
+        shares[rank].append(index)
+        costs[rank] += _cost(matrices[index])
+    longest = max(sum(matrices[index].numel() for index in share) for share in shares)
+    packed = matrices[0].new_zeros(longest)
+    mine = [orthogonalize(matrices[index]).flatten() for index in shares[processes.rank]]
+    if mine:
+        torch.cat(mine, out=packed[: sum(part.numel() for part in mine)])
+    updates = list(matrices)
+    for share, gathered in zip(shares, processes.gather(packed, packed.device)):
+        sizes = [matrices[index].numel() for index in share]
+        for index, part in zip(share, gathered[: sum(sizes)].to(packed.device).split(sizes)):
+            updates[index] = part.view_as(matrices[index])
+    return updates
+
+
+def _cost(matrices: Tensor) -> int:
+    return matrices.numel() * min(matrices.shape[-2:])
 
 
 def muon_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -78,12 +78,14 @@ def pretrain(arguments: argparse.Namespace, processes: Processes) -> None:
     long_run = arguments.out / "long"
     if not arguments.branch:
         rate = partial(constant_rate, peak=arguments.lr, rising=arguments.warmup)
-        run(trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain", initial_hash)
+        run(
+            trainer, scenes, run_config(arguments, arguments.steps), long_run, rate, "pretrain", processes, initial_hash
+        )
     before, folder = branch(long_run, arguments, processes)
     start = before["step"]
     rate = partial(cooldown_rate, start=start, steps=arguments.cooldown, peak=arguments.lr)
     config = run_config(arguments, start + arguments.cooldown)
-    result = run(trainer, scenes, config, folder, rate, "cooldown", initial_hash)
+    result = run(trainer, scenes, config, folder, rate, "cooldown", processes, initial_hash)
     if not processes.is_first:
         return
     render_held_out(arguments)
@@ -143,10 +145,11 @@ def run(
     out: Path,
     rate: Any,
     label: str,
+    processes: Processes,
     initial: str | None = None,
 ) -> TrainResult:
     """One stage. ``initial`` names the weights it started from, so that no other run is continued by mistake."""
-    optimizer = Muon(muon_groups(trainable_parameters(trainer), config.weight_decay), config.lr)
+    optimizer = Muon(muon_groups(trainable_parameters(trainer), config.weight_decay), config.lr, processes)
     return train(
         trainer,
         scenes,

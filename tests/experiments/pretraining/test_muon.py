@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
 import pytest
 import torch
 from adapters.models import TINY
 
 from experiments.pretraining.muon import Muon, muon_groups, orthogonalize
 from subspace3d.backbones.vggt import VGGT
+from subspace3d.training.device import Processes
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (1, 7), (3, 6, 6)])
@@ -43,6 +48,41 @@ def test_two_steps_on_a_matrix_are_the_formula() -> None:
         update = torch.cat([orthogonalize(part) for part in blended.chunk(2)])
         expected = (1 - 0.001) * expected - 0.01 * 0.2 * 4**0.5 * update
     torch.testing.assert_close(weight.detach(), expected, atol=1e-14, rtol=1e-14)
+
+
+class Thread(Processes):
+    """A process of three, which are threads here."""
+
+    barrier = threading.Barrier(3)
+    sent: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def gather(self, tensor: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+        self.sent[self.rank] = tensor.to(device)
+        self.barrier.wait(20)
+        gathered = [self.sent[rank].clone() for rank in range(self.count)]
+        self.barrier.wait(20)
+        return gathered
+
+
+@pytest.mark.parametrize("count", [2, 7])  # of matrices: one process has none, or some have more
+def test_processes_that_share_the_work_take_the_step_of_one(count: int) -> None:
+    def trained(processes: Processes) -> list[torch.nn.Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3 * (index + 1), 4) for index in range(count)]
+        weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        other = torch.nn.Parameter(torch.randn(5, generator=generator))
+        groups = [{"params": weights, "matrices": True, "parts": 3, "weight_decay": 0.1}, {"params": [other]}]
+        optimizer = Muon(groups, 0.01, processes)
+        for _ in range(2):
+            for weight in (*weights, other):
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return [*weights, other]
+
+    alone = trained(Processes())
+    with ThreadPoolExecutor(3) as pool:
+        for together in pool.map(trained, [Thread(rank, 3) for rank in range(3)]):
+            assert all(torch.equal(*pair) for pair in zip(alone, together))
 
 
 def test_other_groups_follow_adamw() -> None:

@@ -127,7 +127,7 @@ def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(tmp_path: Path, m
     def constant(step: int) -> float:
         return constant_rate(step, arguments.lr, 1)
 
-    run.run(trainer(), scenes, run.run_config(arguments, 2), tmp_path / "long", constant, "long")
+    run.run(trainer(), scenes, run.run_config(arguments, 2), tmp_path / "long", constant, "long", Processes())
     before, branched = run.branch(tmp_path / "long", arguments, Processes())
     assert before["step"] == 2 and branched == tmp_path / "cooldown_2_2"
 
@@ -135,13 +135,13 @@ def test_a_cooldown_starts_at_the_long_run_and_leaves_it_alone(tmp_path: Path, m
         return cooldown_rate(step, 2, 2, arguments.lr)
 
     cooled = trainer()
-    result = run.run(cooled, scenes, run.run_config(arguments, 4), branched, falling, "cooldown")
+    result = run.run(cooled, scenes, run.run_config(arguments, 4), branched, falling, "cooldown", Processes())
     assert result.steps == 4
     assert [line["step"] for line in read_metrics(branched)] == [3, 4]
     assert [line["lr"] for line in read_metrics(branched)] == [falling(2), falling(3)]
     # the long run goes on from where it was, with the same bits as if nothing had been branched off
-    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "long", constant, "long")
-    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "straight", constant, "long")
+    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "long", constant, "long", Processes())
+    run.run(trainer(), scenes, run.run_config(arguments, 3), tmp_path / "straight", constant, "long", Processes())
     ends = [load_tensors(tmp_path / name / "checkpoints/step_3/model.safetensors")[0] for name in ("long", "straight")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
     plot_losses([folder / "metrics.jsonl" for folder in (tmp_path / "long", branched)], 2, tmp_path / "loss.png")
