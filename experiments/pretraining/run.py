@@ -52,6 +52,7 @@ IMAGE_SIZE = SHAPE.image_size
 MATCHING_BLOCKS = (1, 2, 3)
 SHARD_SCENES = 250
 ROOMS_EVERY = 10  # shards
+ROOM_SCENES = 50  # in a shard of rooms, which are so much harder than objects that more of them would lead the training
 HELD_OUT_SEED = 1_000_000  # far from the shards', which are their numbers
 TASKS: tuple[Literal["faces", "bodies", "glass"], ...] = ("faces", "bodies", "glass")
 VIEWS_MEASURED = {"heldout": 4, "circles": 8, "faces": 4, "bodies": 4, "glass": 4}
@@ -187,7 +188,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder")
     parser.add_argument("--initial", type=Path, help="weights to start from, as exported before; none: random")
     parser.add_argument("--scene-seed", type=int, default=0, help="seed of the first shard; others are after it")
-    parser.add_argument("--shards", type=int, default=40, help=f"shards of {SHARD_SCENES} training scenes")
+    parser.add_argument(
+        "--shards", type=int, default=40, help=f"shards of {SHARD_SCENES} training scenes, or {ROOM_SCENES} rooms"
+    )
     parser.add_argument("--first", type=int, default=2, help="shards in use at the start")
     parser.add_argument("--every", type=int, default=600, help="steps from one shard to the next")
     parser.add_argument("--heldout", type=int, default=32, help="held-out scenes, and training scenes of each task")
@@ -215,9 +218,9 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
     from subspace3d.commands import generate
 
     folder = shard_folder(arguments, number)
-    if is_whole(folder):
+    if is_whole(folder, number):
         return folder
-    room = number % ROOMS_EVERY == ROOMS_EVERY // 2
+    room = has_rooms(number)
     generate.run(
         GenerateConfig(
             out=folder.parent,
@@ -226,7 +229,7 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
             preset="generic",
             regime="room" if room else "object",
             span=(60.0, 120.0) if room or number % 2 else (60.0, 360.0),
-            scenes=SHARD_SCENES,
+            scenes=shard_scenes(number),
             views=arguments.views,
             resolution=IMAGE_SIZE,
             spp=4,
@@ -245,13 +248,21 @@ def wait_for_shard(arguments: argparse.Namespace, number: int) -> Path:
     same time could be taken for the first.
     """
     folder = shard_folder(arguments, number)
-    while not is_whole(folder):
+    while not is_whole(folder, number):
         time.sleep(1)
     return folder
 
 
-def is_whole(shard: Path) -> bool:
-    return len(list(shard.glob("scene_*/scene.json"))) == SHARD_SCENES
+def has_rooms(number: int) -> bool:
+    return number % ROOMS_EVERY == ROOMS_EVERY // 2
+
+
+def shard_scenes(number: int) -> int:
+    return ROOM_SCENES if has_rooms(number) else SHARD_SCENES
+
+
+def is_whole(shard: Path, number: int) -> bool:
+    return len(list(shard.glob("scene_*/scene.json"))) == shard_scenes(number)
 
 
 def shard_folder(arguments: argparse.Namespace, number: int) -> Path:
@@ -259,7 +270,7 @@ def shard_folder(arguments: argparse.Namespace, number: int) -> Path:
 
 
 def open_scenes(folders: list[Path]) -> MultiViewDataset:
-    return MultiViewDataset(folders, IMAGE_SIZE, mirror=True, cache_bytes=1 << 29)
+    return MultiViewDataset(folders, IMAGE_SIZE, mirror=True, cache_bytes=1 << 31)
 
 
 def render_held_out(arguments: argparse.Namespace) -> None:
