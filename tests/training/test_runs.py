@@ -28,6 +28,7 @@ from subspace3d.training import tuned as tuned_module
 from subspace3d.training.adapters import find_datasets
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.export import export_lora
+from subspace3d.training.rates import usual_rate
 from subspace3d.training.tuned import load_tuned
 
 TRAIN = TrainConfig(
@@ -334,3 +335,41 @@ def test_random_backbone_is_rebuilt_from_its_seed(folder: Path, tmp_path: Path) 
     record = finetune.run(config)
     assert record["backbone"]["weights"] == "random"
     _assert_same_outputs(load_tuned(tmp_path), load_tuned(tmp_path), 0)
+
+
+def test_the_lora_on_the_heads_takes_a_rate_of_its_own(folder: Path, tmp_path: Path) -> None:
+    config = _finetune(folder, tmp_path / "run", "psv", head_lr=1e-3)
+    config = dataclasses.replace(config, train=dataclasses.replace(TRAIN, steps=1))
+    assert finetune.run(config)["settings"]["head_lr"] == 1e-3
+    tuned = load_tuned(tmp_path / "run")
+    # the first step of AdamW is as long as the rate, and both start at zero
+    largest = {name: float(value.abs().max()) for name, value in tuned.named_parameters()}
+    cores = [value for name, value in largest.items() if ".subspace_core." in name]
+    heads = [value for name, value in largest.items() if ".lora_B." in name]
+    assert cores and heads
+    assert cores == pytest.approx([1e-2] * len(cores), rel=1e-3)
+    assert [value for value in heads if value] == pytest.approx([1e-3] * sum(map(bool, heads)), rel=1e-3)
+
+    with pytest.raises(ValueError, match=r"head_lr 0\.001 there, 0\.01 now"):
+        finetune.run(dataclasses.replace(config, head_lr=0.0))  # the rate of the cores
+    with pytest.raises(ValueError, match="head_lr must be 0 without cores"):
+        _finetune(folder, tmp_path / "lora", "lora", head_lr=1e-3)
+
+
+def test_a_run_from_before_there_was_a_rate_of_the_heads_is_done(folder: Path, tmp_path: Path) -> None:
+    config = _finetune(folder, tmp_path / "run", "psv")
+    record = finetune.run(config)
+    assert record["settings"].pop("head_lr") == TRAIN.lr
+    (tmp_path / "run/tuned/tuned.json").write_text(json.dumps(record), encoding="utf-8")
+    assert finetune.run(config) == record
+    with pytest.raises(ValueError, match="head_lr"):
+        finetune.run(dataclasses.replace(config, head_lr=1e-3))
+
+
+@pytest.mark.parametrize(("method", "head_lr"), [("subspace", usual_rate("vggt-nano", "lora")), ("lora", 0.0)])
+def test_without_a_word_cores_and_the_lora_beside_them_take_their_usual_rates(
+    folder: Path, tmp_path: Path, method: str, head_lr: float
+) -> None:
+    config = _finetune(folder, tmp_path, method)
+    found = finetune.with_usual_rate(dataclasses.replace(config, train=dataclasses.replace(TRAIN, lr=0.0)))
+    assert (found.train.lr, found.head_lr) == (usual_rate("vggt-nano", method), head_lr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from subspace3d.backbones.protocol import backbone_of
@@ -10,6 +12,14 @@ from subspace3d.backbones.protocol import backbone_of
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters with ``requires_grad``, by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def head_groups(model: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """Groups for an optimiser: the cores, and the LoRA on the heads beside them at ``factor`` times their rate."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in trainable_parameters(model).items():
+        groups[".lora_" in name].append(parameter)
+    return [{"params": groups[False]}, {"params": groups[True], "rate_factor": factor}]
 
 
 def count_trainable(model: nn.Module) -> dict[str, int]:

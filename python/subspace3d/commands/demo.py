@@ -20,7 +20,6 @@ from subspace3d.log import logger
 from subspace3d.machine import usable_cores
 from subspace3d.progress import format_duration
 from subspace3d.training.config import TrainConfig
-from subspace3d.training.rates import usual_rate
 
 REFERENCE_STEP = 0.65
 """Seconds of `time_step` where the costs of the stages were measured: two cores of an AMD EPYC."""
@@ -179,7 +178,7 @@ def _stages(config: DemoConfig, scale: Scale) -> list[Stage]:
                     core_size=core_size if method == "psv" else 0,
                     rank=scale.rank,
                     cache_tokens=out / "tokens",
-                    train=replace(train, lr=usual_rate("vggt-nano", method)),
+                    train=train,
                 ),
                 out / "logs" / f"finetune-{method}.txt",
             )

@@ -62,6 +62,9 @@ class FinetuneConfig:
     """subspace and psv: also a core on every head module as wide as the depth head's features, beside its LoRA."""
     heads: Heads = "lora"
     """subspace and psv: lora: LoRA of rank r on both heads, as in the paper. frozen: only the cores are trained."""
+    head_lr: float = 0.0
+    """subspace and psv: peak rate of that LoRA, where --train.lr is that of the cores. 0: the same as --train.lr, or
+    the usual one of lora where none is given either."""
     start: Literal["zero", "fit"] = "zero"
     """subspace and psv: where the cores start. fit: one step down the projected gradient, its length by line search."""
     rank: int = 16
@@ -88,6 +91,9 @@ class FinetuneConfig:
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.core_size >= 0, "core_size", "at least 0", self.core_size)
         with_cores = self.method in ("psv", "subspace")
+        with_lora = with_cores and self.heads == "lora" and not self.few
+        require(self.head_lr >= 0, "head_lr", "at least 0", self.head_lr)
+        require(with_lora or not self.head_lr, "head_lr", "0 without cores and LoRA on the heads", self.head_lr)
         require(self.start == "zero" or with_cores, "start", "zero for a method without cores", self.start)
         require(
             self.method != "psv" or self.core_size >= 1, "core_size", "at least 1 for the method psv", self.core_size
@@ -142,12 +148,19 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings with the rate of the method on the backbone where none is given."""
-    if config.train.lr or config.method == "none":
-        return config
-    rate = usual_rate(config.backbone, config.method)
-    logger.info(f"train.lr {rate:g}, the usual one for {config.method} on {config.backbone}")
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
+    """The settings with the rates of the method on the backbone where none are given."""
+    with_lora = config.method in ("psv", "subspace") and config.heads == "lora"
+    if config.method != "none" and not config.train.lr:
+        rate = usual_rate(config.backbone, config.method)
+        logger.info(f"train.lr {rate:g}, the usual one for {config.method} on {config.backbone}")
+        if with_lora and not config.head_lr:
+            head_rate = usual_rate(config.backbone, "lora")
+            logger.info(f"head_lr {head_rate:g}, the usual one for lora")
+            config = dataclasses.replace(config, head_lr=head_rate)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
+    if with_lora and not config.head_lr:
+        config = dataclasses.replace(config, head_lr=config.train.lr)
+    return config
 
 
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
@@ -156,7 +169,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.adapters.basis import select_files, warn_of_other_base
     from subspace3d.adapters.hooks import method_hook
     from subspace3d.adapters.methods import apply_method
-    from subspace3d.adapters.parameters import count_trainable
+    from subspace3d.adapters.parameters import count_trainable, head_groups
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
@@ -188,6 +201,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
         "k": config.k,
         "head_cores": config.head_cores,
         "heads": config.heads,
+        "head_lr": config.head_lr or None,
         "start": config.start,
         "few": config.few,
         "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
@@ -196,9 +210,10 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     wanted = run_settings(config.train, identity)
     if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
         record = read_tuned(config.out)
-        records.check_same(
-            config.out, {**_WITHOUT_A_CHOICE, **record["settings"]}, wanted, "--resume never starts over"
-        )
+        before = {**_WITHOUT_A_CHOICE, **record["settings"]}
+        # one rate for all, as long as there was no choice
+        before.setdefault("head_lr", before.get("lr") if config.head_lr else None)
+        records.check_same(config.out, before, wanted, "--resume never starts over")
         logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
         return dict(record)
 
@@ -259,6 +274,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
                 dataset,
                 config.train,
                 config.out,
+                groups=head_groups(model, config.head_lr / config.train.lr) if config.head_lr else None,
                 resume=config.resume == "auto",
                 label=config.method,
                 settings=identity,

@@ -15,7 +15,8 @@ from subspace3d.reporting.html import Html, definitions, details, element, join,
 from subspace3d.reporting.result_sections import number
 
 _SETTINGS = (
-    ("method", "method"), ("rank", "rank r"), ("K", "K"), ("lr", "learning rate"), ("steps", "steps"),
+    ("method", "method"), ("rank", "rank r"), ("K", "K"), ("lr", "learning rate"),
+    ("head_lr", "learning rate of LoRA on the heads"), ("steps", "steps"),
     ("images_per_step", "images per step"), ("frames", "frames"), ("precision", "precision"), ("seed", "seed"),
 )  # fmt: skip
 _KINDS = {"extrinsics": "camera poses"}

@@ -112,7 +112,8 @@ def train(
         dataset (BatchSource): source of the batches.
         config (TrainConfig): length, rates, batch, precision, device.
         out (Path): run folder.
-        groups (Iterable[dict]): AdamW parameter groups; none: one group with the configured weight decay.
+        groups (Iterable[dict]): AdamW parameter groups; none: one group with the configured weight decay. The rate of
+            a step is multiplied by a group's ``rate_factor``, if it has one.
         resume (bool): continue from the newest checkpoint below ``out``; otherwise start over.
         label (str): name of the run in the progress display.
         settings (Mapping | None): JSON values a checkpoint must have been made with, besides those of ``config``.
@@ -408,7 +409,7 @@ class Run:
         """
         rate = self.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         self.watch.after_backward()
         norms = {
             part: float(nn.utils.clip_grad_norm_(members, self.config.clip_norm))
