@@ -104,7 +104,17 @@ def _settings(context: Context, job: Job) -> dict[str, Any] | None:
     for name in ("label", "finds_rate"):
         row.pop(name)
     row["attributes"] = list(row["attributes"])
-    return {"row": row, "rate": job.run.rate, "seed": job.run.seed, "train": settings.to_dict(context.scale.tune)}
+    return {
+        "row": row,
+        "rate": job.run.rate,
+        "head_rate": _head_rate(context, job.run),
+        "seed": job.run.seed,
+        "train": settings.to_dict(context.scale.tune),
+    }
+
+
+def _head_rate(context: Context, run: Run) -> float:
+    return context.scale.head_rate if run.row.method in ("psv", "subspace") else 0.0
 
 
 def _folder(context: Context, job: Job) -> Path:
@@ -169,6 +179,7 @@ def _tune(context: Context, run: Run, folder: Path, device: str) -> None:
             rank=row.rank,
             targets=row.targets,
             cache_tokens=context.tokens,
+            head_lr=_head_rate(context, run),
             train=replace(context.scale.tune, lr=run.rate, seed=run.seed, device=device),
         )
     )

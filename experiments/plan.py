@@ -64,6 +64,7 @@ class Row:
     attributes: tuple[str, ...] = ()  # of the mined ones; empty: all
     targets: str = "all"  # of the LoRA family
     finds_rate: bool = False  # the row of its family on which the learning rate is chosen
+    rate: float = 0.0  # in place of the family's
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,15 @@ def table_rows(scale: Scale, experiment: Experiment, task: Task) -> list[Row]:
             _subspace(scale, task, K, source="pooled"),
             _subspace(scale, task, K, source="random"),
             # the same adapters on the heads, at the same rate, and nothing on the aggregator
-            Row("heads", "no cores, LoRA on the heads", "subspace", "lora", scale.adapter_rank, targets="heads"),
+            Row(
+                "heads",
+                "no cores, LoRA on the heads",
+                "subspace",
+                "lora",
+                scale.adapter_rank,
+                targets="heads",
+                rate=scale.head_rate,
+            ),
         ]
     return [_subspace(scale, task, middle, p=p, planted=planted) for planted in (False, True) for p in (1.0, 2.0)]
 
@@ -155,7 +164,7 @@ def table_runs(
         chosen (Mapping): task -> family -> learning rate; rows of a family without one are left out.
     """
     return [
-        Run(task, row, chosen[task][row.family], seed)
+        Run(task, row, row.rate or chosen[task][row.family], seed)
         for seed in range(seeds)
         for task in scale.tasks
         for row in all_rows(scale, experiments, task)

@@ -105,7 +105,7 @@ def _load_task(layout: Layout, scale: Scale, task: Task, choices: dict[str, Choi
     _read_means(base, 0, layout, task, BASE)
     rows = {}
     for row in all_rows(scale, EXPERIMENTS, task):
-        result = rows[row.name] = RowResult(row, choices[row.family].rate)
+        result = rows[row.name] = RowResult(row, row.rate or choices[row.family].rate)
         if result.rate is None:
             continue
         folder = layout.out / "runs" / task

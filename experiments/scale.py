@@ -43,6 +43,7 @@ class Scale:
     adalora_ranks: tuple[int, ...]
     ks: tuple[int, ...]  # directions per attribute
     rates: tuple[float, ...]  # the grid of learning rates, the same for every method
+    head_rate: float  # of the LoRA beside cores on the heads, whatever the rate of the cores
     finalists: int  # the best rates of the first seed, which all seeds decide between
     gradient_steps: int  # of adapters that start at the gradient
     adapt: TrainConfig
@@ -86,6 +87,7 @@ NANO = Scale(
     adalora_ranks=(4, 16),
     ks=(4, 8, 16),
     rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    head_rate=1e-3,
     finalists=2,
     gradient_steps=8,
     adapt=replace(_NANO_TUNE, lr=1e-3),
@@ -120,6 +122,7 @@ SMOKE = Scale(
     adalora_ranks=(2,),
     ks=(1, 2),
     rates=(1e-4, 1e-3),
+    head_rate=1e-3,
     finalists=2,
     gradient_steps=1,
     adapt=replace(_SMOKE_TUNE, steps=2, save_every=2, lr=1e-3),

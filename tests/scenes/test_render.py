@@ -1,6 +1,7 @@
 """Rendered pixels against geometry worked out by hand, in every variant that works here."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def test_scalar_works_and_the_choice_is_the_fastest_that_does():
 def test_a_library_that_is_no_llvm_is_reported_not_fatal(tmp_path, monkeypatch):
     (tmp_path / "libLLVM.so").write_bytes(b"not a library")
     monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(tmp_path / "libLLVM.so"))
+    assert check_variant.__wrapped__("llvm") != ""
+
+
+def test_llvm_15_is_refused_before_it_ends_a_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = sorted(Path("/usr/lib").glob("*/libLLVM-15.so*"))
+    if not libraries:
+        pytest.skip("needs LLVM 15 among the system's libraries")
+    monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(libraries[0]))
     assert check_variant.__wrapped__("llvm") != ""
 
 
