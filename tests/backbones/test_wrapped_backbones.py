@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
 from torch import nn
@@ -210,25 +211,43 @@ def test_a_zero_start_changes_nothing_and_every_trained_tensor_gets_a_gradient(n
 
 
 @pytest.mark.parametrize("name", [*NAMES[:4], "vggt-nano", "backbones.tiny_da3:backbone"])
-def test_a_step_in_bfloat16_is_close_to_one_in_float32(name: str) -> None:
-    """On a CPU, by autocast. Poses of random weights are ill-conditioned, so they weigh little."""
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, by autocast, with the usual weight of the cameras.
+
+    A ReLU whose input is 0 up to rounding is on in one precision and off in the other. In a pose head of 16 channels,
+    after the mean over an image, one such ReLU turns the gradient by 30 degrees; smooth ones leave the rounding alone.
+    """
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.silu(x))
     torch.manual_seed(0)
     model = build_backbone(name, None if name == "vggt-nano" else "random")
     backbone = backbone_of(model)
     batch = _batch(2 * backbone.patch_size)
     normalised, _ = normalize_scenes(batch)
     counts, losses, gradients = LossCounts.of(normalised), [], []
-    parameter = model.get_parameter(f"{target_modules(model, 'cores')[0]}.weight")
+    parameters = [model.get_parameter(f"{module}.weight") for module in target_modules(model, "cores")]
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             prediction = backbone.predict(model, batch["images"])
-        loss = backbone.loss(prediction, normalised, 0.1, counts)["loss"]
+        loss = backbone.loss(prediction, normalised, 5.0, counts)["loss"]
         assert loss.dtype == torch.float32 and torch.isfinite(loss)
         losses.append(float(loss.detach()))
-        gradients.append(torch.autograd.grad(loss, parameter)[0].flatten())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
     # 8 bits of mantissa, through up to twenty layers
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", [*NAMES[:4], "vggt-nano", "backbones.tiny_da3:backbone"])
+def test_heads_give_float32_inside_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_backbone(name, None if name == "vggt-nano" else "random")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prediction = backbone_of(model).predict(model, _batch(2 * backbone_of(model).patch_size)["images"])
+    cameras = prediction.stages or (prediction.extrinsics,)
+    for values in (prediction.depth, *cameras):
+        assert values is not None and values.dtype == torch.float32
+        # of numbers that were bfloat16 on their way none has more bits
+        assert (values != values.bfloat16().float()).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["pi3", "vggt-omega", "mapanything"])

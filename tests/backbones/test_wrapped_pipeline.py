@@ -67,12 +67,22 @@ def test_the_whole_pipeline(name: str, small_images: None, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_random_weights_and_the_count_need_no_file(name: str, small_images: None, tmp_path: Path, capsys) -> None:
+def test_random_weights_need_no_file_from_the_count_to_the_report(
+    name: str, small_images: None, tmp_path: Path, capsys
+) -> None:
     write_plane_scenes(tmp_path / "scenes", scenes=1, views=2)
-    run = ["finetune", "--backbone", name, "--weights", "random", "--scenes", str(tmp_path / "scenes")]
+    given = ["--backbone", name, "--weights", "random", "--scenes", str(tmp_path / "scenes")]
     psv = ["--method", "psv", "--core-size", "3", "--rank", "2"]
-    main([*run, *psv, "--out", str(tmp_path / "run"), "--train.steps", "1", *TRAIN])
-    trained = json.loads((tmp_path / "run/tuned/tuned.json").read_text())["trainable"]["total"]
+    run, evaluation = tmp_path / "runs/psv", tmp_path / "runs/evaluation"
+    main(["finetune", *given, *psv, "--out", str(run), "--train.steps", "1", *TRAIN])
+    trained = json.loads((run / "tuned/tuned.json").read_text())["trainable"]["total"]
+    main(["evaluate", *given, "--tuned", str(run), "--out", str(evaluation), "--device", "cpu", "--frames", "2"])
+    methods = json.loads((evaluation / "results.json").read_text())["methods"]
+    assert {method: record["trainable_parameters"] for method, record in methods.items()} == {"base": 0, "psv": trained}
+    assert all(record["evaluated"] == 1 and not record["failed"] for record in methods.values())
+    main(["report", "--run", str(tmp_path / "runs")])
+    page = (tmp_path / "runs/report/index.html").read_text(encoding="utf-8")
+    assert f"{trained:,}" in page and name in page
     capsys.readouterr()
     main(["params", "--backbone", name, *psv])
     assert capsys.readouterr().out.startswith(f"{trained:,}")

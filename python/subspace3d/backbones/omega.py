@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from subspace3d.backbones.construction import HostRanges
+from subspace3d.backbones.construction import HostRanges, keep_float32
 from subspace3d.backbones.protocol import Backbone, Prediction
 from subspace3d.backbones.weights import load_weights
 
@@ -51,6 +51,9 @@ class OmegaBackbone(Backbone):
         with HostRanges():
             model = importlib.import_module("vggt_omega.models.vggt_omega").VGGTOmega()
         _fill_masks(model)
+        for head in (model.camera_head, model.dense_head):
+            # the package asks for this on a GPU alone
+            keep_float32(head)
         return model
 
     def load(self, path: Path) -> nn.Module:

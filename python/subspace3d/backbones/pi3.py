@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from subspace3d.backbones.construction import HostRanges
+from subspace3d.backbones.construction import HostRanges, keep_float32
 from subspace3d.backbones.point_maps import PointMapBackbone, intrinsics_from_points, world_to_camera
 from subspace3d.backbones.protocol import Backbone, Prediction
 from subspace3d.backbones.weights import load_weights
@@ -19,6 +16,7 @@ from subspace3d.backbones.weights import load_weights
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 _DECODERS = rf"(point|camera)_decoder\.(projects|linear_out|blocks\.\d+\.{_LINEARS})"
 _CAMERA = r"camera_head\.(res_conv\.\d+\.res_conv[123]|more_mlps\.[02]|fc_t|fc_rot)"
+_HEADS = ("point_head", "conf_head", "camera_head", "metric_head")
 # Inputs beside images, which are not given here.
 _CONDITIONS = ("depth_encoder", "depth_emb", "ray_embed", "pose_inject_blk")
 
@@ -63,8 +61,10 @@ class Pi3Backbone(PointMapBackbone):
         if self.name == "pi3x":
             # its forward writes the scaled poses into those the gradient of the scale would need
             model.metric_head.register_forward_hook(_without_graph)
-        # the package asks for this on a GPU alone, and a pose is found by a decomposition that bfloat16 does not have
-        model.camera_head.forward = functools.partial(_in_float32, model.camera_head)
+        for name, module in model.named_children():
+            # the package asks for this on a GPU alone
+            if name in _HEADS:
+                keep_float32(module)
         return model
 
     def load(self, path: Path) -> nn.Module:
@@ -86,11 +86,6 @@ class Pi3Backbone(PointMapBackbone):
             intrinsics=intrinsics_from_points(points, confidence),
             outputs=outputs,
         )
-
-
-def _in_float32(module: nn.Module, tokens: Tensor, *arguments: Any) -> Tensor:
-    with torch.autocast(tokens.device.type, enabled=False):
-        return type(module).forward(module, tokens.float(), *arguments)
 
 
 def _without_graph(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

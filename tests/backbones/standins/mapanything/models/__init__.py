@@ -131,12 +131,15 @@ class MapAnything(nn.Module):
                 joined, scale = joined[:, :-1], joined[:, -1:]
                 tokens = joined.reshape(scenes, count, patches, dim).transpose(0, 1).reshape(-1, patches, dim)
             levels.append(tokens)
-        maps = [level.transpose(1, 2).reshape(-1, dim, *grid) for level in (levels[0], *levels[-3:])]
-        dense = self.dense_head(maps)
+        # float32, as normalisation leaves them inside the autocast of a GPU
+        maps = [level.float().transpose(1, 2).reshape(-1, dim, *grid) for level in (levels[0], *levels[-3:])]
+        # as published, on every device
+        with torch.autocast(tokens.device.type, enabled=False):
+            dense, pose = self.dense_head(maps), self.pose_head(maps[-1])
+            metric = torch.exp(self.scale_head(scale[:, 0].float()))
         rays = F.normalize(torch.cat([dense[:, :2], 1 + dense[:, 2:3].abs()], 1), dim=1).permute(0, 2, 3, 1)
         along = torch.exp(dense[:, 3:4]).permute(0, 2, 3, 1)
-        translations, quaternions = self.pose_head(maps[-1])
-        metric = torch.exp(self.scale_head(scale[:, 0]))
+        translations, quaternions = pose
         results = []
         for index in range(count):
             chosen = slice(index * scenes, (index + 1) * scenes)

@@ -90,7 +90,7 @@ class Pi3(nn.Module):
         return torch.cat(levels[-2:], -1)
 
     def points(self, hidden: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        xyz = self.point_head(self.point_decoder(hidden)[:, REGISTERS:], height, width)
+        xyz = self.point_head(self.point_decoder(hidden)[:, REGISTERS:].float(), height, width)
         return xyz[..., :2], torch.exp(xyz[..., 2:])
 
     def forward(self, imgs: Tensor) -> dict[str, Tensor]:
@@ -98,8 +98,8 @@ class Pi3(nn.Module):
         hidden = self.features(imgs)
         xy, z = self.points(hidden, height, width)
         local = torch.cat([xy * z, z], -1).reshape(scenes, views, height, width, 3)
-        conf = self.conf_head(self.conf_decoder(hidden)[:, REGISTERS:], height, width)
-        poses = self.camera_head(self.camera_decoder(hidden)[:, REGISTERS:]).reshape(scenes, views, 4, 4)
+        conf = self.conf_head(self.conf_decoder(hidden)[:, REGISTERS:].float(), height, width)
+        poses = self.camera_head(self.camera_decoder(hidden)[:, REGISTERS:].float()).reshape(scenes, views, 4, 4)
         world = torch.einsum("bnij,bnhwj->bnhwi", poses[..., :3, :3], local) + poses[..., None, None, :3, 3]
         return {
             "points": world,

@@ -126,10 +126,13 @@ class VGGTOmega(nn.Module):
         if images.dim() == 4:
             images = images.unsqueeze(0)
         tokens = self.aggregator(images)
-        depth, conf = self.dense_head(tokens, *images.shape[-2:])
+        # as published, on a GPU alone
+        with torch.autocast("cuda", enabled=False):
+            depth, conf = self.dense_head(tokens, *images.shape[-2:])
+            pose = self.camera_head(tokens)
         outputs = {
             "camera_and_register_tokens": tokens[:, :, :SPECIAL],
-            "pose_enc": self.camera_head(tokens),
+            "pose_enc": pose,
             "depth": depth,
             "depth_conf": conf,
         }
