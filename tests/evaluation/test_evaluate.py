@@ -229,6 +229,33 @@ def test_a_killed_evaluation_continues(scenes, tuned, tmp_path, monkeypatch):
     assert (tmp_path / "methods" / "base.json").stat().st_mtime_ns == base
 
 
+def test_a_method_that_was_cut_off_goes_on_with_the_scenes_that_are_missing(scenes, tmp_path, monkeypatch, evaluation):
+    def measured_first(method, scene, *rest):
+        if scene == stop:
+            raise KeyboardInterrupt
+        measured.append(scene)
+        return original(method, scene, *rest)
+
+    original, measured, stop = evaluate._measure_scene, [], "test_00/0001"
+    monkeypatch.setattr(evaluate, "_measure_scene", measured_first)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(config_of(scenes, tmp_path))
+    # with other settings the scenes are measured anew
+    with pytest.raises(KeyboardInterrupt):
+        command.run(config_of(scenes, tmp_path, icp_threshold=0.2))
+    with pytest.raises(KeyboardInterrupt):
+        command.run(config_of(scenes, tmp_path))
+    stop = ""
+    base = command.run(config_of(scenes, tmp_path))["methods"]["base"]
+    assert measured == ["test_00/0000"] * 3 + ["test_00/0001", "test_00/no_depth"]
+    whole = evaluation[1]["methods"]["base"]
+    assert base["per_scene"] == whole["per_scene"] and base["mean"] == whole["mean"]
+    assert base.keys() == whole.keys() and base["seconds"] > sum(
+        details["inference_seconds"] for details in base["details"].values()
+    )
+    assert not list(tmp_path.glob("methods/*.parts"))
+
+
 def test_a_model_that_answers_nan_fails_on_the_scene(scenes, tmp_path, monkeypatch):
     def broken(model, images, device):
         views = predict(model, images, device)

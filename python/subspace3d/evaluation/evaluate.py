@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +32,8 @@ from subspace3d.evaluation.protocols import PROTOCOLS, load_views
 from subspace3d.evaluation.protocols import mean_over_scenes as protocol_mean
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
 from subspace3d.evaluation.table import ALIGNMENTS, METRICS, QUANTITIES, mean_over_scenes, scenes_in_mean
-from subspace3d.files import read_record, sha256, write_json
-from subspace3d.formats.results import KeptRecord
+from subspace3d.files import discard, read_record, sha256, write_json
+from subspace3d.formats.results import KeptRecord, KeptScene
 from subspace3d.formats.run import read_tuned_record
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_jobs
@@ -120,7 +122,7 @@ def evaluate(
     """Measure the base model and every tuned run on every scene and write OUT/results.json.
 
     A method whose result is already in OUT/methods, measured on the same scenes with the same settings and weights,
-    is not measured again.
+    is not measured again; of one that was cut off, the scenes that were measured are not.
 
     Args:
         scenes (Path): a folder with scenes anywhere below it.
@@ -192,7 +194,11 @@ def _set_up(argument: tuple[dict[str, Path | None], _Evaluation, int], worker: i
     torch.set_num_threads(threads)
     if evaluation.device in ("auto", "cuda") and torch.cuda.is_available():
         evaluation = dataclasses.replace(evaluation, device=f"cuda:{worker % torch.cuda.device_count()}")
-    return lambda name: _measured(name, methods[name], evaluation)
+
+    def work(name: str) -> None:
+        _measured(name, methods[name], evaluation)
+
+    return work
 
 
 def _about(record: BackboneRecord, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,14 +223,21 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
         "weights": backbone.sha256 or backbone.identity,
         "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
     }
-    file = out / "methods" / f"{name}.json"
-    record = _kept(file, key, out)
+    file, parts = out / "methods" / f"{name}.json", out / "methods" / f"{name}.parts"
+    record = _kept(file, key, out, KeptRecord)
     if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
         record = None  # what was damaged then is whole now
     if record is None:
-        record = {"key": key, **_measure_method(name, run_folder, evaluation)}
+        record = {"key": key, **_measure_method(name, run_folder, evaluation, parts, _digest(key))}
         write_json(file, record)
+    if parts.is_dir():
+        discard(parts)
     return record
+
+
+def _digest(key: Mapping[str, Any]) -> dict[str, str]:
+    """A key as short as a scene's record."""
+    return {"sha256": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}
 
 
 def method_folders(tuned: Sequence[Path]) -> dict[str, Path | None]:
@@ -251,7 +264,10 @@ def method_folders(tuned: Sequence[Path]) -> dict[str, Path | None]:
     return folders
 
 
-def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
+def _measure_method(
+    name: str, run_folder: Path | None, evaluation: _Evaluation, parts: Path, key: Mapping[str, str]
+) -> dict[str, Any]:
+    """Measure all scenes; the record of each is kept in ``parts`` too, from which one that was cut off goes on."""
     from subspace3d.backbones.record import load_backbone
     from subspace3d.training.device import choose_device
     from subspace3d.training.tuned import load_tuned
@@ -260,18 +276,18 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
     device = choose_device(evaluation.device)
     started = time.monotonic()
     model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device, backbone.name)
-    record: dict[str, Any] = {
-        "per_scene": {},
-        "reasons": {},
-        "details": {},
-        "failed": {},
-        "skipped": [],
-        "pictures": [],
-        "protocols": {protocol: {"per_scene": {}, "reasons": {}} for protocol in evaluation.options.protocols},
-    }
+    record = {**_empty_record(evaluation), "seconds": time.monotonic() - started}
     with Progress(f"evaluate {name}", len(scenes), "scene") as progress:
-        for scene_name, path in scenes.items():
-            _measure_scene(record, name, scene_name, path, model, evaluation, device)
+        for index, (scene_name, path) in enumerate(scenes.items()):
+            file = parts / f"{index}.json"
+            part = _kept(file, key, evaluation.out, KeptScene)
+            if part is None or part["skipped"]:
+                begun = time.monotonic()
+                with_pictures = len(record["pictures"]) < evaluation.options.images
+                part = _measure_scene(name, scene_name, path, model, evaluation, device, with_pictures)
+                part |= {"key": key, "seconds": time.monotonic() - begun}
+                write_json(file, part)
+            _add(record, part)
             progress.advance()
     del model
     gc.collect()
@@ -283,30 +299,54 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation)
         "scenes_in_mean": scenes_in_mean(record["per_scene"]),
         "evaluated": len(record["per_scene"]),
         **record,
-        "seconds": time.monotonic() - started,
         **_training_record(run_folder, backbone),
     }
 
 
+def _empty_record(evaluation: _Evaluation) -> dict[str, Any]:
+    return {
+        "per_scene": {},
+        "reasons": {},
+        "details": {},
+        "failed": {},
+        "skipped": [],
+        "pictures": [],
+        "protocols": {protocol: {"per_scene": {}, "reasons": {}} for protocol in evaluation.options.protocols},
+        "seconds": 0.0,
+    }
+
+
+def _add(record: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add the record of one scene to that of all."""
+    for name in ("per_scene", "reasons", "details", "failed"):
+        record[name] |= part[name]
+    for name in ("skipped", "pictures", "seconds"):
+        record[name] += part[name]
+    for protocol, values in record["protocols"].items():
+        for name in ("per_scene", "reasons"):
+            values[name] |= part["protocols"][protocol][name]
+
+
 def _measure_scene(
-    record: dict[str, Any],
     method: str,
     scene_name: str,
     path: Path,
     model: torch.nn.Module,
     evaluation: _Evaluation,
     device: torch.device,
-) -> None:
-    """Measure one scene into ``record``: under per_scene, failed (this method's fault) or skipped (the scene's)."""
+    with_pictures: bool,
+) -> dict[str, Any]:
+    """The record of one scene, measured or failed (this method's fault) or skipped (the scene's)."""
     from subspace3d.formats.scene import SceneFile
 
+    record = _empty_record(evaluation)
     try:
         scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
         with_depth = check_measurable(true)
     except (OSError, ValueError) as error:
         record["skipped"].append({"scene": scene_name, "reason": str(error)})
-        return
+        return record
     started = time.monotonic()
     pred = predict(model, scene.images, device)
     seconds = time.monotonic() - started
@@ -314,7 +354,7 @@ def _measure_scene(
         result = measure(pred, true, evaluation.options.icp_threshold, evaluation.options.f_threshold)
     except ValueError as error:
         record["failed"][scene_name] = str(error)
-        return
+        return record
     record["per_scene"][scene_name] = result.metrics
     seen = {"frame_indices": frames, "inference_seconds": seconds, "not_predicted": list(pred.not_predicted())}
     record["details"][scene_name] = {**result.details, **seen}
@@ -326,9 +366,10 @@ def _measure_scene(
         values["per_scene"][scene_name] = found.metrics
         if found.reasons:
             values["reasons"][scene_name] = found.reasons
-    if with_depth and len(record["pictures"]) < evaluation.options.images:
+    if with_depth and with_pictures:
         folder = evaluation.out / "pictures" / scene_name
         record["pictures"].append(_save_pictures(folder, evaluation.out, method, scene_name, scene, true, pred, result))
+    return record
 
 
 def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
@@ -458,12 +499,12 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     }
 
 
-def _kept(file: Path, key: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+def _kept(file: Path, key: Mapping[str, Any], out: Path, layout: type[Any]) -> dict[str, Any] | None:
     """The record of an earlier evaluation, if it was made from the same inputs and its pictures still stand."""
     if not file.is_file():
         return None
     try:
-        record = read_record(file, KeptRecord)
+        record = read_record(file, layout)
     except ValueError as error:
         logger.info(f"measuring anew: {error}")
         return None

@@ -63,6 +63,25 @@ class KeptRecord(MethodRecord):
     pictures: list[_Picture]
 
 
+class _KeptProtocol(TypedDict):
+    per_scene: dict[str, _Metrics]
+    reasons: dict[str, dict[str, str]]
+
+
+class KeptScene(TypedDict):
+    """``methods/<name>.parts/<number>.json``: the same of one scene, until all are measured."""
+
+    key: dict[str, Any]
+    per_scene: dict[str, _Metrics]
+    reasons: dict[str, dict[str, str]]
+    details: dict[str, _Details]
+    failed: dict[str, str]
+    skipped: list[_Skipped]
+    pictures: list[_Picture]
+    protocols: dict[str, _KeptProtocol]
+    seconds: _Time
+
+
 class _Shown(TypedDict):
     scene: str
     true: NotRequired[Any]
