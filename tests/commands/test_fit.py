@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from subspace3d.commands.report import ReportConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import read_json, write_json
 from subspace3d.formats.scene import Frame, load_images, write_frames
+from subspace3d.jobs import cluster
 from subspace3d.training.consistency import consistency_loss
 from subspace3d.training.gradients import summed_gradients
 
@@ -91,6 +93,43 @@ def test_a_basis_of_the_scenes_own_gradient_fits_and_is_not_measured_twice(
     write_json(tmp_path / "fit" / "fit.json", {**damaged, "verdict": "perfect"})
     with pytest.raises(ValueError, match=r"fit\.json: verdict must be 'fits' or 'weak' or 'chance', got 'perfect'"):
         fit.run(config(tmp_path, subspace))
+
+
+class _OneByOne:
+    """A cluster that does its jobs here, until one of them is lost."""
+
+    cpus, device = 1, "cpu"
+
+    def __init__(self, lost: str = "") -> None:
+        self.lost, self.done = lost, list[str]()
+
+    def run_jobs(self, names: list[str], setup: Any, argument: Any, done: Any, *_: Any) -> dict[str, str]:
+        work = setup(argument, 0)
+        for name in names:
+            if name == self.lost:
+                return {name: "its machine died"}
+            before = (argument.folder / name).is_dir()
+            work(name)
+            self.done += [] if before else [name]
+        return {}
+
+
+def test_gradients_of_a_cluster_are_those_of_one_machine_and_are_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plane_scenes(tmp_path / "scenes", scenes=3, views=3)
+    subspace = write_subspace(tmp_path / "a.safetensors", tiny_vggt(), 2, 0)
+    alone = fit.run(config(tmp_path, subspace))
+    there = dataclasses.replace(config(tmp_path, subspace), out=tmp_path / "there", ray="auto")
+    joined = _OneByOne(lost="2")
+    monkeypatch.setattr(cluster, "joined_cluster", lambda *_, **__: contextlib.nullcontext(joined))
+    # one batch of four is lost, and with it the run; the next takes those that are missing
+    with pytest.raises(SystemExit) as end:
+        fit.run(there)
+    assert end.value.code == 1 and joined.done == ["0", "1"]
+    joined.lost = ""
+    assert fit.run(there) == alone and joined.done == ["0", "1", "2", "3"]
+    assert {path.name for path in there.out.iterdir()} == {path.name for path in (tmp_path / "fit").iterdir()}
 
 
 def write_images(folder: Path, views: int) -> None:

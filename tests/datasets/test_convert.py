@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from datasets.official_layouts import write_rgbd_folder
 
 from subspace3d import cli, settings
+from subspace3d.commands import convert
 from subspace3d.commands.convert import ConvertConfig
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")
@@ -64,3 +66,31 @@ def test_a_folder_is_converted_then_checked(tmp_path: Path) -> None:
     answer = subprocess.run([*convert, "--poses", "w2c", "--name", "wrong"], capture_output=True, check=False)
     answer = subprocess.run(check, capture_output=True, text=True, check=False)
     assert answer.returncode == 2 and "(c2w): store their inverse" in answer.stdout, answer.stdout
+
+
+def test_scenes_side_by_side_are_those_one_after_the_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abc":
+        write_rgbd_folder(tmp_path / "root" / name, views=3)
+    # one scene loses a frame, one is lost
+    (tmp_path / "root/b/rgb/001.png").write_bytes(b"no image")
+    (tmp_path / "root/c/poses.txt").unlink()
+    made, said = [], []
+    for workers in (1, 2):
+        caplog.clear()
+        out = tmp_path / str(workers)
+        convert.run(ConvertConfig(out=out, from_="rgbd", root=tmp_path / "root", workers=workers))
+        files = {path.relative_to(out): path for path in out.rglob("*") if path.is_file() and path.suffix != ".yaml"}
+        made.append({name: path.read_bytes() for name, path in files.items() if not name.name.startswith(".")})
+        said.append(caplog.text.replace(str(out), "OUT"))
+    assert made[0] == made[1] and Path("rgbd/b/scene.json") in made[0] and Path("skipped-rgbd.json") in made[0]
+    assert said[0] == said[1] and "2 of 3 scenes" in said[0]
+    assert re.search(r"skipped c: left out: .*poses\.txt", said[0]) and "b: 001.png" in said[0]
+
+
+def test_what_was_left_out_of_a_scene_is_told_though_its_first_process_died(tmp_path: Path) -> None:
+    write_rgbd_folder(tmp_path / "root/a", views=3)
+    (tmp_path / "root/a/rgb/001.png").write_bytes(b"no image")
+    config = ConvertConfig(out=tmp_path / "out", from_="rgbd", root=tmp_path / "root")
+    work = convert._set_up((config, 1), 0)
+    first, again = (work(str(tmp_path / "out/rgbd/a")) for _ in range(2))
+    assert first == again and len(first.reasons) == 1 and first.found["images"] == 3

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters.models import write_subspace
+from datasets.official_layouts import write_rgbd_folder
 from jobs.pool_work import note_process, visible_resources, wait_for_go
 from training.plane_scenes import write_plane_scenes
 from training.tiny import read_metrics, without_time
 
 from subspace3d import __version__
+from subspace3d.backbones.build import build_backbone
 from subspace3d.cli import main
-from subspace3d.commands import adapt, evaluate, finetune, generate
+from subspace3d.commands import adapt, convert, evaluate, finetune, fit, generate
 from subspace3d.commands.adapt import AdaptConfig
+from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.fit import FitConfig
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.files import read_json
 from subspace3d.jobs import cluster
@@ -211,9 +216,34 @@ def _measured(folder: Path) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow(reason="starts a cluster of three nodes and converts on it")
+def test_convert_with_a_killed_node_gives_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
+    for name in "abcd":
+        write_rgbd_folder(tmp_path / "root" / name, views=60)
+    # every scene loses a frame, of which the process that is killed cannot tell any more
+    for path in (tmp_path / "root").glob("*/rgb/001.png"):
+        path.write_bytes(b"no image")
+    config = ConvertConfig(out=tmp_path / "here", from_="rgbd", root=tmp_path / "root")
+    convert.run(config)
+    out = tmp_path / "there"
+    killed: list[Path] = []
+
+    def kill_one() -> None:
+        begun = _until(lambda: list(out.glob("rgbd/.*/images/0002.png")))[0]
+        _kill(nodes, _parent(_until(_jobs)[0]))
+        killed.append(begun)
+
+    watcher = threading.Thread(target=kill_one)
+    watcher.start()
+    convert.run(dataclasses.replace(config, out=out, ray=nodes.address))
+    watcher.join()
+    assert killed and _digests(config.out) == _digests(out) != {}
+    assert sorted(read_json(out / "skipped-rgbd.json")) == list("abcd")
+
+
 @pytest.mark.slow(reason="starts a cluster of three nodes and measures on it")
 def test_evaluate_with_a_killed_node_gives_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
-    write_plane_scenes(tmp_path / "scenes", scenes=2, views=2, size=28)
+    write_plane_scenes(tmp_path / "scenes", scenes=8, views=2, size=28)
     finetune.run(
         FinetuneConfig(scenes=tmp_path / "scenes", out=tmp_path / "tuned", method="none", weights=Path("random"))
     )
@@ -222,21 +252,62 @@ def test_evaluate_with_a_killed_node_gives_what_one_machine_gives(nodes: Any, tm
         frames=2, device="cpu",
     )  # fmt: skip
     expected = evaluate.run(config)["methods"]
-    killed: list[int] = []
+    out = tmp_path / "there"
+    measured: dict[str, float] = {}
+
+    def seconds_of_the_first(record: dict) -> float:
+        return record["details"]["scene_0000"]["inference_seconds"]
 
     def kill_one() -> None:
-        process = _until(_jobs)[0]
-        _kill(nodes, _parent(process))
-        killed.append(process)
+        first = [out / f"methods/{name}.parts/0.json" for name in expected]
+        _until(lambda: all(path.exists() for path in first))
+        parts = {path.parent.stem: read_json(path) for path in first}
+        _kill(nodes, _parent(_until(_jobs)[0]))
+        assert not list(out.glob("methods/*.json")), "a job ended before a node was killed"
+        measured.update({name: seconds_of_the_first(part) for name, part in parts.items()})
 
     watcher = threading.Thread(target=kill_one)
     watcher.start()
-    found = evaluate.run(dataclasses.replace(config, out=tmp_path / "there", ray=nodes.address))["methods"]
+    found = evaluate.run(dataclasses.replace(config, out=out, ray=nodes.address))["methods"]
     watcher.join()
-    assert killed and found.keys() == expected.keys() == {"base", "tuned"}
+    assert found.keys() == expected.keys() == {"base", "tuned"}
+    # a scene that was measured is not measured again, whichever job was cut off
+    assert measured == {name: seconds_of_the_first(method) for name, method in found.items()}
     for name, method in expected.items():
         defined = {metric: value for metric, value in method["mean"].items() if value is not None}
         assert {metric: found[name]["mean"][metric] for metric in defined} == pytest.approx(defined, rel=1e-4)
+
+
+@pytest.mark.slow(reason="starts a cluster of three nodes and takes gradients on it")
+def test_fit_with_a_killed_node_gives_what_one_machine_gives(nodes: Any, tmp_path: Path) -> None:
+    write_plane_scenes(tmp_path / "scenes", scenes=3, views=3, size=28)
+    model = build_backbone("vggt-nano", None)
+    train = TrainConfig(
+        frames=(2, 2), images_per_step=2, image_size=28, checkpointing=False, check_memory=False, device="cpu",
+        threads=1,
+    )  # fmt: skip
+    subspace = write_subspace(tmp_path / "a.safetensors", model, 2, 0)
+    config = FitConfig(tmp_path / "scenes", (subspace,), tmp_path / "here", batches=6, train=train)
+    out = tmp_path / "there"
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        _until(lambda: list(out.glob(".gradients/*/[0-9]")))
+        process = _until(_jobs)[0]
+        _kill(nodes, _parent(process))
+        assert not (out / "fit.json").exists(), "the gradients were taken before a node was killed"
+        killed.append(process)
+
+    watcher = threading.Thread(target=kill_one)
+    for settings in (config, dataclasses.replace(config, out=out, ray=nodes.address)):
+        if settings.ray:
+            watcher.start()
+        # whether random directions fit is not asked
+        with contextlib.suppress(SystemExit):
+            fit.run(settings)
+    watcher.join()
+    assert killed and read_json(out / "fit.json") == read_json(config.out / "fit.json")
+    assert not (out / ".gradients").exists()
 
 
 def _jobs() -> list[int]:
@@ -302,9 +373,9 @@ class _Busy:
 def test_a_job_waits_for_a_folder_that_a_dying_process_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
     busy = _Busy(refusals=2)
-    assert cluster._job("first", __version__, busy, None, "name") == ("done", "")
+    assert cluster._job("first", __version__, busy, None, "name") == ("done", None)
     # what a refusal left behind is not used again, what a job that went well left is
-    assert busy.setups == 3 and cluster._job("first", __version__, busy, None, "other") == ("done", "")
+    assert busy.setups == 3 and cluster._job("first", __version__, busy, None, "other") == ("done", None)
     assert busy.setups == 3
     monkeypatch.setattr(cluster, "_LET_GO_S", -1)
     failed = {"name": "out: another process is training"}

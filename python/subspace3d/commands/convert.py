@@ -1,16 +1,17 @@
 """Turn a data set on disk into scenes, OUT/<name>[_<split>]/<scene>/scene.json.
 
-A scene that stands is not made again, so a run that was cut off continues. What is left out, and why, is printed and
-kept in OUT/skipped-<name>.json.
+A scene that stands is not made again, so a run that was cut off continues. Each scene is a job of its own. What is left
+out, and why, is printed and kept in OUT/skipped-<name>.json.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,15 @@ from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import PARTS, Report, SourceScene
 from subspace3d.files import read_record, sweep, write_json
 from subspace3d.formats.scene import Frame, SceneFile, write_frames
+from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
+from subspace3d.jobs.options import ClusterOptions
+from subspace3d.jobs.pool import run_jobs
+from subspace3d.jobs.work import exit_on_failures
 from subspace3d.log import logger
+from subspace3d.machine import usable_cores
+from subspace3d.mitsuba_variant import choose_variant, set_threads
 from subspace3d.progress import Progress
+from subspace3d.settings import require
 
 _READERS = {
     "colmap": ("colmap", "find"),
@@ -63,13 +71,14 @@ _SUFFIXES = {
     **dict.fromkeys(("thuman", "2k2k", "clearpose", "co3d"), ("_train", "_test")),
     "7scenes": ("_train", "_test", ""),
 }
+_RENDERED = ("thuman", "2k2k")  # the views of scans
 _SHOWN = 10  # reasons printed
 _NOTED = ": used"  # in what is told of something that was used
 _LOST = "left out: "  # before the reason that costs a whole scene
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(ReaderConfig):
+class ConvertConfig(ReaderConfig, ClusterOptions):
     """Turn a data set on disk into scenes: OUT/<name>[_<split>]/<scene>/scene.json."""
 
     out: Path
@@ -78,8 +87,15 @@ class ConvertConfig(ReaderConfig):
     """Prefix of the data set names; empty: the kind."""
     only: tuple[str, ...] = ()
     """Convert only the scenes of these names; none: all."""
+    workers: int = 1
+    """Scenes converted at a time, each in a process of its own."""
     overwrite: bool = False
     """Replace data sets of this name that were made with other settings, and say which; otherwise they are refused."""
+
+    def __post_init__(self) -> None:
+        ReaderConfig.__post_init__(self)
+        ClusterOptions.__post_init__(self)
+        require(self.workers >= 1, "workers", "at least 1", self.workers)
 
     def lock(self) -> tuple[Path, str]:
         """Data sets of different names may be made in one folder at a time."""
@@ -108,42 +124,42 @@ def run(config: ConvertConfig) -> list[Path]:
     Raises:
         FileNotFoundError: the root does not exist.
         ValueError: the root does not have the layout of the kind, scenes of this name were made with other settings,
-            or no scene could be converted.
+            no scene could be converted, or no cluster.
+        SystemExit: with 1 if processes died over scenes; the others stand.
     """
+    if config.ray:
+        config = absolute(config, "root", "out")
     config = outputs.check(config)
-    kind = config.from_
-    name = config.name or kind
+    name = config.name or config.from_
     if Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain folder name, got {name!r}")
     if not config.root.is_dir():
         raise FileNotFoundError(f"root: no such folder: {config.root}")
     record = config.out / f"config-{name}.yaml"
     config.replace_others()
-    settings.check_same(record, config, _IDENTITY[kind], "scenes")
+    settings.check_same(record, config, _IDENTITY[config.from_], "scenes")
     reports = {"root": Report()}
-    module, function = _READERS[kind]
-    find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
-    scenes = _choose(find(config, config.root, reports["root"]), config.only)
+    scenes = _find(config, reports["root"])
     settings.save(record, config)
-    folders = {_place(config.out, name, scene): scene for scene in scenes}
-    if len(folders) < len(scenes):
-        raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
-    datasets = sorted({folder.parent for folder in folders})
-    standing = sum((folder / "scene.json").is_file() for folder in folders)
+    datasets = sorted({folder.parent for folder in scenes})
+    standing = sum(_stands(folder) for folder in scenes)
     before = _read_skipped(config.out / f"skipped-{name}.json")
     try:
-        done = _convert_all(folders, f"convert {name}", reports, before)
+        failures = _convert_all(config, scenes, reports, before)
     finally:
         _remove_leftovers(datasets)
         # of scenes outside this run (--only) the earlier reasons still hold
-        now = {scene: report.reasons for scene, report in reports.items()}
+        order = dict.fromkeys(["root", *(scene.name for scene in scenes.values())])
+        now = {scene: reports[scene].reasons for scene in order if scene in reports}
         skipped = {key: reasons for key, reasons in (before | now).items() if reasons}
         write_json(config.out / f"skipped-{name}.json", skipped)
     _print_skipped(now, config.out / f"skipped-{name}.json")
+    exit_on_failures("convert", "scenes", failures, len(scenes), config.out)
+    done = sum(_stands(folder) for folder in scenes)
     if not done:
         first = next((reasons[0] for reasons in now.values() if reasons), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
-    for line in summary(folders, reports):
+    for line in summary(scenes, reports):
         logger.info(line)
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
     if standing:
@@ -152,6 +168,17 @@ def run(config: ConvertConfig) -> list[Path]:
         )
     logger.info(f"next: subspace3d validate {shlex.quote(str(config.out))}")
     return [folder for folder in datasets if folder.is_dir()]
+
+
+def _find(config: ConvertConfig, report: Report) -> dict[Path, SourceScene]:
+    """The scenes that are wanted, by their folders in OUT."""
+    module, function = _READERS[config.from_]
+    find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
+    scenes = _choose(find(config, config.root, report), config.only)
+    folders = {_place(config.out, config.name or config.from_, scene): scene for scene in scenes}
+    if len(folders) < len(scenes):
+        raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
+    return folders
 
 
 def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) -> Iterator[str]:
@@ -207,28 +234,78 @@ def _place(out: Path, name: str, scene: SourceScene) -> Path:
     return out / (f"{name}_{scene.split}" if scene.split else name) / scene.name
 
 
+def _stands(folder: Path) -> bool:
+    return (folder / "scene.json").is_file()
+
+
 def _convert_all(
-    folders: dict[Path, SourceScene], label: str, reports: dict[str, Report], before: dict[str, list[str]]
-) -> int:
-    standing = {folder for folder in folders if (folder / "scene.json").is_file()}
-    done = len(standing)
-    with Progress(label, len(folders), "scene", initial=done) as progress:
-        for folder, scene in folders.items():
-            if folder in standing:
-                reports[scene.name] = Report(before.get(scene.name, []))
-                continue
+    config: ConvertConfig,
+    scenes: Mapping[Path, SourceScene],
+    reports: dict[str, Report],
+    before: Mapping[str, list[str]],
+) -> dict[str, str]:
+    """Convert what is missing and add what was left out to ``reports``; returns what processes died of."""
+    folders = {str(folder): folder for folder in scenes}
+    missing = [place for place, folder in folders.items() if not _stands(folder)]
+    for folder, scene in scenes.items():
+        if _stands(folder):
+            reports[scene.name] = Report(before.get(scene.name, []))
+    if not missing:
+        return {}
+    label = f"convert {config.name or config.from_}"
+    with Progress(label, len(scenes), "scene", initial=len(scenes) - len(missing)) as progress:
+
+        def take(place: str, report: Report) -> None:
             # the root itself may be the scene
-            report = reports.setdefault(scene.name, Report())
-            try:
-                _convert(folder, scene, report)
-                done += 1
-            except (ValueError, OSError) as error:
-                report(f"{_LOST}{error}")
-            progress.advance(note=scene.name)
-    return done
+            reports.setdefault(scenes[folders[place]].name, Report()).add(report)
+
+        def ended(place: str) -> None:
+            progress.advance(note=folders[place].name)
+
+        on_cpu = config.from_ not in _RENDERED or config.variant in ("llvm", "scalar")
+        with joined_cluster(config, on_cpu) as cluster:
+            if cluster is not None or config.workers > 1:
+                return _convert_side_by_side(config, missing, cluster, ended, take)
+        for place in missing:
+            take(place, _convert(folders[place], scenes[folders[place]]))
+            ended(place)
+    return {}
 
 
-def _convert(folder: Path, scene: SourceScene, report: Report) -> None:
+def _convert_side_by_side(
+    config: ConvertConfig,
+    missing: Sequence[str],
+    cluster: Cluster | None,
+    ended: Callable[[str], object],
+    take: Callable[[str, Report], object],
+) -> dict[str, str]:
+    workers = min(config.workers, len(missing))
+    threads = max(1, usable_cores() // workers) if cluster is None else cluster.cpus
+    if cluster is not None and config.from_ in _RENDERED:
+        # one variant for all scenes, whatever machine renders them
+        config = dataclasses.replace(config, variant=cluster.call(choose_variant, config.variant, cluster.gpus > 0))
+    return run_jobs(missing, _set_up, (config, threads), workers, ended, cluster=cluster, take=take)
+
+
+def _set_up(argument: tuple[ConvertConfig, int], worker: int) -> Callable[[str], Report]:
+    config, threads = argument
+    scenes = _find(config, Report())
+    if config.from_ in _RENDERED:
+        set_threads(choose_variant(config.variant), threads)
+    return lambda place: _convert(Path(place), scenes[Path(place)])
+
+
+def _convert(folder: Path, scene: SourceScene) -> Report:
+    """Make one scene, anew if it stands: then its process died before it could say what was left out."""
+    report = Report()
+    try:
+        _write(folder, scene, report)
+    except (ValueError, OSError) as error:
+        report(f"{_LOST}{error}")
+    return report
+
+
+def _write(folder: Path, scene: SourceScene, report: Report) -> None:
     content = scene.read(report)
 
     def at_least_one() -> Iterator[Frame]:

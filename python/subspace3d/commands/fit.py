@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subspace3d import outputs, records
+from subspace3d.jobs.options import ClusterOptions
 from subspace3d.log import logger
 from subspace3d.settings import require
 from subspace3d.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from subspace3d.backbones.record import BackboneRecord
+    from subspace3d.jobs.cluster import Cluster
+    from subspace3d.training.few_losses import FewLosses
+    from subspace3d.training.interfaces import BatchSource
 
 RECORD = "fit.json"
 FIGURE = "fit.png"
@@ -20,7 +32,7 @@ DOES_NOT_FIT = 3
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(ClusterOptions):
     """Say how much of the loss's gradient on SCENES a basis holds, before anything is trained; exit code 3: too little.
 
     Too little is no more than the singular vectors of the weights or random directions hold at the same K. Where frames
@@ -58,6 +70,7 @@ class FitConfig:
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.core_size >= 0, "core_size", "at least 0", self.core_size)
         require(self.gradient_gigabytes > 0, "gradient_gigabytes", "positive", self.gradient_gigabytes)
+        super().__post_init__()
 
     def reads(self) -> list[tuple[str, Path]]:
         return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces)
@@ -75,7 +88,7 @@ def run(config: FitConfig) -> dict[str, Any]:
         ValueError: subspaces that do not fit the backbone, or settings outside their range.
         FileNotFoundError: scenes, subspaces or weights are missing.
         FloatingPointError: a gradient is not finite.
-        SystemExit: with 3 if the verdict is not ``fits``.
+        SystemExit: with 3 if the verdict is not ``fits``; with 1 if a cluster could not take the gradient of a batch.
     """
     from subspace3d.adapters.basis import select_files, warn_of_other_base
     from subspace3d.backbones.record import record_backbone
@@ -102,7 +115,8 @@ def run(config: FitConfig) -> dict[str, Any]:
     path = config.out / RECORD
     record = read_fit(path)
     if record is None or records.differing(record["inputs"], inputs):
-        record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone)}
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone, key)}
         outputs.mark(config.out, outputs.FIT)
         draw_fit(record, config.out / FIGURE)
         # written last: whoever sees it finds the figure beside it
@@ -133,34 +147,75 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dict[str, Any]:
-    from subspace3d.adapters.basis import basis_for_model, read_pairs
+@dataclass(frozen=True)
+class _Prepared:
+    """What gradients are taken of, and by which weights."""
+
+    model: nn.Module
+    basis: Mapping[str, tuple[Tensor, Tensor]]
+    weights: Mapping[str, nn.Parameter]
+    source: BatchSource | FewLosses
+    teacher: str
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What the jobs of a cluster share: the gradient of each batch goes to a folder of its number in ``folder``."""
+
+    config: FitConfig
+    files: Sequence[Path]
+    backbone: BackboneRecord
+    folder: Path
+
+
+def _prepare(config: FitConfig, files: Sequence[Path], backbone: BackboneRecord) -> _Prepared:
+    from subspace3d.adapters.basis import basis_for_model
     from subspace3d.backbones.protocol import backbone_of
     from subspace3d.backbones.record import load_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
-    from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
     from subspace3d.training.device import choose_device
     from subspace3d.training.few_losses import FewLosses
-    from subspace3d.training.gradients import count_passes, summed_gradients
 
     model = load_backbone(backbone).to(choose_device(config.train.device))
     described = backbone_of(model)
     described.checkpointing(model, config.train.checkpointing)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    basis = basis_for_model(files.values(), model, config.core_size, config.k, config.head_cores)
-    loaded = {name: read_pairs(path) for name, path in files.items()}
+    basis = basis_for_model(files, model, config.core_size, config.k, config.head_cores)
     image_size = described.checked_size(config.train.image_size, config.train.frames)
     dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
     losses = FewLosses.where_needed(model, dataset.folders, image_size, config.train)
     shares = not config.scenes.is_dir()
     require(losses is None or not shares, "scenes", "a folder where frames have no cameras", config.scenes)
     weights = {name: model.get_parameter(f"{name}.weight") for name in basis}
+    if losses is None:
+        return _Prepared(model, basis, weights, dataset, "depth")
+    return _Prepared(model, basis, weights, losses, losses.teacher)
+
+
+def _measure(config: FitConfig, files: Mapping[str, Path], backbone: BackboneRecord, key: str) -> dict[str, Any]:
+    from subspace3d.adapters.basis import read_pairs
+    from subspace3d.files import discard
+    from subspace3d.jobs.cluster import joined_cluster
+    from subspace3d.mining.fit import Measured, measure_module, record, stable_rank
+    from subspace3d.training.gradients import count_passes, summed_gradients
+
     halves = [range(half, config.batches, 2) for half in range(2)]
+    batches = _Batches(config, list(files.values()), backbone, config.out / ".gradients" / key)
+    prepared = _prepare(config, batches.files, backbone)
+    weights, basis = prepared.weights, prepared.basis
+    with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:
+        if cluster is not None:
+            _take_on_cluster(batches, cluster)
+    loaded = {name: read_pairs(path) for name, path in files.items()}
     modules: dict[str, Measured] = {}
     ranks: dict[str, float | None] = {}
-    source = dataset if losses is None else losses
-    sums = summed_gradients(model, weights, source, config.train, halves, "gradient", config.gradient_gigabytes)
+    if config.ray:
+        sums = _sum_taken(weights, halves, batches.folder)
+    else:
+        sums = summed_gradients(
+            prepared.model, weights, prepared.source, config.train, halves, "gradient", config.gradient_gigabytes
+        )
     with contextlib.closing(sums):
         for name, parts in sums:
             gradients = parts.flatten(2).to(weights[name].device)
@@ -171,6 +226,79 @@ def _measure(config: FitConfig, files: Mapping[str, Path], backbone: Any) -> dic
             }
             modules[name] = measure_module(gradients, weights[name].detach().flatten(1), basis[name], attributes)
             ranks[name] = stable_rank(gradients)
-    passes = count_passes(weights, len(halves), config.gradient_gigabytes)
-    teacher = "depth" if losses is None else losses.teacher
-    return {"passes": passes, **record(modules, ranks, str(config.scenes), teacher)}
+    passes = count_passes(weights, 1 if config.ray else len(halves), config.gradient_gigabytes)
+    if batches.folder.parent.is_dir():
+        discard(batches.folder.parent)
+    return {"passes": passes, **record(modules, ranks, str(config.scenes), prepared.teacher)}
+
+
+# ---- on a cluster: every batch a job ---------------------------------------------------------------------------------
+
+
+def _take_on_cluster(batches: _Batches, cluster: Cluster) -> None:
+    """Leave the gradient of every batch in its folder.
+
+    Raises:
+        SystemExit: with 1 if some could not be taken; the others stand.
+    """
+    from subspace3d.jobs.cluster import absolute
+    from subspace3d.jobs.pool import run_jobs
+    from subspace3d.jobs.work import exit_on_failures
+    from subspace3d.progress import Progress
+
+    config = absolute(batches.config, "scenes")
+    device = cluster.device if config.train.device == "auto" else config.train.device
+    train = dataclasses.replace(config.train, device=device, threads=config.train.threads or cluster.cpus)
+    batches = dataclasses.replace(
+        batches,
+        config=dataclasses.replace(config, train=train),
+        files=[path.resolve() for path in batches.files],
+        folder=batches.folder.resolve(),
+    )
+    outputs.mark(config.out, outputs.FIT)
+    with Progress("gradient", config.batches) as progress:
+        names = [str(step) for step in range(config.batches)]
+        failures = run_jobs(names, _set_up, batches, 1, lambda name: progress.advance(), cluster=cluster)
+    exit_on_failures("fit", "batches", failures, config.batches, batches.folder)
+
+
+def _set_up(batches: _Batches, worker: int) -> Callable[[str], object]:
+    from subspace3d.files import atomic_folder, save_tensors
+    from subspace3d.training.gradients import summed_gradients
+
+    prepared, config = _prepare(batches.config, batches.files, batches.backbone), batches.config
+
+    def work(step: str) -> None:
+        folder = batches.folder / step
+        if folder.is_dir():
+            return  # by a process that died before it could say so, or a run that was cut off
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sums = summed_gradients(
+            prepared.model,
+            prepared.weights,
+            prepared.source,
+            config.train,
+            [[int(step)]],
+            gigabytes=config.gradient_gigabytes,
+        )
+        with atomic_folder(folder) as temporary, contextlib.closing(sums):
+            for name, gradient in sums:
+                save_tensors(temporary / f"{name}.safetensors", {"gradient": gradient[0]})
+
+    return work
+
+
+def _sum_taken(
+    weights: Mapping[str, Tensor], parts: Sequence[Sequence[int]], folder: Path
+) -> Generator[tuple[str, Tensor], None, None]:
+    """`summed_gradients` of batches whose gradients are there, in the same order of summation."""
+    import torch
+
+    from subspace3d.files import load_tensors
+
+    for name, weight in weights.items():
+        sums = torch.zeros(len(parts), *weight.shape)
+        for part, steps in enumerate(parts):
+            for step in steps:
+                sums[part] += load_tensors(folder / str(step) / f"{name}.safetensors")[0]["gradient"]
+        yield name, sums

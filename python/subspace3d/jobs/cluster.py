@@ -95,6 +95,7 @@ class Cluster:
         argument: Any,
         done: Callable[[str], object],
         recycle: int = 0,
+        take: Callable[[str, Any], object] = lambda name, result: None,
     ) -> dict[str, str]:
         """`pool.run_jobs` on the cluster.
 
@@ -123,6 +124,8 @@ class Cluster:
                         raise ValueError(message)
                     if kind == "failed":
                         failures |= message
+                    else:
+                        take(name, message)
                     done(name)
             finally:
                 for reference in pending:
@@ -161,7 +164,7 @@ def _call(version: str, function: Callable[..., Any], arguments: tuple) -> tuple
 
 
 def _job(run: str, version: str, setup: Callable[[Any, int], Work], argument: Any, name: str) -> tuple[str, Any]:
-    """One job; what it raised as a message, because exceptions of other packages need not survive the way back."""
+    """What a job returned, or raised: as a message, because exceptions of other packages need not survive the way."""
     deadline = time.monotonic() + _LET_GO_S
     while True:
         if run not in _works:
@@ -172,8 +175,7 @@ def _job(run: str, version: str, setup: Callable[[Any, int], Work], argument: An
             except Exception as error:
                 return "no start", describe(error)
         try:
-            _works[run](name)
-            return "done", ""
+            return "done", _works[run](name)
         except Exception as error:
             _works.clear()  # a job that failed may have left anything behind
             in_use = any(isinstance(part, FolderInUse) for part in failed_parts(name, error).values())

@@ -27,6 +27,7 @@ def run_jobs(
     done: Callable[[str], object] = lambda name: None,
     recycle: int = 0,
     cluster: Cluster | None = None,
+    take: Callable[[str, Any], object] = lambda name, result: None,
 ) -> dict[str, str]:
     """Call ``setup(argument, worker)`` once per process and the function it returns once for every name.
 
@@ -43,6 +44,7 @@ def run_jobs(
         done (Callable): called with the name of every job that ended, well or not.
         recycle (int): a process is replaced after so many jobs, which bounds its memory; 0: never.
         cluster (Cluster | None): do the jobs there instead, see `subspace3d.jobs.cluster`; ``workers`` is not used.
+        take (Callable): called, before ``done``, with the name of every job that went well and what it returned.
 
     Returns:
         dict: what went wrong, by name of the job, or of its parts where it raised `PartsFailed`.
@@ -51,7 +53,7 @@ def run_jobs(
         ValueError: ``setup`` itself failed; with its message.
     """
     if cluster is not None:
-        return cluster.run_jobs(names, setup, argument, done, recycle)
+        return cluster.run_jobs(names, setup, argument, done, recycle, take)
     context = multiprocessing.get_context("spawn")
     waiting, failures = deque(names), dict[str, str]()
     busy: dict[Connection, tuple[Any, int, str]] = {}
@@ -86,6 +88,8 @@ def run_jobs(
                     raise ValueError(message)
                 if kind == "failed":
                     failures |= message
+                else:
+                    take(name, message)
                 done(name)
                 if waiting and kind == "done" and taken[ready] != recycle:
                     assign(ready, process, worker)
@@ -131,11 +135,11 @@ def _serve(connection: Connection, setup: Callable[[Any, int], Work], argument: 
             return
         while True:
             try:
-                work(name)
+                result = work(name)
             except Exception as error:
                 connection.send(("failed", describe_failures(name, error)))
                 return
-            connection.send(("done", ""))
+            connection.send(("done", result))
             name = connection.recv()
 
 

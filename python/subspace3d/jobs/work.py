@@ -11,7 +11,7 @@ from pathlib import Path
 from subspace3d.log import logger
 
 Work = Callable[[str], object]
-"""Does the job of a name."""
+"""Does the job of a name; what it returns must be small and can be pickled."""
 _LISTED = 20  # failures that are named one by one
 
 

@@ -33,6 +33,11 @@ class Report:
         for part, number in zip(PARTS, (images, depths, cameras)):
             self.found[part] += number
 
+    def add(self, other: Report) -> None:
+        """Add all of another report."""
+        self.reasons += other.reasons
+        self.count(**other.found)
+
 
 @dataclass
 class SourceScene:
