@@ -1,10 +1,11 @@
-"""Write what a wheel takes, part by part, into docs/wheels.md.
+"""Write what a wheel takes, part by part, into docs/wheels.md; with SUBSPACE_CUDA=OFF, without kernels, only print it.
 
 python scripts/wheel_size.py dist/subspace3d-*.whl
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import zipfile
@@ -39,6 +40,8 @@ def main() -> None:
     print(found)
     if wheel.stat().st_size > LARGEST:
         sys.exit(f"wheel_size: error: {wheel.name} must have at most {LARGEST / 1e6:.0f} MB")
+    if os.environ.get("SUBSPACE_CUDA", "").upper() == "OFF":
+        return
     before = PAGE.read_text(encoding="utf-8")
     after = re.sub(
         r"(<!-- sizes -->\n).*?(<!-- /sizes -->)",
