@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, files
 from types import ModuleType
 
 from subspace3d.choices import Variant
@@ -14,6 +14,7 @@ from subspace3d.machine import usable_cores
 
 VARIANTS: dict[Variant, str] = {"cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}  # fastest first
 _LLVM_VARIABLE = "DRJIT_LIBLLVM_PATH"
+_LLVM_PACKAGE = "karellen-llvm-core"
 _PROBE_TIMEOUT_S = 180
 
 # One ray against one sphere compiles and runs a kernel, which is what an unsuitable LLVM fails at. LLVM 15 aborts only
@@ -34,12 +35,15 @@ assert abs(distance - 2) < 1e-3, distance
 def find_llvm() -> str | None:
     """Path of the LLVM library that Dr.Jit is told to load; None: Dr.Jit searches the system by itself.
 
-    The variable DRJIT_LIBLLVM_PATH wins; then the library that the package karellen-llvm-core puts in this environment.
+    The variable DRJIT_LIBLLVM_PATH wins; then the library of the package karellen-llvm-core, wherever it is installed.
     """
     if os.environ.get(_LLVM_VARIABLE):
         return os.environ[_LLVM_VARIABLE]
-    libraries = sorted(path for path in glob.glob(os.path.join(sys.prefix, "lib", "libLLVM.so.*")))
-    return libraries[-1] if libraries else None
+    try:
+        libraries = sorted(str(file.locate()) for file in files(_LLVM_PACKAGE) or () if file.match("libLLVM.so.*"))
+    except PackageNotFoundError:
+        return None
+    return os.path.normpath(libraries[-1]) if libraries else None
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Rendered pixels against geometry worked out by hand, in every variant that works here."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from subspace3d.geometry import look_at
-from subspace3d.mitsuba_variant import VARIANTS, check_variant, choose_variant, load_mitsuba, probe
+from subspace3d.mitsuba_variant import VARIANTS, check_variant, choose_variant, find_llvm, load_mitsuba, probe
 from subspace3d.scenes.cameras import CameraSpec
 from subspace3d.scenes.geometry.objects import BlockSpec, BoxSpec, GeometrySpec, PartSpec
 from subspace3d.scenes.geometry.shapes import build_mesh
@@ -41,6 +42,15 @@ def test_llvm_15_is_refused_before_it_ends_a_rendering(monkeypatch: pytest.Monke
         pytest.skip("needs LLVM 15 among the system's libraries")
     monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(libraries[0]))
     assert check_variant.__wrapped__("llvm") != ""
+
+
+def test_the_library_is_found_where_its_package_lies_outside_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of --user, or of the environment below one with its packages."""
+    monkeypatch.delenv("DRJIT_LIBLLVM_PATH", raising=False)
+    found = find_llvm()
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    assert find_llvm() == found
+    assert found is None or Path(found).is_file()
 
 
 @pytest.fixture(params=[name for name in VARIANTS if not check_variant(name)])
