@@ -7,6 +7,7 @@ leads to.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -162,18 +163,40 @@ class DatasetTargets:
 
         if not differing(self.record, config, identity):
             return
+        replace(self._found(), DATASET, who)
+        replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
+        # last, so that a call that was cut off finds what is left to do
+        replace([self.record], self.settings or GENERATE_SETTINGS, who)
+
+    def check_same(self, config: Any, identity: tuple[str, ...], made: str) -> None:
+        """Refuse to add to data sets of this name that other settings made, see `settings.check_same`.
+
+        The settings of a run that ended before its first scene bind nothing.
+        """
+        from subspace3d.settings import check_same
+
+        if any(next(_entries(folder), None) is not None for folder in self._found()):
+            check_same(self.record, config, identity, made)
+
+    def remove_empty(self) -> None:
+        """Remove what killed processes left in the data sets, and those that hold nothing then."""
+        for suffix in self.suffixes:
+            folder = self.out / f"{self.name}{suffix}"
+            sweep(folder)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _found(self) -> list[Path]:
+        """Folders that are there and have the name of one of the data sets, of whatever settings."""
         made = re.compile(re.escape(self.name) + r"(_\d\d|_train|_test|_cross)?")
-        found = sorted(path for path in self.out.iterdir() if path.is_dir() and made.fullmatch(path.name))
+        folders = self.out.iterdir() if self.out.is_dir() else ()
+        found = sorted(path for path in folders if path.is_dir() and made.fullmatch(path.name))
         # of names that begin alike some may be settings' of their own
-        found = [
+        return [
             path
             for path in found
             if path.name == self.name or not self.record.with_name(f"config-{path.name}.yaml").exists()
         ]
-        replace(found, DATASET, who)
-        replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
-        # last, so that a call that was cut off finds what is left to do
-        replace([self.record], self.settings or GENERATE_SETTINGS, who)
 
 
 def mark(folder: Path, kind: Kind) -> None:

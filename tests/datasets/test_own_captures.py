@@ -254,12 +254,18 @@ def test_images_without_cameras_are_turned_as_they_are_shown(tmp_path: Path, ori
 
 def test_depth_in_another_scale_than_colmaps_is_asked_for_with_the_factor(tmp_path: Path) -> None:
     captures.write_colmap(tmp_path / "root/a", 5, depth="dense")
+    captures.save_image(tmp_path / "root/a/images/a stray one.png", np.zeros((60, 80, 3), np.uint8))
     for path in (tmp_path / "root/a/stereo/depth_maps").iterdir():
         values = np.frombuffer(path.read_bytes().removeprefix(b"80&60&1&"), "<f4")
         path.write_bytes(b"80&60&1&" + (values / 2.5).tobytes())
-    with pytest.raises(ValueError, match="depth is in another unit than the cameras") as error:
+    # the first reason is what cost the scene, not what cost a frame of it before
+    with pytest.raises(ValueError, match="first: depth is in another unit than the cameras") as error:
         run("colmap", tmp_path / "root", tmp_path / "out")
     told = float(str(error.value).split("give --depth-scale ")[1].split()[0])
     assert told == pytest.approx(2.5, rel=0.005)
-    run("colmap", tmp_path / "root", tmp_path / "out2", depth_scale=2.5)
-    assert_on_plane(tmp_path / "out2/colmap/a", MILLIMETRE, levels=2)
+    assert not (tmp_path / "out/colmap").exists()
+    # what is asked for can be said: settings that made nothing are no settings of scenes
+    run("colmap", tmp_path / "root", tmp_path / "out", depth_scale=2.5)
+    assert_on_plane(tmp_path / "out/colmap/a", MILLIMETRE, levels=2)
+    with pytest.raises(ValueError, match=r"depth_scale 2\.5 there, 2\.0 now"):
+        run("colmap", tmp_path / "root", tmp_path / "out", depth_scale=2.0)

@@ -391,7 +391,7 @@ def test_overwrite_replaces_own_data_sets_and_names_them(here: Path, capsys: pyt
     other = dataclasses.replace(config, seed=2)
     other.replace_others()
     with pytest.raises(ValueError, match="--overwrite replaces the data sets"):
-        settings.check_same(here / "data/config-texture.yaml", other, ("seed",), "data sets")
+        other.targets.check_same(other, ("seed",), "data sets")
     other = dataclasses.replace(other, overwrite=True)
     (here / "data/texture_07/precious.txt").write_bytes(PRECIOUS)
     before = everything(here)
@@ -405,6 +405,19 @@ def test_overwrite_replaces_own_data_sets_and_names_them(here: Path, capsys: pyt
         name for name in ("texture_00", "texture_07", "config-texture.yaml") if name in replaced
     ] and "other" not in replaced
     assert sorted(path.name for path in (here / "data").iterdir()) == ["other_00", "rgbd"]
+
+
+def test_settings_that_made_nothing_bind_nothing(here: Path) -> None:
+    """All scenes failed, say, or the first was cut off: the same target takes other settings."""
+    config = GenerateConfig(out=here / "data", seed=1)
+    settings.save(config.targets.record, config)
+    (here / "data/texture_00/.scene_0000.s3d-12345678.tmp").mkdir(parents=True)
+    config.targets.remove_empty()
+    other = dataclasses.replace(config, seed=2)
+    other.targets.check_same(other, ("seed",), "data sets")
+    scene(here / "data/texture_03/scene_0000")
+    with pytest.raises(ValueError, match="seed 1 there, 2 now"):
+        other.targets.check_same(other, ("seed",), "data sets")
 
 
 def test_results_of_the_first_version_are_known(here: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from subspace3d import outputs, settings
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import PARTS, Report, SourceScene
-from subspace3d.files import read_record, sweep, write_json
+from subspace3d.files import read_record, write_json
 from subspace3d.formats.scene import Frame, SceneFile, write_frames
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.options import ClusterOptions
@@ -105,17 +105,19 @@ class ConvertConfig(ReaderConfig, ClusterOptions):
         return outputs.named(root=self.root)
 
     def writes(self) -> list[outputs.Output]:
-        return [outputs.Output("out", self.out, outputs.FOLDER), *self._targets().declared()]
+        return [outputs.Output("out", self.out, outputs.FOLDER), *self.targets.declared()]
 
-    def _targets(self) -> outputs.DatasetTargets:
+    @property
+    def targets(self) -> outputs.DatasetTargets:
+        """Where the scenes go."""
         suffixes = _SUFFIXES.get(self.from_, ("",))
         return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, True, outputs.CONVERT_SETTINGS)
 
     def replace_others(self) -> None:
         """Delete the data sets of this name that other settings made, if that is asked for."""
-        self._targets().claim(self.reads())
+        self.targets.claim(self.reads())
         if self.overwrite:
-            self._targets().replace_differing(self, _IDENTITY[self.from_], "convert --overwrite")
+            self.targets.replace_differing(self, _IDENTITY[self.from_], "convert --overwrite")
 
 
 def run(config: ConvertConfig) -> list[Path]:
@@ -137,7 +139,7 @@ def run(config: ConvertConfig) -> list[Path]:
         raise FileNotFoundError(f"root: no such folder: {config.root}")
     record = config.out / f"config-{name}.yaml"
     config.replace_others()
-    settings.check_same(record, config, _IDENTITY[config.from_], "scenes")
+    config.targets.check_same(config, _IDENTITY[config.from_], "scenes")
     reports = {"root": Report()}
     scenes = _find(config, reports["root"])
     settings.save(record, config)
@@ -147,7 +149,7 @@ def run(config: ConvertConfig) -> list[Path]:
     try:
         failures = _convert_all(config, scenes, reports, before)
     finally:
-        _remove_leftovers(datasets)
+        config.targets.remove_empty()
         # of scenes outside this run (--only) the earlier reasons still hold
         order = dict.fromkeys(["root", *(scene.name for scene in scenes.values())])
         now = {scene: reports[scene].reasons for scene in order if scene in reports}
@@ -157,7 +159,9 @@ def run(config: ConvertConfig) -> list[Path]:
     exit_on_failures("convert", "scenes", failures, len(scenes), config.out)
     done = sum(_stands(folder) for folder in scenes)
     if not done:
-        first = next((reasons[0] for reasons in now.values() if reasons), "")
+        reasons = [reason for those in now.values() for reason in those]
+        lost = [reason.removeprefix(_LOST) for reason in reasons if reason.startswith(_LOST)]
+        first = next(iter(lost or reasons), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
     for line in summary(scenes, reports):
         logger.info(line)
@@ -218,7 +222,8 @@ def kind_of(sentence: str) -> str:
     words = [
         word for word in re.split(r" \(|; first: |, got \[", why or name)[0].split() if not re.search(r"[/\\]", word)
     ]
-    text = re.sub(r"-?\d[\d.e+-]*", "N", " ".join(words)).rstrip(":;,")
+    # what stands in brackets of a size, like 4x4, is part of the rule
+    text = re.sub(r"\b(\dx\d)\b|-?\d[\d.e+-]*", lambda match: match[1] or "N", " ".join(words)).rstrip(":;,")
     return text if len(text) <= 90 else text[:89] + "…"
 
 
@@ -330,12 +335,6 @@ def _write(folder: Path, scene: SourceScene, report: Report) -> None:
 
 def _read_skipped(path: Path) -> dict[str, list[str]]:
     return read_record(path, dict[str, list[str]]) if path.is_file() else {}
-
-
-def _remove_leftovers(datasets: list[Path]) -> None:
-    """Remove unfinished scene folders, which a process that was killed could not remove itself."""
-    for folder in datasets:
-        sweep(folder)
 
 
 def _telling_first(skipped: Mapping[str, list[str]]) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from subspace3d import outputs, settings
 from subspace3d.choices import ATTRIBUTES, Variant
-from subspace3d.files import sweep
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.pool import run_here, run_jobs
@@ -91,17 +91,19 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         return outputs.named(textures=self.textures, pictures=self.pictures)
 
     def writes(self) -> list[outputs.Output]:
-        targets = [] if self.preview else self._targets().declared()
+        targets = [] if self.preview else self.targets.declared()
         return [outputs.Output("out", self.out, outputs.FOLDER), *targets]
 
-    def _targets(self) -> outputs.DatasetTargets:
+    @property
+    def targets(self) -> outputs.DatasetTargets:
+        """Where the scenes go."""
         return outputs.DatasetTargets(self.out, self.prefix, tuple(f"_{suffix}" for suffix in _suffixes(self)))
 
     def replace_others(self) -> None:
         """Delete the data sets of this name that other settings made, if that is asked for."""
-        self._targets().claim(self.reads())
+        self.targets.claim(self.reads())
         if self.overwrite:
-            self._targets().replace_differing(self, _IDENTITY, "generate --overwrite")
+            self.targets.replace_differing(self, _IDENTITY, "generate --overwrite")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def run(config: GenerateConfig) -> list[Path]:
     config = outputs.check(config)
     if not config.preview:
         folders = _run(config)
-        logger.info(f"next: subspace3d validate {config.out}")
+        logger.info(f"next: subspace3d validate {shlex.quote(str(config.out))}")
         return folders
     folders = []
     for small in previews(config):
@@ -164,10 +166,10 @@ def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Pat
     name, variant = config.name, config.variant
     record = config.out / f"config-{name}.yaml"
     config.replace_others()
-    settings.check_same(record, config, _IDENTITY, "data sets")
+    config.targets.check_same(config, _IDENTITY, "data sets")
     settings.save(record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
-    _remove_leftovers(datasets)
+    config.targets.remove_empty()
     scenes = [
         f"{folder.name}/scene_{scene:04d}"
         for index, folder in enumerate(datasets)
@@ -183,7 +185,7 @@ def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Pat
         with Progress(f"render {name} ({variant})", len(scenes), "scene", initial=done) as progress:
             failures = _render_all(missing, rendering, workers, cluster, lambda scene: progress.advance())
     finally:
-        _remove_leftovers(datasets)
+        config.targets.remove_empty()
     exit_on_failures("generate", "scenes", failures, len(scenes), config.out)
     logger.info(f"{len(scenes)} scenes of {config.views} views in {config.out}/{name}_*")
     return datasets
@@ -197,12 +199,6 @@ def _count(config: GenerateConfig, dataset: int) -> int:
     """Scenes of a data set; the test splits of a task have a fifth of the training split's, but for a preview."""
     test = config.task != "none" and dataset > 0 and not config.preview
     return max(1, config.scenes // 5) if test else config.scenes
-
-
-def _remove_leftovers(datasets: list[Path]) -> None:
-    """Remove unfinished scene folders, which a process that was killed could not remove itself."""
-    for folder in datasets:
-        sweep(folder)
 
 
 def _render_all(
