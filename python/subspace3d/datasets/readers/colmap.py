@@ -82,17 +82,21 @@ def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Repo
             )
         dense = capture / "stereo/depth_maps"
         depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
+
+        def depth_of(name: str) -> Path | None:
+            return _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
+
         cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
         views = []
         for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
             camera = model.cameras[number]
             intrinsic, projection = cameras[number]
-            depth = _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
+            depth = depth_of(name)
             if depth is None and (depths or dense.is_dir()):
                 report(f"{name}: used without depth: there is none of its name")
             views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
         spare = set(depths) - set(stems.values())
-        report.count(depths=len(spare) + sum(stems[name] in depths for name in model.faults))
+        report.count(depths=len(spare) + sum(depth_of(name) is not None for name in model.faults))
         for stem in sorted(spare):
             report(f"{depths[stem].name}: depth without an image of its name")
         if images != capture:

@@ -50,7 +50,7 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
         frames = record.get("frames") if isinstance(record, dict) else None
         if not isinstance(frames, list) or not frames:
             raise ValueError(f"{file} must hold a list of frames")
-        some_depth = any(isinstance(frame, dict) and any(map(frame.get, _DEPTH_KEYS)) for frame in frames)
+        some_depth = any(map(_names_depth, frames))
         views = []
         listed = []
         for index, frame in enumerate(frames):
@@ -61,7 +61,7 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
             try:
                 view = _view(file, record, frame)
             except (OSError, ValueError) as error:
-                report.count(images=1, cameras=1)
+                report.count(images=1, depths=_names_depth(frame), cameras=1)
                 report(f"{name or f'frames[{index}]'}: {error}")
                 continue
             if some_depth and view.depth is None:
@@ -83,6 +83,10 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
         return content(views, config, report, file.parent, source, depth_format, unit="scene")
 
     return read
+
+
+def _names_depth(frame: Any) -> bool:
+    return isinstance(frame, dict) and any(map(frame.get, _DEPTH_KEYS))
 
 
 def _view(file: Path, record: Mapping[str, Any], frame: Any) -> View:
