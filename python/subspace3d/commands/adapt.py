@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,15 @@ def run(config: AdaptConfig) -> list[Path]:
         remove_work(config.out / ".work", name)
     made = f"{len(datasets)} adapters" + ("" if todo else ", all made before with these settings")
     logger.info(f"{made} -> {config.out}")
-    logger.info(f"next: subspace3d mine --adapters {config.out}/ATTRIBUTE --out subspaces/ATTRIBUTE.safetensors")
+    # a folder of adapters is an attribute's
+    attributes = sorted({(config.out / name).parent for name in datasets})
+    first = attributes[0] if attributes[0] != config.out else config.out
+    named = "ATTRIBUTE" if first == config.out else first.name
+    more = f", and likewise {', '.join(folder.name for folder in attributes[1:])}" if attributes[1:] else ""
+    logger.info(
+        f"next: subspace3d mine --adapters {shlex.quote(str(first))} "
+        f"--out {shlex.quote(f'subspaces/{named}.safetensors')}{more}"
+    )
     return [config.out / name for name in datasets]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _analyze(config: AnalyzeConfig) -> Path:
     for line in describe(analysis):
         logger.info(line)
     logger.info(f"analysis -> {path}")
-    logger.info(f"next: subspace3d report {config.out.parent}")
+    logger.info(f"next: subspace3d report {shlex.quote(str(config.out.parent))}")
     return path
 
 
@@ -128,7 +129,7 @@ def _compare(config: AnalyzeConfig, pair: tuple[Path, Path]) -> Path:
         )
     logger.info(result["sentence"])
     logger.info(f"comparison -> {path}")
-    logger.info(f"next: subspace3d report {config.out.parent}")
+    logger.info(f"next: subspace3d report {shlex.quote(str(config.out.parent))}")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,5 +90,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if results["protocols"]:
         logger.info("\n" + format_protocols(results))
     logger.info(f"results -> {config.out / 'results.json'}")
-    logger.info(f"next: subspace3d report {config.out.parent if config.out.name == 'evaluation' else config.out}")
+    run_folder = config.out.parent if config.out.name == "evaluation" else config.out
+    logger.info(f"next: subspace3d report {shlex.quote(str(run_folder))}")
     return results

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,17 @@ def run(config: FitConfig) -> dict[str, Any]:
     logger.info(f"fit -> {path}")
     if record["verdict"] != "fits":
         raise SystemExit(DOES_NOT_FIT)
+    logger.info(f"next: subspace3d {shlex.join(_same_basis(config))}{backbone.flags()}")
     return record
+
+
+def _same_basis(config: FitConfig) -> list[str]:
+    """The command that tunes on the same scenes in the same basis."""
+    words = ["finetune", "--scenes", str(config.scenes), "--out", "RUN", "--subspaces", *map(str, config.subspaces)]
+    words += ["--attributes", *config.attributes] if config.attributes else []
+    for flag, count in (("--k", config.k), ("--core-size", config.core_size)):
+        words += [flag, str(count)] if count else []
+    return words + ["--head-cores"] * config.head_cores
 
 
 def describe(record: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,8 +119,10 @@ def run(config: MineConfig) -> Path:
     logger.info(f"{summary(SubspaceFile(modules, header))} -> {config.out}")
     logger.info(taken)
     named = _flags(header["base_model"])
-    first = f"fit --subspaces {config.out} --scenes YOUR_SCENES{named}"
-    logger.info(f"next: subspace3d {first}, or finetune --subspaces {config.out}{named}")
+    out = shlex.quote(str(config.out))
+    first = f"fit --subspaces {out} --scenes YOUR_SCENES --out FIT{named}"
+    then = f"finetune --subspaces {out} --scenes YOUR_SCENES --out RUN{named}"
+    logger.info(f"next: subspace3d {first}, or subspace3d {then}")
     return config.out
 
 
