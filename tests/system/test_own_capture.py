@@ -115,7 +115,7 @@ def test_every_command(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
     few = "finetune --few --scenes 'my data' --method lora --rank 2 --out few --train.steps 1"
     lines = say(f"{few} --train.image-size 28 --train.threads 1")
     assert lines[-1].startswith("next: subspace3d report few, subspace3d evaluate"), lines
-    lines = say("evaluate --scenes 'my data' --tuned 'my run' --out 'my run/evaluation' --frames 3 --protocol all")
+    lines = say("evaluate --scenes 'my data/rgbd' --tuned 'my run' --out 'my run/evaluation' --frames 2 --protocol all")
     assert lines[-2:] == ["results -> my run/evaluation/results.json", "next: subspace3d report 'my run'"]
     assert say("report 'my run'")[-1] == "report -> my run/report/index.html"
     assert say("report few")[-1] == "report -> few/report/index.html"
