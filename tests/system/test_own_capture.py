@@ -15,6 +15,7 @@ from datasets import own_captures as captures
 from datasets.plane_world import plane_error
 
 from subspace3d import cli
+from subspace3d.commands import adapt
 from subspace3d.formats.scene import SceneFile, load_scene
 
 VIEWS, BARE, BROKEN = 5, 1, 3  # a frame without depth, one whose pose is no number
@@ -76,6 +77,12 @@ def check_scene(folder: Path, poses: list[np.ndarray]) -> None:
         if index != BARE:
             # half a millimetre; undistorted, half a pixel's diagonal of a plane 2.5 deep, see test_own_captures
             assert plane_error(depth, intrinsic, extrinsic) < 2.5 * 0.5 * 0.71 / 88 + 1e-3
+
+
+def test_adapters_of_each_attribute_are_mined_apart() -> None:
+    assert adapt.mining(Path("my out"), ["texture/texture_00", "texture/texture_01", "camera/camera_00"]) == (
+        "subspace3d mine --adapters 'my out/camera' --out subspaces/camera.safetensors, and likewise texture"
+    )
 
 
 def test_every_command(tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

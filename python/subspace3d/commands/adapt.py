@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,16 +145,20 @@ def run(config: AdaptConfig) -> list[Path]:
         remove_work(config.out / ".work", name)
     made = f"{len(datasets)} adapters" + ("" if todo else ", all made before with these settings")
     logger.info(f"{made} -> {config.out}")
-    # a folder of adapters is an attribute's
-    attributes = sorted({(config.out / name).parent for name in datasets})
-    first = attributes[0] if attributes[0] != config.out else config.out
-    named = "ATTRIBUTE" if first == config.out else first.name
-    more = f", and likewise {', '.join(folder.name for folder in attributes[1:])}" if attributes[1:] else ""
-    logger.info(
-        f"next: subspace3d mine --adapters {shlex.quote(str(first))} "
-        f"--out {shlex.quote(f'subspaces/{named}.safetensors')}{more}"
-    )
+    logger.info(f"next: {mining(config.out, datasets)}")
     return [config.out / name for name in datasets]
+
+
+def mining(out: Path, datasets: Iterable[str]) -> str:
+    """The command that mines the adapters of these data sets in ``out``, of the first attribute of several.
+
+    A folder of data sets is an attribute; of data sets right below ``out`` it has no name.
+    """
+    attributes = sorted({(out / name).parent for name in datasets})
+    first, *others = attributes
+    name = "ATTRIBUTE" if first == out else first.name
+    command = ["subspace3d", "mine", "--adapters", str(first), "--out", f"subspaces/{name}.safetensors"]
+    return shlex.join(command) + (f", and likewise {', '.join(folder.name for folder in others)}" if others else "")
 
 
 def _wanted(config: AdaptConfig, backbone: str, gradient_steps: int) -> dict[str, Any]:

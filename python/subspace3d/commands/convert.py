@@ -222,7 +222,7 @@ def kind_of(sentence: str) -> str:
     words = [
         word for word in re.split(r" \(|; first: |, got \[", why or name)[0].split() if not re.search(r"[/\\]", word)
     ]
-    # what stands in brackets of a size, like 4x4, is part of the rule
+    # a size like 4x4 belongs to the rule, other numbers to the file
     text = re.sub(r"\b(\dx\d)\b|-?\d[\d.e+-]*", lambda match: match[1] or "N", " ".join(words)).rstrip(":;,")
     return text if len(text) <= 90 else text[:89] + "…"
 
