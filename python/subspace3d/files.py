@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _LARGEST_HEADER = 1 << 24  # bytes of a safetensors header; that of a billion parameters has 0.2 million
 _MARK = ".s3d-"  # in the name of everything temporary, so that nobody else's files are taken for it
 _LEFTOVER = re.compile(r"\..+\.s3d-\w{8}\.(tmp|old)(\.\w+)?")
+_ATTEMPTS = 100  # to make a temporary file that no other process sweeps before it is marked
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _swept: set[str] = set()  # folders this process has cleared of what killed processes left
 
@@ -46,11 +48,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _check_type(path, stat.S_ISREG, "regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    # the suffix is kept because image and array writers choose their format by it
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
-    temporary, held = Path(name), [handle]
+    handle, temporary = _temporary_file(path)
+    held = [handle]
     try:
-        _claim(handle)
         yield temporary
         # mkstemp makes 0600 files; a result is as readable as any other file the user writes
         umask = os.umask(0)
@@ -81,10 +81,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _check_type(path, stat.S_ISDIR, "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    temporary = _temporary_folder(path, ".tmp")
-    handle = system.open_folder(temporary)
+    handle, temporary = _temporary_folder(path, ".tmp")
     try:
-        _claim(handle)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -94,19 +92,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         elif not _exchange(temporary, path):
             _set_aside_and_replace(temporary, path)
     finally:
-        _let_go(handle)
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        try:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+        finally:
+            _let_go(handle)
 
 
 def discard(path: Path) -> None:
     """Delete a file or folder; it leaves its name in one step, so that no part of it ever stands there."""
     path = Path(os.path.abspath(path))
-    temporary = _temporary_folder(path, ".tmp")
+    handle, temporary = _temporary_folder(path, ".tmp")
     try:
         os.replace(path, temporary / path.name)
     finally:
-        shutil.rmtree(temporary)
+        try:
+            shutil.rmtree(temporary)
+        finally:
+            _let_go(handle)
 
 
 def sweep(folder: Path) -> None:
@@ -162,8 +165,29 @@ def _check_type(path: Path, is_right: Callable[[int], bool], what: str) -> None:
         raise ValueError(f"{path} must be a {what} to be written, it is a {found}")
 
 
-def _temporary_folder(path: Path, suffix: str) -> Path:
-    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=suffix))
+def _temporary_file(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, open and marked as in use."""
+    for _ in range(_ATTEMPTS):
+        # the suffix is kept because image and array writers choose their format by it
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
+        if _claim(handle, Path(name)):
+            return handle, Path(name)
+        os.close(handle)
+    raise BlockingIOError(errno.EWOULDBLOCK, "other processes took every temporary file", str(path.parent))
+
+
+def _temporary_folder(path: Path, suffix: str) -> tuple[int | None, Path]:
+    """A new folder beside ``path``, marked as in use where folders can be opened."""
+    for _ in range(_ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=suffix))
+        try:
+            handle = system.open_folder(folder)
+        except FileNotFoundError:
+            continue
+        if _claim(handle, folder):
+            return handle, folder
+        _let_go(handle)
+    raise BlockingIOError(errno.EWOULDBLOCK, "other processes took every temporary folder", str(path.parent))
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -176,10 +200,8 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _set_aside_and_replace(temporary: Path, path: Path) -> None:
-    old = _temporary_folder(path, ".old")
-    handle = system.open_folder(old)
+    handle, old = _temporary_folder(path, ".old")
     try:
-        _claim(handle)
         os.replace(path, old / path.name)
         try:
             os.replace(temporary, path)
@@ -199,12 +221,21 @@ def _put_back(leftover: Path) -> None:
         os.replace(leftover / final.name, final)
 
 
-def _claim(handle: int | None) -> None:
-    """Mark a temporary file or folder as in use; the system lets go of it when the process ends, however it ends."""
-    # where there are no locks nothing is ever swept
-    if handle is not None:
-        with contextlib.suppress(OSError):
-            system.lock(handle)
+def _claim(handle: int | None, path: Path) -> bool:
+    """Mark a temporary file or folder as in use; the system lets go of it when the process ends, however it ends.
+
+    Returns:
+        bool: False where another process swept it between its making and now.
+    """
+    if handle is None:
+        return True
+    try:
+        system.lock(handle)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # where there are no locks nothing is ever swept
+    return os.path.lexists(path)
 
 
 def _let_go(handle: int | None) -> None:

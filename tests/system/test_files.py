@@ -6,7 +6,17 @@ import sys
 import pytest
 import torch
 
-from subspace3d.files import atomic_folder, atomic_path, load_tensors, read_json, save_tensors, write_json
+from subspace3d import files
+from subspace3d.files import (
+    atomic_folder,
+    atomic_path,
+    discard,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sweep,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -32,6 +42,48 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
         (temporary / "a").write_text("new")
     assert (path / "a").read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_another_process_sweeps_before_it_is_held_is_made_again(tmp_path, monkeypatch, exchange):
+    swept = []
+
+    def swept_at_first(make):
+        def call(*args, **kwargs):
+            made = make(*args, **kwargs)
+            if made not in swept and len(swept) % 2 == 0:
+                sweep(tmp_path)  # opens what it finds anew, as another process does
+            swept.append(made)
+            return made
+
+        return call
+
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(files.tempfile, name, swept_at_first(getattr(files.tempfile, name)))
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    for content in ("old", "new"):
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.write_text(content)
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "file.txt").write_text(content)
+        assert (tmp_path / "file.txt").read_text() == (tmp_path / "folder/file.txt").read_text() == content
+    discard(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert len(swept) == 2 * (5 if exchange else 6)
+
+
+def test_where_everything_is_swept_at_once_the_write_ends_with_its_reason(tmp_path, monkeypatch):
+    make = files.tempfile.mkstemp
+
+    def swept(*args, **kwargs):
+        made = make(*args, **kwargs)
+        sweep(tmp_path)
+        return made
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", swept)
+    with pytest.raises(BlockingIOError, match="other processes took every temporary file"):
+        write_json(tmp_path / "file.json", {})
 
 
 def test_nan_is_not_json(tmp_path):
