@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from subspace3d import log, outputs
+
+_QUIET = {"-q", "--quiet"}
+"""Anywhere on the line, before the command too."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,9 @@ def parse(prog: str, settings_class: type, arguments: list[str], bare: str = "")
 
 def execute(prog: str, settings_class: type, run: Callable[[Any], Any], arguments: list[str], bare: str = "") -> None:
     """Parse and run one command; exits with 2 after a one-line error, with 130 when interrupted."""
-    quiet = {"-q", "--quiet"}
-    log.show(quiet=bool(quiet & set(arguments)))
+    log.show(quiet=bool(_QUIET & set(arguments)))
     try:
-        config = parse(prog, settings_class, [argument for argument in arguments if argument not in quiet], bare)
+        config = parse(prog, settings_class, [argument for argument in arguments if argument not in _QUIET], bare)
         # asked before the lock, which is made nowhere where nothing else may be
         config = outputs.check(config)
         with _exclusive(config):
@@ -214,7 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    before = list(itertools.takewhile(_QUIET.__contains__, arguments))
+    arguments = [*arguments[len(before) :], *before]
+    if len(arguments) == len(before) or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return
     if arguments[0] == "--version":

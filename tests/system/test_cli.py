@@ -117,3 +117,6 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_quiet_leaves_warnings_only(tmp_path):
     answer = call("params", "-q")
     assert answer.returncode == 0 and answer.stdout.strip(), "what was asked for is printed all the same"
+    before = call("-q", "--quiet", "params")
+    assert (before.returncode, before.stdout) == (0, answer.stdout)
+    assert call("-q").stdout == call("--help").stdout
