@@ -20,6 +20,7 @@ from experiments.plan import Run
 from experiments.scale import Scale, Task
 from experiments.settings import ExperimentsConfig
 from subspace3d import outputs, records, settings
+from subspace3d.choices import CORE_METHODS
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.files import read_json, write_json
@@ -114,7 +115,7 @@ def _settings(context: Context, job: Job) -> dict[str, Any] | None:
 
 
 def _head_rate(context: Context, run: Run) -> float:
-    return context.scale.head_rate if run.row.method in ("psv", "subspace") else 0.0
+    return context.scale.head_rate if run.row.method in CORE_METHODS else 0.0
 
 
 def _folder(context: Context, job: Job) -> Path:

@@ -8,6 +8,7 @@ Attribute = Literal["texture", "geometry", "camera", "lighting"]
 ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
 Method = Literal["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"]
 METHODS: tuple[Method, ...] = ("none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace")
+CORE_METHODS: tuple[Method, ...] = ("psv", "subspace")
 Heads = Literal["lora", "frozen"]
 HEADS: tuple[Heads, ...] = ("lora", "frozen")
 Task = Literal["faces", "bodies", "glass"]

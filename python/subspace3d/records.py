@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import shlex
 import subprocess
@@ -36,6 +38,11 @@ def check_same(where: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]
     if different:
         listed = ", ".join(f"{name} {old!r} there, {new!r} now" for name, (old, new) in different.items())
         raise ValueError(f"out: {where} was made with other settings ({listed}){'; ' if remedy else ''}{remedy}")
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """sha256 of settings that JSON can hold, whatever their order: a short name for what was made with them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def command_line() -> str:

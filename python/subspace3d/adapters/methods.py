@@ -10,7 +10,7 @@ from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
 from subspace3d.adapters.placement import OWN_WEIGHTS, place, select_modules, trained_as_is
 from subspace3d.backbones.protocol import backbone_of
-from subspace3d.choices import HEADS, METHODS, Heads, Method
+from subspace3d.choices import CORE_METHODS, HEADS, METHODS, Heads, Method
 from subspace3d.formats.adapter import target_expression
 from subspace3d.formats.basis import Basis
 
@@ -56,14 +56,14 @@ def apply_method(
         raise ValueError(f"rank must be at least 1, got {rank}")
     if heads not in HEADS:
         raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}")
-    if method in ("psv", "subspace") and not basis:
+    if method in CORE_METHODS and not basis:
         raise ValueError(f"subspaces must be given for the method {method}, got none")
     trained = set(trained_as_is(model, method))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     if method in ("none", *OWN_WEIGHTS):
         return model
-    if method in ("psv", "subspace"):
+    if method in CORE_METHODS:
         return _add_cores(model, rank, basis or {}, base_model, heads)
     if method == "adalora":
         linears = place(model, method, targets).adapters

@@ -12,6 +12,7 @@ from torch import nn
 
 from subspace3d.backbones.protocol import backbone_of
 from subspace3d.backbones.targets import target_modules
+from subspace3d.choices import CORE_METHODS
 from subspace3d.patterns import compile_pattern
 
 SUBSPACE_SCALE = 2.0
@@ -19,7 +20,6 @@ SUBSPACE_SCALE = 2.0
 HEAD_RANK = 16
 """Rank of the LoRA that psv and subspace put on the heads."""
 LORA_METHODS = ("lora", "pissa", "adalora")
-CORE_METHODS = ("psv", "subspace")
 OWN_WEIGHTS = ("full", "bias")
 """Methods that add nothing and train parameters of the backbone."""
 

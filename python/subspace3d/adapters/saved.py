@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from torch import nn
 from typing_extensions import TypedDict
 
-from subspace3d.adapters.placement import CORE_METHODS, SUBSPACE_SCALE, match_names
+from subspace3d.adapters.placement import SUBSPACE_SCALE, match_names
+from subspace3d.choices import CORE_METHODS
 from subspace3d.files import check_values, load_tensors, read_json
 from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, module_values
 from subspace3d.schema import Positive, PositiveInt, Rule, check

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from subspace3d import __version__, outputs, records, settings
-from subspace3d.choices import Heads, Method
+from subspace3d.choices import CORE_METHODS, Heads, Method
 from subspace3d.files import sha256
 from subspace3d.log import logger
 from subspace3d.settings import require
@@ -90,10 +90,11 @@ class FinetuneConfig:
         require(self.rank >= 1, "rank", "at least 1", self.rank)
         require(self.k >= 0, "k", "at least 0", self.k)
         require(self.core_size >= 0, "core_size", "at least 0", self.core_size)
-        with_cores = self.method in ("psv", "subspace")
-        with_lora = with_cores and self.heads == "lora" and not self.few
+        with_cores = self.method in CORE_METHODS
         require(self.head_lr >= 0, "head_lr", "at least 0", self.head_lr)
-        require(with_lora or not self.head_lr, "head_lr", "0 without cores and LoRA on the heads", self.head_lr)
+        require(
+            self.lora_on_heads or not self.head_lr, "head_lr", "0 without cores and LoRA on the heads", self.head_lr
+        )
         require(self.start == "zero" or with_cores, "start", "zero for a method without cores", self.start)
         require(
             self.method != "psv" or self.core_size >= 1, "core_size", "at least 1 for the method psv", self.core_size
@@ -102,6 +103,11 @@ class FinetuneConfig:
         require(not self.few or self.method not in ("none", "adalora"), "method", "another one for --few", self.method)
         require(not self.few or self.cache_tokens is None, "cache_tokens", "none with --few", self.cache_tokens)
         check_cache(self.cache_tokens, self.cache_gigabytes, self.train)
+
+    @property
+    def lora_on_heads(self) -> bool:
+        """Whether there is LoRA on the heads beside cores."""
+        return self.method in CORE_METHODS and self.heads == "lora" and not self.few
 
     def reads(self) -> list[tuple[str, Path]]:
         return outputs.named(scenes=self.scenes, weights=self.weights, subspaces=self.subspaces, generic=self.generic)
@@ -138,7 +144,7 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
         train = dataclasses.replace(train, steps=100)
     if train.weight_decay == defaults.weight_decay:
         train = dataclasses.replace(train, weight_decay=0.0)
-    with_cores = config.method in ("psv", "subspace")
+    with_cores = config.method in CORE_METHODS
     return dataclasses.replace(
         config,
         heads="frozen" if with_cores else config.heads,
@@ -149,16 +155,15 @@ def with_few(config: FinetuneConfig) -> FinetuneConfig:
 
 def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
     """The settings with the rates of the method on the backbone where none are given."""
-    with_lora = config.method in ("psv", "subspace") and config.heads == "lora"
     if config.method != "none" and not config.train.lr:
         rate = usual_rate(config.backbone, config.method)
         logger.info(f"train.lr {rate:g}, the usual one for {config.method} on {config.backbone}")
-        if with_lora and not config.head_lr:
+        if config.lora_on_heads and not config.head_lr:
             head_rate = usual_rate(config.backbone, "lora")
             logger.info(f"head_lr {head_rate:g}, the usual one for lora")
             config = dataclasses.replace(config, head_lr=head_rate)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=rate))
-    if with_lora and not config.head_lr:
+    if config.lora_on_heads and not config.head_lr:
         config = dataclasses.replace(config, head_lr=config.train.lr)
     return config
 

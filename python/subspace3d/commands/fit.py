@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +114,7 @@ def run(config: FitConfig) -> dict[str, Any]:
     path = config.out / RECORD
     record = read_fit(path)
     if record is None or records.differing(record["inputs"], inputs):
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        key = records.digest(inputs)[:16]
         record = {"format": FORMAT, "version": VERSION, "inputs": inputs, **_measure(config, files, backbone, key)}
         outputs.mark(config.out, outputs.FIT)
         draw_fit(record, config.out / FIGURE)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from subspace3d.jobs.pool import run_jobs
 from subspace3d.log import logger
 from subspace3d.machine import usable_cores
 from subspace3d.progress import Progress
+from subspace3d.records import digest
 
 if TYPE_CHECKING:
     import torch
@@ -228,16 +227,11 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
     if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
         record = None  # what was damaged then is whole now
     if record is None:
-        record = {"key": key, **_measure_method(name, run_folder, evaluation, parts, _digest(key))}
+        record = {"key": key, **_measure_method(name, run_folder, evaluation, parts, {"sha256": digest(key)})}
         write_json(file, record)
     if parts.is_dir():
         discard(parts)
     return record
-
-
-def _digest(key: Mapping[str, Any]) -> dict[str, str]:
-    """A key as short as a scene's record."""
-    return {"sha256": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}
 
 
 def method_folders(tuned: Sequence[Path]) -> dict[str, Path | None]:

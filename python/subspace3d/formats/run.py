@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from subspace3d.backbones.model_card import NAME as CARD
 from subspace3d.backbones.model_card import licence_of_card
+from subspace3d.choices import CORE_METHODS
 from subspace3d.files import inside, read_json, sha256
 from subspace3d.schema import Count, Rule, check
 
@@ -122,7 +123,7 @@ def _needed(method: str) -> tuple[str, ...]:
         return ()
     if method in ("full", "bias"):
         return (WEIGHTS,)
-    return (BASIS, ADAPTER_WEIGHTS) if method in ("psv", "subspace") else (ADAPTER_WEIGHTS,)
+    return (BASIS, ADAPTER_WEIGHTS) if method in CORE_METHODS else (ADAPTER_WEIGHTS,)
 
 
 def tuned_folder(out: Path) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
-from subspace3d.adapters.placement import CORE_METHODS
 from subspace3d.backbones.model_card import write_card
 from subspace3d.backbones.record import BackboneRecord
+from subspace3d.choices import CORE_METHODS
 from subspace3d.files import atomic_folder
 from subspace3d.formats.adapter import fill_lora
 from subspace3d.formats.basis import authors_stem, load_basis, save_authors
