@@ -2,8 +2,8 @@
 
     python examples/hugging_face_trainer.py --basis basis.safetensors --out trained
 
-The basis may come from anywhere; without `--basis` the leading singular vectors of the weights serve, so that the
-script runs alone. The model is a small ViT with random weights: put your own in `build_model`.
+The basis may come from anywhere; without `--basis` the leading singular vectors of the weights are used, so that the
+script runs by itself. The model is a small ViT with random weights: put your own in `build_model`.
 """
 
 from __future__ import annotations

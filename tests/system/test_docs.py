@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from subspace3d import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", ROOT / "notices/README.md"]
@@ -44,6 +47,33 @@ def test_every_setting_of_every_command_is_in_its_reference() -> None:
     assert "--train.lr" in [flag[0] for flag in commands["finetune"]]
     without = [(name, flag[0]) for name, flags in commands.items() for flag in flags if not flag[1]]
     assert without == [], "settings without a help text"
+
+
+def documented_commands(page: Path) -> list[str]:
+    """Every `subspace3d COMMAND FLAGS` of a page's blocks without "...", the variables of shell loops filled in."""
+    blocks = re.findall(r"^```(\S*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    shell = [text.replace("\\\n", " ") for language, text in blocks if language in ("", "sh")]
+    lines = [line for text in shell for line in text.splitlines()]
+    found = (re.search(r"(?:^|-m | )subspace3d ([a-z].*)", line) for line in lines)
+    values = {"a": "texture", "attribute": "texture", "method": "lora"}
+    filled = (re.sub(r"\$(\w+)", lambda name: values.get(name[1], "4"), each[1]) for each in found if each)
+    return [line for line in filled if "..." not in line.partition("#")[0]]
+
+
+def test_commands_have_the_flags_they_are_shown_with() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    lines = [line for page in pages for line in documented_commands(page)]
+    assert len(lines) > 60
+    for line in lines:
+        name, *arguments = shlex.split(line, comments=True)
+        if "--config" in arguments:  # read for its values; the page shows what is in it
+            at = arguments.index("--config")
+            del arguments[at : at + 2]
+        assert name in cli.COMMANDS, line
+        try:
+            cli.parse(name, cli.load(name)[0], arguments, cli.COMMANDS[name].bare)
+        except SystemExit as end:
+            pytest.fail(f"{line}: {end}")
 
 
 def test_the_guide_has_every_page() -> None:
