@@ -93,13 +93,15 @@ def _difference(pairs: Paired) -> str:
 def _order(records: Records, energies: Mapping[Task, Mapping[str, Mapping[str, float]]], sizes: Sizes) -> list[str]:
     step = ORDER_STEP if ORDER_STEP in sizes.steps else sizes.steps[-1]
     rows = []
-    for task, (correlation, count) in order_by_energy(records, energies, sizes.main, step).items():
-        word = "holds" if correlation > ORDERS and count >= 8 else "does not hold" if count >= 8 else "too few bases"
-        rows.append([TASK_NAMES[task], f"{count}", "–" if math.isnan(correlation) else f"{correlation:.2f}", word])
+    for task, (found, count) in order_by_energy(records, energies, sizes.main, step).items():
+        word = "holds" if found["loss"] > ORDERS and count >= 8 else "does not hold" if count >= 8 else "too few bases"
+        cells = ["–" if math.isnan(value) else f"{value:.2f}" for value in found.values()]
+        rows.append([TASK_NAMES[task], f"{count}", *cells, word])
     if not rows:
         return []
-    what = f"Rank correlation of the energy inside with the held-out loss after {step} steps, K = {sizes.main}:"
-    return ["### Does the energy order the bases?", what, markdown(["task", "bases", "Spearman", ""], rows)]
+    what = f"Rank correlation (Spearman) of the energy inside with the held-out loss, {step} steps, K = {sizes.main}:"
+    head = ["task", "bases", "loss", "depth part", "camera part", f"loss above {ORDERS:g}"]
+    return ["### Does the energy order the bases?", what, markdown(head, rows)]
 
 
 def _table(records: Records, energies: Mapping[str, Mapping[str, float]], task: Task, K: int, sizes: Sizes) -> str:

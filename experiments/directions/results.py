@@ -136,22 +136,26 @@ def _cell_records(records: Records, task: Task, basis: str, K: int) -> Mapping[i
 
 def order_by_energy(
     records: Records, energies: Mapping[Task, Mapping[str, Mapping[str, float]]], K: int, step: int
-) -> dict[Task, tuple[float, int]]:
-    """Task -> rank correlation of the core's energy with minus the held-out loss after ``step`` steps, and its bases.
+) -> dict[Task, tuple[dict[str, float], int]]:
+    """Task -> rank correlations of the core's energy with minus a held-out term after ``step`` steps, and its bases.
+
+    The terms are loss, depth and camera.
 
     Args:
         energies (Mapping): task -> "<basis> <K>" -> shares.
     """
-    result: dict[Task, tuple[float, int]] = {}
+    result: dict[Task, tuple[dict[str, float], int]] = {}
     for task, shares in energies.items():
-        inside, losses = [], []
+        inside = []
+        terms: dict[str, list[float]] = {"loss": [], "depth": [], "camera": []}
         for cell, seeds in records.items():
-            known = [r["curve"][str(step)]["test"]["loss"] for r in seeds.values() if not r["diverged"]]
+            known = [run["curve"][str(step)]["test"] for run in seeds.values() if not run["diverged"]]
             if cell.task == task and cell.K == K and known and f"{cell.basis} {K}" in shares:
                 inside.append(shares[f"{cell.basis} {K}"]["core"])
-                losses.append(-statistics.fmean(known))
+                for term, values in terms.items():
+                    values.append(-statistics.fmean(point[term] for point in known))
         if len(inside) > 2:
-            result[task] = (spearman(inside, losses), len(inside))
+            result[task] = ({term: spearman(inside, values) for term, values in terms.items()}, len(inside))
     return result
 
 

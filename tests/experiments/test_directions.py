@@ -169,12 +169,15 @@ def test_questions_are_answered_by_pairs_with_holm_over_all() -> None:
     assert many["mined directions are better than the singular vectors of the weights"].verdict == "contradicted"
 
 
+TERMS = ("loss", "depth", "camera")
+
+
 def test_energy_orders_the_bases_where_it_does() -> None:
     made = made_records(2)
     rising = {f"{cell.basis} 8": {"core": 0.01 * place_} for place_, cell in enumerate(made)}
     falling = {name: {"core": 1 - share["core"]} for name, share in rising.items()}
-    assert order_by_energy(made, {"glass": rising}, 8, 10)["glass"] == (pytest.approx(1.0), 8)
-    assert order_by_energy(made, {"glass": falling}, 8, 10)["glass"] == (pytest.approx(-1.0), 8)
+    assert order_by_energy(made, {"glass": rising}, 8, 10)["glass"] == (pytest.approx(dict.fromkeys(TERMS, 1.0)), 8)
+    assert order_by_energy(made, {"glass": falling}, 8, 10)["glass"] == (pytest.approx(dict.fromkeys(TERMS, -1.0)), 8)
 
 
 def test_the_page_has_verdicts_tables_and_what_is_missing() -> None:
@@ -185,7 +188,7 @@ def test_the_page_has_verdicts_tables_and_what_is_missing() -> None:
     text = page.render(made, energies, few, sizes, ["glass"])
     assert "| mined directions are better than random ones | 6 | -0.149 [" in text
     assert "6 pairs are too few" in text and "| transparent objects | mined directions are better" in text
-    assert "| transparent objects | 8 | 1.00 | holds |" in text
+    assert "| transparent objects | 8 | 1.00 | 1.00 | 1.00 | holds |" in text
     assert "### Few scenes" in text and "1.400" in text
     assert f"| {BASES['random-0']} | 0 / 0.1 / 0.2 |" in text and BASES["pooled"] not in text
     assert "has not been run" in page.render({}, {}, {}, sizes, ["glass"])
