@@ -101,3 +101,14 @@ def test_the_files_of_the_hosting_site_can_be_read(path: Path) -> None:
     # YAML 1.1 reads the key `on` of a workflow as a truth value
     needed = {"name", True, "jobs"} if path.parent.name == "workflows" else set()
     assert needed <= content.keys()
+
+
+def test_workflows_use_actions_at_a_fixed_commit() -> None:
+    used = [
+        line.strip()
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "uses:" in line
+    ]
+    # a tag can be moved to other code; the comment says which version the commit is
+    assert used and not [line for line in used if not re.fullmatch(r"- uses: \S+@[0-9a-f]{40}  # v[0-9.]+", line)]
