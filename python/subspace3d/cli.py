@@ -111,9 +111,22 @@ def parse(prog: str, settings_class: type, arguments: list[str], bare: str = "")
     except SystemExit as end:
         if end.code in (None, 0):
             raise
-        # tyro draws a box; an error here is one line, whatever its source
-        words = re.sub(r"[╭╮╰╯│─]+", " ", complaint.getvalue().replace(" ─", ":", 1)).split()
-        _fail(prog, " ".join(words))
+        _fail(prog, _one_line(complaint.getvalue(), settings_class))
+
+
+def _one_line(complaint: str, settings_class: type) -> str:
+    """What tyro draws in a box, as the one line that an error is here, whatever its source."""
+    # a title and rules around what it says, of hyphens where the terminal's encoding has nothing better
+    rows = [re.sub("[╭╮╰╯│]", " ", row).strip(" ─") for row in complaint.splitlines()]
+    title, *said = [row for row in rows if row.strip("-")] or [complaint]
+    line = " ".join(f"{title}: {' '.join(said)}".split())
+    line, _, help_command = re.sub(r" For full helptext, (?:see|run):? ", "\n", line).partition("\n")
+    # a rule of the settings themselves, which names argument, rule and value
+    rule = re.fullmatch(r"Value error: Error parsing (\w+): (.*)", line)
+    if rule:
+        return rule[2] if rule[1] == settings_class.__name__ else f"{rule[1]}: {rule[2]}"
+    line = re.sub(r"^(Invalid choice|Value error: Error parsing):? ", "", line).replace(" Argument helptext: ", "; ")
+    return f"{line} (see {help_command})" if help_command else line
 
 
 def execute(prog: str, settings_class: type, run: Callable[[Any], Any], arguments: list[str], bare: str = "") -> None:

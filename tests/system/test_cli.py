@@ -55,6 +55,21 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
     assert all(word in answer.stderr for word in words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--method", "psv"], "core_size must be at least 1 for the method psv, got 0"),
+        (["--train.steps", "-3"], "train: steps must be at least 1, got -3"),
+        (["--method", "lara"], "invalid choice 'lara' for argument '--method'. Expected one of ('none',"),
+        (["--train.steps", "x"], "--train.steps: invalid literal for int() with base 10: 'x'; --train.steps INT"),
+    ],
+)
+def test_a_wrong_setting_is_told_without_the_words_of_the_parser(arguments, line, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--scenes", "x", "--out", "y", *arguments])
+    assert capsys.readouterr().err.startswith(f"subspace3d finetune: error: {line}")
+
+
 def test_settings_round_trip_through_yaml(tmp_path):
     config = FinetuneConfig(
         scenes=Path("a"), out=Path("b"), subspaces=(Path("x"), Path("y")), train=TrainConfig(steps=7, lr=3e-4)
