@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -82,19 +83,18 @@ def _reader(config: ReaderConfig, root: Path, file: Path, sequence: str, frames:
 def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:
     for index, frame in enumerate(frames):
         name = str(frame.get("filepath", "")) if isinstance(frame, dict) else ""
+        image = root / name
+        depth = image.parent.parent / "depths" / f"{image.name}.geometric.png"
         try:
             if not name:
                 raise ValueError("a frame must have a filepath")
             intrinsic = pinhole(_numbers(frame, "intri"), "intri")
             extrinsic = pose_from_w2c(_numbers(frame, "extri"))
         except ValueError as error:
-            report.count(images=1)
-            report(f"{name or f'frame {index}'}: {error}")
+            has_camera = isinstance(frame, dict) and frame.get("extri") is not None
+            report.leave_out(f"{name or f'frame {index}'}: {error}", os.path.isfile(depth), has_camera)
             continue
-        image = root / name
-        sequence = image.parent.parent
-        depth = sequence / "depths" / f"{image.name}.geometric.png"
-        mask = sequence / "depth_masks" / f"{image.stem}.png"
+        mask = image.parent.parent / "depth_masks" / f"{image.stem}.png"
         if not depth.is_file():
             report(f"{name}: used without depth: no such file: {depth.name}")
         yield View(

@@ -35,8 +35,7 @@ def image_files(folder: Path, report: Report) -> list[Path]:
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         suffix = path.suffix.lower()
         if suffix in _FOREIGN:
-            report.count(images=1)
-            report(f"{path.name}: images of the kind {suffix} are not read, export them as jpg or png")
+            report.leave_out(f"{path.name}: images of the kind {suffix} are not read, export them as jpg or png")
         elif suffix in IMAGE_SUFFIXES and not path.name.startswith("."):
             found.append(path)
     return found
@@ -95,6 +94,14 @@ def ordered(files: list[Path]) -> list[Path]:
         return sorted(files, key=lambda path: natural(path.name))
 
 
+def depth_there(path: Path, image: Path, report: Report) -> Path | None:
+    """The depth file of an image; where there is none, that is reported."""
+    if path.is_file():
+        return path
+    report(f"{image.name}: used without depth: no such file: {path.name}")
+    return None
+
+
 def by_stem(folder: Path, names: Iterable[str], report: Report) -> dict[str, Path]:
     """Depth files by their path below the first of the folders ``names``, without suffix; others are reported."""
     base = next((folder / name for name in names if (folder / name).is_dir()), None)
@@ -140,8 +147,7 @@ def unlisted(folder: Path, names: Iterable[str], report: Report, why: str) -> No
         for name in inside:
             path = str((base / name).relative_to(folder))
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
-                report.count(images=1)
-                report(f"{path}: {why}")
+                report.leave_out(f"{path}: {why}")
 
 
 def _plain(stem: str) -> str:

@@ -43,6 +43,5 @@ def _different(files: list[Path], report: Report) -> list[Path]:
         if same is path:
             kept.append(path)
         else:
-            report.count(images=1)
-            report(f"{path.name}: a copy of {same.name}")
+            report.leave_out(f"{path.name}: a copy of {same.name}")
     return kept

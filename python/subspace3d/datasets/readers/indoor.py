@@ -10,6 +10,7 @@ HiRoom     <scene>/image/, depth/ (65535 steps to 100 m), pose/*.npy (w2c), cam_
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name, some
+from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
 from subspace3d.datasets.readers.rgbd_folder import rgbd_content
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import (
@@ -68,10 +69,11 @@ def _seven(config: ReaderConfig, folder: Path) -> Read:
         views = []
         for image in sorted(folder.glob("*.color.png")):
             stem = image.name.removesuffix(".color.png")
-            pose = _pose(image, folder / f"{stem}.pose.txt", pose_from_c2w, report)
+            depth = folder / f"{stem}.depth.png"
+            pose = _pose(image, folder / f"{stem}.pose.txt", depth, _c2w, report)
             if pose is not None:
-                depth = _there(folder / f"{stem}.depth.png", image, report)
-                views.append(View(image.name, image, _SEVEN, pose, depth, (480, 640)))
+                there = depth_there(depth, image, report)
+                views.append(View(image.name, image, _SEVEN, pose, there, (480, 640)))
         source = {"kind": "7scenes", "sequence": f"{folder.parent.name}/{folder.name}"}
         return content(views, config, report, folder, source, DepthFormat(1e-3, invalid=_SEVEN_INVALID))
 
@@ -99,19 +101,19 @@ def _nrgbd(config: ReaderConfig, folder: Path) -> Read:
         views = []
         for image in image_files(folder / "images", report):
             number = int(re.sub(r"\D", "", image.stem) or -1)
+            listed, depth = 0 <= number < len(poses), folder / f"depth/depth{number}.png"
             try:
-                if not 0 <= number < len(poses):
+                if not listed:
                     raise ValueError("no pose")
                 # poses that tracking has not found are nan
                 pose = pose_from_opengl(poses[number])
                 (height, width), _ = image_header(image)
             except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
+                report.leave_out(f"{image.name}: {error}", depth.is_file(), listed)
                 continue
             intrinsic = np.array([[focal[0], 0, width / 2], [0, focal[0], height / 2], [0, 0, 1]])
-            depth = _there(folder / f"depth/depth{number}.png", image, report)
-            views.append(View(image.name, image, intrinsic, pose, depth, (height, width)))
+            there = depth_there(depth, image, report)
+            views.append(View(image.name, image, intrinsic, pose, there, (height, width)))
         return content(views, config, report, folder, {"kind": "nrgbd", "scene": folder.name}, DepthFormat(1e-3))
 
     return read
@@ -133,10 +135,10 @@ def _scannet(config: ReaderConfig, folder: Path) -> Read:
         intrinsic[:2, 2] += 0.5
         views = []
         for image in image_files(folder / "color", report):
-            pose = _pose(image, folder / f"pose/{image.stem}.txt", pose_from_c2w, report)
+            depth = folder / f"depth/{image.stem}.png"
+            pose = _pose(image, folder / f"pose/{image.stem}.txt", depth, _c2w, report)
             if pose is not None:
-                depth = _there(folder / f"depth/{image.stem}.png", image, report)
-                views.append(View(image.name, image, intrinsic, pose, depth))
+                views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
         return content(views, config, report, folder, {"kind": "scannet", "scene": folder.name}, DepthFormat(1e-3))
 
     return read
@@ -162,18 +164,23 @@ def colmap_benchmark(
 
     def read(report: Report) -> Content:
         model = read_model(model_folder)
-        for name, fault in model.faults.items():
-            report.count(images=1, cameras=1)
-            report(f"{name}: {fault}")
         images = next((folder / name for name in image_folders if (folder / name).is_dir()), folder)
         depths = next((folder / name for name in ("render_depth", "depth") if (folder / name).is_dir()), None)
+
+        def depth_of(name: str) -> Path | None:
+            return None if depths is None else depths / f"{Path(name).stem}.png"
+
+        for name, fault in model.faults.items():
+            if only in name:
+                path = depth_of(name)
+                report.leave_out(f"{name}: {fault}", path is not None and os.path.isfile(path), camera=True)
         cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
         views = []
         for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
             if only in name:
                 camera, (intrinsic, projection) = model.cameras[number], cameras[number]
-                path = None if depths is None else depths / f"{Path(name).stem}.png"
-                depth = None if path is None else _there(path, images / name, report)
+                path = depth_of(name)
+                depth = None if path is None else depth_there(path, images / name, report)
                 size = (camera.height, camera.width)
                 views.append(View(name, images / name, intrinsic, pose, depth, size, projection))
         source = {"kind": kind, "scene": folder.name, "model": model_folder.name}
@@ -205,15 +212,10 @@ def _hiroom(config: ReaderConfig, folder: Path) -> Read:
         intrinsic = pinhole(read_numbers(folder / "cam_K.npy"), str(folder / "cam_K.npy"))
         views = []
         for image in image_files(folder / "image", report):
-            try:
-                pose = pose_from_w2c(read_numbers(folder / f"pose/{image.stem}.npy"))
-            except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
-                continue
-            views.append(
-                View(image.name, image, intrinsic, pose, _there(folder / f"depth/{image.stem}.png", image, report))
-            )
+            depth = folder / f"depth/{image.stem}.png"
+            pose = _pose(image, folder / f"pose/{image.stem}.npy", depth, _w2c, report)
+            if pose is not None:
+                views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
         source = {"kind": "hiroom", "scene": folder.name}
         return content(views, config, report, folder, source, DepthFormat(_HIROOM_STEP, _hiroom_depth))
 
@@ -229,17 +231,20 @@ def _hiroom_depth(path: Path) -> np.ndarray:
     return depth
 
 
-def _pose(image: Path, path: Path, to_w2c: Callable[[np.ndarray], np.ndarray], report: Report) -> np.ndarray | None:
+def _pose(
+    image: Path, path: Path, depth: Path, read: Callable[[Path], np.ndarray], report: Report
+) -> np.ndarray | None:
+    """camera-from-world of an image; where it cannot be read, the image is left out."""
     try:
-        return to_w2c(text.matrix(path))
+        return read(path)
     except (OSError, ValueError) as error:
-        report.count(images=1, cameras=path.is_file())
-        report(f"{image.name}: {error}")
+        report.leave_out(f"{image.name}: {error}", depth.is_file(), path.is_file())
         return None
 
 
-def _there(path: Path, image: Path, report: Report) -> Path | None:
-    if path.is_file():
-        return path
-    report(f"{image.name}: used without depth: no such file: {path.name}")
-    return None
+def _c2w(path: Path) -> np.ndarray:
+    return pose_from_c2w(text.matrix(path))
+
+
+def _w2c(path: Path) -> np.ndarray:
+    return pose_from_w2c(read_numbers(path))

@@ -61,8 +61,7 @@ def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
             try:
                 view = _view(file, record, frame)
             except (OSError, ValueError) as error:
-                report.count(images=1, depths=_names_depth(frame), cameras=1)
-                report(f"{name or f'frames[{index}]'}: {error}")
+                report.leave_out(f"{name or f'frames[{index}]'}: {error}", _names_depth(frame), camera=True)
                 continue
             if some_depth and view.depth is None:
                 report(f"{view.name}: used without depth: the frame names none")

@@ -74,8 +74,7 @@ def rgbd_content(
                 raise ValueError(pose.fault)
             extrinsic = to_w2c(pose.matrix)
         except ValueError as error:
-            report.count(images=1, depths=depth is not None, cameras=1)
-            report(f"{image.name}: {error}")
+            report.leave_out(f"{image.name}: {error}", depth is not None, camera=True)
             continue
         views.append(View(image.name, image, intrinsic, extrinsic, depth))
     depth_format = DepthFormat(scale=scale or (_TUM_STEP if by_time else 0.0))
@@ -109,8 +108,7 @@ def _named(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
     found = []
     for file in files:
         if file not in poses:
-            report.count(images=1, depths=file in depths)
-            report(f"{file.name}: no pose")
+            report.leave_out(f"{file.name}: no pose", file in depths)
         else:
             found.append((file, depths.get(file), poses[file]))
     return found
@@ -179,8 +177,7 @@ def _timed(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
     for time, file in images:
         pose, depth = _nearest(pose_times, time), _nearest(depth_times, time)
         if pose is None:
-            report.count(images=1, depths=depth is not None)
-            report(f"{file.name}: no pose within {_LARGEST_GAP_S} s")
+            report.leave_out(f"{file.name}: no pose within {_LARGEST_GAP_S} s", depth is not None)
             continue
         if depths and depth is None:
             report(f"{file.name}: used without depth: none within {_LARGEST_GAP_S} s")

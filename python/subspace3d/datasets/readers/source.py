@@ -33,6 +33,11 @@ class Report:
         for part, number in zip(PARTS, (images, depths, cameras)):
             self.found[part] += number
 
+    def leave_out(self, sentence: str, depth: bool = False, camera: bool = False) -> None:
+        """Report an image that cannot be used, and count it, with whatever else of it was found."""
+        self.count(1, depth, camera)
+        self(sentence)
+
     def add(self, other: Report) -> None:
         """Add all of another report."""
         self.reasons += other.reasons

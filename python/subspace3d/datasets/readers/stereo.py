@@ -8,6 +8,7 @@ DA3-BENCH  eth3d/, 7scenes/, scannetpp/, hiroom/, dtu/, dtu64/ of its download
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from subspace3d.datasets.readers.binary_depth import read_dpt, read_pfm, read_ra
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name, some
+from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import natural, walk
@@ -58,18 +59,21 @@ def _has_images(model: Path) -> bool:
 def _eth3d(config: ReaderConfig, model_folder: Path) -> Read:
     def read(report: Report) -> Content:
         folder, model = model_folder.parent, read_model(model_folder)
-        for name, fault in model.faults.items():
-            report.count(images=1, cameras=1)
-            report(f"{name}: {fault}")
         # depth and masks belong to the original images
         original = model_folder.name == _ETH3D_MODELS[0]
+
+        def depth_of(name: str) -> Path:
+            return folder / "ground_truth_depth/dslr_images" / Path(name).name
+
+        for name, fault in model.faults.items():
+            report.leave_out(f"{name}: {fault}", original and os.path.isfile(depth_of(name)), camera=True)
         sizes: dict[Path, tuple[int, int]] = {}
         cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
         views = []
         for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
             camera, (intrinsic, projection) = model.cameras[number], cameras[number]
             size = (camera.height, camera.width)
-            depth = folder / "ground_truth_depth/dslr_images" / Path(name).name
+            depth = depth_of(name)
             sizes[depth] = size
             there = depth if original and depth.is_file() else None
             if original and there is None:
@@ -115,20 +119,19 @@ def _dtu(config: ReaderConfig, root: Path, folder: Path, images: Path) -> Read:
             if image.name.startswith("rect_") and rectified is None:
                 continue  # the same view in another light
             number = int(rectified["view"]) - 1 if rectified else int(re.sub(r"\D", "", image.stem) or -1)
+            camera = cameras / f"{number:08d}_cam.txt"
+            depth = None if depths is None else depths / f"depth_map_{number:04d}.pfm"
             try:
-                intrinsic, extrinsic = _dtu_camera(cameras / f"{number:08d}_cam.txt")
+                intrinsic, extrinsic = _dtu_camera(camera)
             except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
+                has_depth = depth is not None and depth.is_file()
+                report.leave_out(f"{image.name}: {error}", has_depth, camera.is_file())
                 continue
             if train:
                 intrinsic[:2] *= _DTU_TRAIN_SCALE
             intrinsic[:2, 2] += 0.5
-            depth = None if depths is None else depths / f"depth_map_{number:04d}.pfm"
-            if depth is not None and not depth.is_file():
-                report(f"{image.name}: used without depth: no such file: {depth.name}")
-                depth = None
-            views.append(View(image.name, image, intrinsic, extrinsic, depth))
+            there = None if depth is None else depth_there(depth, image, report)
+            views.append(View(image.name, image, intrinsic, extrinsic, there))
         source = {"kind": "dtu", "scan": folder.name}
         return content(views, config, report, folder, source, DepthFormat(1.0, read_pfm), unit="mm", allowed=[root])
 
@@ -157,19 +160,16 @@ def _sintel(config: ReaderConfig, base: Path, folder: Path) -> Read:
     def read(report: Report) -> Content:
         views = []
         for image in image_files(folder, report):
+            camera = base / "camdata_left" / folder.name / f"{image.stem}.cam"
+            depth = base / "depth" / folder.name / f"{image.stem}.dpt"
             try:
-                matrix, pose = read_sintel_camera(base / "camdata_left" / folder.name / f"{image.stem}.cam")
+                matrix, pose = read_sintel_camera(camera)
                 intrinsic, extrinsic = pinhole(matrix, "its camera"), pose_from_w2c(pose)
             except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
+                report.leave_out(f"{image.name}: {error}", depth.is_file(), camera.is_file())
                 continue
             intrinsic[:2, 2] += 0.5
-            depth: Path | None = base / "depth" / folder.name / f"{image.stem}.dpt"
-            if depth is not None and not depth.is_file():
-                report(f"{image.name}: used without depth: no such file: {depth.name}")
-                depth = None
-            views.append(View(image.name, image, intrinsic, extrinsic, depth))
+            views.append(View(image.name, image, intrinsic, extrinsic, depth_there(depth, image, report)))
         source = {"kind": "sintel", "sequence": folder.name, "pass": folder.parent.name}
         return content(views, config, report, folder, source, DepthFormat(1.0, read_dpt), allowed=[base])
 
