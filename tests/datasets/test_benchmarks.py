@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -113,11 +114,12 @@ def test_what_belongs_to_a_broken_pose_is_counted_as_found(tmp_path: Path, case:
         broken = re.sub(pattern, replacement, content, count=1, flags=re.DOTALL)
         assert broken != content
         (tmp_path / name).write_text(broken, encoding="latin-1")
-    scenes = convert._find(ConvertConfig(out=tmp_path / "out", from_=kind, root=tmp_path), Report())  # type: ignore[arg-type]
+    config = ConvertConfig(out=tmp_path / "out", from_=kind, root=tmp_path)  # type: ignore[arg-type]
+    scenes = convert._find(config, Report())
     left_out = 0
-    for scene in scenes.values():
+    for scene in pickle.loads(pickle.dumps(list(scenes.values()))):
         report = Report()
-        used = scene.read(report).provenance["source"]["images"]
+        used = scene.read(config, report).provenance["source"]["images"]
         # every frame of these layouts has an image, a depth map and a camera
         assert report.found["images"] == report.found["depths"] == report.found["cameras"]
         left_out += report.found["images"] - len(used)

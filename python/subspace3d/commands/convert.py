@@ -11,7 +11,7 @@ import importlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,48 +270,48 @@ def _convert_all(
         on_cpu = config.from_ not in _RENDERED or config.variant in ("llvm", "scalar")
         with joined_cluster(config, on_cpu) as cluster:
             if cluster is not None or config.workers > 1:
-                return _convert_side_by_side(config, missing, cluster, ended, take)
+                wanted = {place: scenes[folders[place]] for place in missing}
+                return _convert_side_by_side(config, wanted, cluster, ended, take)
         for place in missing:
-            take(place, _convert(folders[place], scenes[folders[place]]))
+            take(place, _convert(folders[place], scenes[folders[place]], config))
             ended(place)
     return {}
 
 
 def _convert_side_by_side(
     config: ConvertConfig,
-    missing: Sequence[str],
+    scenes: Mapping[str, SourceScene],
     cluster: Cluster | None,
     ended: Callable[[str], object],
     take: Callable[[str, Report], object],
 ) -> dict[str, str]:
-    workers = min(config.workers, len(missing))
+    workers = min(config.workers, len(scenes))
     threads = max(1, usable_cores() // workers) if cluster is None else cluster.cpus
     if cluster is not None and config.from_ in _RENDERED:
         # one variant for all scenes, whatever machine renders them
         config = dataclasses.replace(config, variant=cluster.call(choose_variant, config.variant, cluster.gpus > 0))
-    return run_jobs(missing, _set_up, (config, threads), workers, ended, cluster=cluster, take=take)
+    return run_jobs(list(scenes), _set_up, (config, scenes, threads), workers, ended, cluster=cluster, take=take)
 
 
-def _set_up(argument: tuple[ConvertConfig, int], worker: int) -> Callable[[str], Report]:
-    config, threads = argument
-    scenes = _find(config, Report())
+def _set_up(argument: tuple[ConvertConfig, Mapping[str, SourceScene], int], worker: int) -> Callable[[str], Report]:
+    config, scenes, threads = argument
     if config.from_ in _RENDERED:
         set_threads(choose_variant(config.variant), threads)
-    return lambda place: _convert(Path(place), scenes[Path(place)])
+    return lambda place: _convert(Path(place), scenes[place], config)
 
 
-def _convert(folder: Path, scene: SourceScene) -> Report:
+def _convert(folder: Path, scene: SourceScene, config: ConvertConfig) -> Report:
     """Make one scene, anew if it stands: then its process died before it could say what was left out."""
     report = Report()
     try:
-        _write(folder, scene, report)
+        _write(folder, scene, config, report)
     except (ValueError, OSError) as error:
         report(f"{_LOST}{error}")
     return report
 
 
-def _write(folder: Path, scene: SourceScene, report: Report) -> None:
-    content = scene.read(report)
+def _write(folder: Path, scene: SourceScene, config: ConvertConfig, report: Report) -> None:
+    content = scene.read(config, report)
 
     def at_least_one() -> Iterator[Frame]:
         count = 0

@@ -12,7 +12,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
             continue
         for sequence, frames in annotations.items():
             name = f"{match['category']}_{sequence}"
-            scenes.append(SourceScene(name, match["split"], _reader(config, root, file, sequence, frames)))
+            scenes.append(SourceScene(name, match["split"], partial(_read, root, file, sequence, frames)))
     if not scenes and report.reasons:
         raise ValueError(f"root: no annotations in {root} can be read; first: {report.reasons[0]}")
     if not scenes:
@@ -70,14 +71,11 @@ def _annotations(path: Path) -> dict[str, Any]:
     return record
 
 
-def _reader(config: ReaderConfig, root: Path, file: Path, sequence: str, frames: Any) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        views = sorted(_views(root, frames, report), key=lambda view: natural(view.name))
-        source = {"kind": "co3d", "annotations": file.name, "sequence": sequence}
-        depth_format = DepthFormat(read=read_half_png, unit_known=True)
-        return content(views, config, report, root, source, depth_format, unit="scene")
-
-    return read
+def _read(root: Path, file: Path, sequence: str, frames: Any, config: ReaderConfig, report: Report) -> Content:
+    views = sorted(_views(root, frames, report), key=lambda view: natural(view.name))
+    source = {"kind": "co3d", "annotations": file.name, "sequence": sequence}
+    depth_format = DepthFormat(read=read_half_png, unit_known=True)
+    return content(views, config, report, root, source, depth_format, unit="scene")
 
 
 def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:

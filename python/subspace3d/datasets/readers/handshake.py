@@ -8,6 +8,7 @@ Both store images in portrait format while intrinsics (and HNDR's poses) belong 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +48,30 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     scenes = []
     for folder in sorted(bundles):
         name = "_".join(folder.relative_to(root).parts) or root.resolve().name
-        scenes.append(SourceScene(name, "", _reader(config, bundles[folder], read)))
+        scenes.append(SourceScene(name, "", partial(_read, bundles[folder], read)))
     return scenes
 
 
-def _reader(
-    config: ReaderConfig, path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]]
-) -> Callable[[Report], Content]:
-    def open_bundle(report: Report) -> Content:
-        bundle = Bundle(path, config.allow_pickle)
-        chosen = range(0, _count(bundle, "num_rgb_frames" if config.from_ == "soap" else "num_frames"))
-        chosen = chosen[:: config.frame_step or 1]
+def _read(
+    path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]], config: ReaderConfig, report: Report
+) -> Content:
+    bundle = Bundle(path, config.allow_pickle)
+    chosen = range(0, _count(bundle, "num_rgb_frames" if config.from_ == "soap" else "num_frames"))
+    chosen = chosen[:: config.frame_step or 1]
 
-        def frames() -> Iterator[Frame]:
-            try:
-                for frame in read(bundle, chosen, report):
-                    yield limit_side(frame, config.max_side)
-            except (TypeError, OverflowError) as error:  # a record may hold anything
-                raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
-            finally:
-                bundle.close()
+    def frames() -> Iterator[Frame]:
+        try:
+            for frame in read(bundle, chosen, report):
+                yield limit_side(frame, config.max_side)
+        except (TypeError, OverflowError) as error:  # a record may hold anything
+            raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
+        finally:
+            bundle.close()
 
-        has_depth = config.from_ == "hndr" or (
-            "num_depth_frames" in bundle.names and _count(bundle, "num_depth_frames")
-        )
-        report.count(len(chosen), len(chosen) if has_depth else 0, len(chosen))
-        provenance = {"source": {"kind": config.from_, "bundle": path.name, "frames": list(chosen)}}
-        return Content(frames(), provenance, translation_known=config.from_ != "soap")
-
-    return open_bundle
+    has_depth = config.from_ == "hndr" or ("num_depth_frames" in bundle.names and _count(bundle, "num_depth_frames"))
+    report.count(len(chosen), len(chosen) if has_depth else 0, len(chosen))
+    provenance = {"source": {"kind": config.from_, "bundle": path.name, "frames": list(chosen)}}
+    return Content(frames(), provenance, translation_known=config.from_ != "soap")
 
 
 def _read_soap(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]:

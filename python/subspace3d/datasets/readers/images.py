@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from subspace3d.datasets.readers.config import ReaderConfig
@@ -19,18 +19,15 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     for folder, _, _ in walk(root):
         foreign = Report()
         if image_files(folder, foreign) or foreign.reasons:
-            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
+            scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
     if not scenes:
         raise ValueError(f"root must hold images (png, jpg, webp, tiff, bmp); found none below {root}")
     return scenes
 
 
-def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        views = [View(path.name, path) for path in _different(image_files(folder, report), report)]
-        return content(views, config, report, folder, {"kind": "images", "folder": folder.name}, unit="scene")
-
-    return read
+def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    views = [View(path.name, path) for path in _different(image_files(folder, report), report)]
+    return content(views, config, report, folder, {"kind": "images", "folder": folder.name}, unit="scene")
 
 
 def _different(files: list[Path], report: Report) -> list[Path]:

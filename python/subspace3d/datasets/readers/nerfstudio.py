@@ -8,7 +8,8 @@ scenes (``camera_angle_x`` alone, paths without suffix) are read too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,48 +41,45 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     scenes = []
     for file in files:
         suffix = file.stem.removeprefix("transforms")
-        scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", _reader(config, file)))
+        scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", partial(_read, file)))
     return scenes
 
 
-def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        record = read_json(file)
-        frames = record.get("frames") if isinstance(record, dict) else None
-        if not isinstance(frames, list) or not frames:
-            raise ValueError(f"{file} must hold a list of frames")
-        some_depth = any(map(_names_depth, frames))
-        views = []
-        listed = []
-        for index, frame in enumerate(frames):
-            name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
-            path = named_file(file.parent, name)
-            if name:
-                listed.append(str(path.relative_to(file.parent)) if path.is_relative_to(file.parent) else name)
-            try:
-                view = _view(file, record, frame)
-            except (OSError, ValueError) as error:
-                report.leave_out(f"{name or f'frames[{index}]'}: {error}", _names_depth(frame), camera=True)
-                continue
-            if some_depth and view.depth is None:
-                report(f"{view.name}: used without depth: the frame names none")
-            views.append(view)
-        views.sort(key=lambda view: natural(view.name))
-        used = {str(Path(name).parent) for name in listed}
-        if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
-            folder = file.parent / used.pop()
-            names = [str((file.parent / name).relative_to(folder)) for name in listed]
-            unlisted(folder, names, report, f"{file.name} does not name it")
-        if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
-            report("rolling_shutter: used as if all rows of an image were taken at one time")
-        source = {"kind": "nerfstudio", "file": file.name}
-        step = finite_number(record, "integer_depth_scale", 0.0)
-        if step < 0:
-            raise ValueError(f"{file}: integer_depth_scale must be positive, got {step:g}")
-        depth_format = DepthFormat(scale=step, unit_known=True)
-        return content(views, config, report, file.parent, source, depth_format, unit="scene")
-
-    return read
+def _read(file: Path, config: ReaderConfig, report: Report) -> Content:
+    record = read_json(file)
+    frames = record.get("frames") if isinstance(record, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{file} must hold a list of frames")
+    some_depth = any(map(_names_depth, frames))
+    views = []
+    listed = []
+    for index, frame in enumerate(frames):
+        name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
+        path = named_file(file.parent, name)
+        if name:
+            listed.append(str(path.relative_to(file.parent)) if path.is_relative_to(file.parent) else name)
+        try:
+            view = _view(file, record, frame)
+        except (OSError, ValueError) as error:
+            report.leave_out(f"{name or f'frames[{index}]'}: {error}", _names_depth(frame), camera=True)
+            continue
+        if some_depth and view.depth is None:
+            report(f"{view.name}: used without depth: the frame names none")
+        views.append(view)
+    views.sort(key=lambda view: natural(view.name))
+    used = {str(Path(name).parent) for name in listed}
+    if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
+        folder = file.parent / used.pop()
+        names = [str((file.parent / name).relative_to(folder)) for name in listed]
+        unlisted(folder, names, report, f"{file.name} does not name it")
+    if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
+        report("rolling_shutter: used as if all rows of an image were taken at one time")
+    source = {"kind": "nerfstudio", "file": file.name}
+    step = finite_number(record, "integer_depth_scale", 0.0)
+    if step < 0:
+        raise ValueError(f"{file}: integer_depth_scale must be positive, got {step:g}")
+    depth_format = DepthFormat(scale=step, unit_known=True)
+    return content(views, config, report, file.parent, source, depth_format, unit="scene")
 
 
 def _names_depth(frame: Any) -> bool:

@@ -9,7 +9,8 @@ its rows: it is divided by the mean length of the columns of its rotation.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +36,27 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         if cameras is None:
             report(f"{folder / FOLDER}: left out, there is no {CAMERAS} beside it or in it")
             continue
-        scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder, cameras)))
+        scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder, cameras)))
     if not scenes:
         raise ValueError(f"root must hold {FOLDER}/ and {CAMERAS} of rendered scenes; found none below {root}")
     return scenes
 
 
-def _reader(config: ReaderConfig, folder: Path, cameras: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        record = read_json(cameras)
-        frames = record.get("frames") if isinstance(record, dict) else None
-        if not isinstance(frames, list) or not frames:
-            raise ValueError(f"{cameras} must hold a list of frames")
-        views, names = [], list(map(_name, frames))
-        for index, (name, frame) in enumerate(zip(names, frames)):
-            try:
-                views.append(_view(folder / FOLDER, name, frame))
-            except ValueError as error:
-                has_depth = _depth(folder / FOLDER, name) is not None
-                report.leave_out(f"frames[{index}]: {error}", has_depth, camera=True)
-        unlisted(folder / FOLDER, names, report, f"{CAMERAS} does not name it")
-        source = {"kind": "renderings", "file": CAMERAS}
-        return content(views, config, report, folder, source, DepthFormat(unit_known=True), unit="scene")
-
-    return read
+def _read(folder: Path, cameras: Path, config: ReaderConfig, report: Report) -> Content:
+    record = read_json(cameras)
+    frames = record.get("frames") if isinstance(record, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{cameras} must hold a list of frames")
+    views, names = [], list(map(_name, frames))
+    for index, (name, frame) in enumerate(zip(names, frames)):
+        try:
+            views.append(_view(folder / FOLDER, name, frame))
+        except ValueError as error:
+            has_depth = _depth(folder / FOLDER, name) is not None
+            report.leave_out(f"frames[{index}]: {error}", has_depth, camera=True)
+    unlisted(folder / FOLDER, names, report, f"{CAMERAS} does not name it")
+    source = {"kind": "renderings", "file": CAMERAS}
+    return content(views, config, report, folder, source, DepthFormat(unit_known=True), unit="scene")
 
 
 def _name(frame: Any) -> str:

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     scenes = []
     for folder, _, names in walk(root):
         if "intrinsics.txt" in names:
-            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
+            scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
     if not scenes:
         raise ValueError(
             f"root must hold RGB-D folders: rgb/, depth/, intrinsics.txt (fx fy cx cy) and groundtruth.txt or "
@@ -53,11 +53,8 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     return scenes
 
 
-def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        return rgbd_content(config, report, folder, read_intrinsics(folder / "intrinsics.txt"), "rgbd")
-
-    return read
+def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    return rgbd_content(config, report, folder, read_intrinsics(folder / "intrinsics.txt"), "rgbd")
 
 
 def rgbd_content(

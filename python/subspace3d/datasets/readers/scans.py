@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def find_thuman(config: ReaderConfig, root: Path, report: Report) -> list[Source
             report(f"{folder}: no {file.name} in it")
             continue
         split = "test" if int(folder.name) >= _THUMAN_SCANS - _TEST_SCANS else "train"
-        scenes.append(SourceScene(folder.name, split, _reader(config, file, read_obj)))
+        scenes.append(SourceScene(folder.name, split, partial(_read, file, read_obj)))
     if not scenes:
         raise ValueError(f"root must hold THuman2.1 scans, model/0000/0000.obj and so on; found none below {root}")
     return scenes
@@ -49,29 +50,26 @@ def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceSc
             report(f"{file}: not a scan, whose file is called <id>/<id>.ply with five digits")
             continue
         above = [part for part in file.relative_to(root).parts if part in ("train", "test")]
-        scenes.append(SourceScene(file.stem, above[-1] if above else "test", _reader(config, file, read_ply)))
+        scenes.append(SourceScene(file.stem, above[-1] if above else "test", partial(_read, file, read_ply)))
     if not scenes:
         raise ValueError(f"root must hold 2K2K scans, 00003/00003.ply and so on; found none below {root}")
     return scenes
 
 
-def _reader(config: ReaderConfig, file: Path, read_mesh: Callable[[Path], ColouredMesh]) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        from subspace3d.datasets.readers.mesh_render import circle_cameras, grey_level
+def _read(file: Path, read_mesh: Callable[[Path], ColouredMesh], config: ReaderConfig, report: Report) -> Content:
+    from subspace3d.datasets.readers.mesh_render import circle_cameras, grey_level
 
-        distance, level = _DISTANCE[config.from_], grey_level(file.stem)
-        mesh = _place(read_mesh(file), config.scan_scale, distance, file)
-        extrinsics = circle_cameras(config.scan_views, distance)
-        provenance = {
-            "source": {"kind": config.from_, "scan": file.stem},
-            "distance": distance,
-            "environment": level,
-            "scale": config.scan_scale,
-            "spp": config.spp,
-        }
-        return Content(_render(mesh, level, extrinsics, config, file.stem), provenance, unit="scan")
-
-    return read
+    distance, level = _DISTANCE[config.from_], grey_level(file.stem)
+    mesh = _place(read_mesh(file), config.scan_scale, distance, file)
+    extrinsics = circle_cameras(config.scan_views, distance)
+    provenance = {
+        "source": {"kind": config.from_, "scan": file.stem},
+        "distance": distance,
+        "environment": level,
+        "scale": config.scan_scale,
+        "spp": config.spp,
+    }
+    return Content(_render(mesh, level, extrinsics, config, file.stem), provenance, unit="scan")
 
 
 def _place(mesh: ColouredMesh, scale: float, distance: float, file: Path) -> ColouredMesh:

@@ -12,6 +12,7 @@ import numpy as np
 
 from subspace3d import geometry
 from subspace3d.cropping import Box, crop_resize
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
 
 PARTS = ("images", "depths", "cameras")
@@ -46,11 +47,11 @@ class Report:
 
 @dataclass
 class SourceScene:
-    """A scene that was found; ``read`` does the work when its turn comes."""
+    """A scene that was found; ``read`` does the work when its turn comes, in another process perhaps."""
 
     name: str  # of the scene's folder
     split: str  # train, test or "" where the data set has no splits
-    read: Callable[[Report], Content]
+    read: Callable[[ReaderConfig, Report], Content]  # can be pickled
 
 
 @dataclass
