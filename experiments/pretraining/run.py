@@ -39,7 +39,7 @@ from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import load_tensors, save_tensors, sha256, write_json
+from subspace3d.files import load_header, save_tensors, sha256, write_json
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
@@ -130,7 +130,7 @@ def load_initial(model: VGGT, path: Path | None) -> dict[str, Any]:
         start_able_to_match(model)
         return {"stages": {}, "data": {"scenes": 0}}
     load_weights(model, path)
-    return load_tensors(path)[1]
+    return load_header(path)
 
 
 def next_stage(stages: Mapping[str, Any], name: str) -> str:
