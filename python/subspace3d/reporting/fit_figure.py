@@ -23,6 +23,7 @@ _SOURCES = {
     "random": ("#999999", "x", "random directions"),
 }
 _FLOOR = 1e-5  # shares below it are drawn at it
+_MOST_LABELS = 12  # blocks named below an axis
 
 
 def draw_fit(record: Mapping[str, Any], path: Path) -> None:
@@ -74,7 +75,8 @@ def _draw_layers(axis: Axes, record: Mapping[str, Any]) -> None:
     for name in sorted(record["modules"], key=natural_key):
         where = place(name)
         blocks.setdefault((where.family, where.layer), []).append(record["modules"][name])
-    order = sorted(blocks, key=lambda key: (key[1] is None, key[1] or 0, key[0]))
+    # frame and global blocks take turns; the heads come after them, not among the first
+    order = sorted(blocks, key=lambda key: (not key[0], key[0].partition(".")[0], key[1] or 0, key[0]))
     for source in ("gradient", "basis", "psv", "random"):
         colour, marker, _ = _SOURCES[source]
         shares = []
@@ -84,7 +86,7 @@ def _draw_layers(axis: Axes, record: Mapping[str, Any]) -> None:
             shares.append(_percent(inside / sum(energies)) if sum(energies) else math.nan)
         axis.plot(range(len(order)), shares, color=colour, marker=marker, markersize=3.5, linewidth=1.0)
     axis.set_yscale("log")
-    labels = [f"{family.rpartition('.')[2].split('_')[0]} {'' if layer is None else layer}" for family, layer in order]
-    step = max(1, len(order) // 12)
+    labels = [f"{family.rpartition('.')[2].split('_')[0]} {layer}" if family else "others" for family, layer in order]
+    step = math.ceil(len(order) / _MOST_LABELS)
     axis.set_xticks(range(0, len(order), step), labels[::step], fontsize=7, rotation=60, ha="right")
     axis.set_title(f"by block, both sides, K = {record['K']}", fontsize=9.5, color=INK, loc="left")
