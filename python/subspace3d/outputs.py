@@ -39,7 +39,7 @@ class Kind:
         content: the files of such a folder, relative to it, where replacing it deletes all of it; None where results
             are only added.
         is_shared: results of several kinds may lie in the folder, and what is read may too.
-        beside: kinds of results that a folder to which results are added may hold before the first of its own.
+        beside: kinds of results that may be in the folder, or in folders in it, before the first of its own.
     """
 
     what: str
@@ -267,7 +267,7 @@ def _check_folder(argument: str, path: Path, kind: Kind) -> None:
         here = Path.cwd()
         if any(_is_same(part, path) for part in (here, *here.parents)):
             raise ValueError(f"{argument} must not be or hold the working folder, which it would replace, got {path}")
-    if all(any(other.is_own(path / name) for other in kind.beside) for name in _entries(path)):
+    if _holds_only(path, kind.beside):
         return
     if not kind.is_own(path):
         raise ValueError(
@@ -280,6 +280,20 @@ def _check_folder(argument: str, path: Path, kind: Kind) -> None:
             f"{argument} must hold nothing but {kind.what}, all of which is replaced, got {path}, which also holds "
             f"{foreign[0]}; nothing was changed"
         )
+
+
+def _holds_only(folder: Path, kinds: Iterable[Kind]) -> bool:
+    """Whether all that counts in ``folder`` are results of these kinds, or folders of which that is true."""
+
+    def belongs(path: Path) -> bool:
+        if any(kind.is_own(path) for kind in kinds):
+            return True
+        return path.is_dir() and not path.is_symlink() and any(_entries(path)) and _holds_only(path, kinds)
+
+    try:
+        return all(belongs(folder / name) for name in _entries(folder))
+    except OSError:  # a folder that may not be read is somebody else's
+        return False
 
 
 def _entries(folder: Path) -> Iterator[str]:
@@ -487,7 +501,7 @@ ANALYSIS = Kind("an analysis", True, _is_analysis)
 FIT = Kind("a fit", True, _is_fit)
 EVALUATION = Kind("an evaluation", True, _is_evaluation)
 PAGE = Kind("a report", False, _is_page)
-RUN = Kind("a fine-tuning run", True, _is_run, beside=(ANALYSIS, FIT, EVALUATION, PAGE))
+RUN = Kind("a fine-tuning run", True, _is_run, beside=(SUBSPACE, ANALYSIS, FIT, EVALUATION, PAGE))
 FOLDER = Kind("a folder", True, lambda path: True, is_shared=True)
 ADDED_TO = Kind("a data set", True, lambda path: True)
 NEW = Kind("a data set (with its config-<name>.yaml)", True, lambda path: False)

@@ -446,10 +446,12 @@ def test_what_a_file_browser_leaves_counts_as_nothing(here: Path, name: str) -> 
 
 
 def test_a_run_may_begin_beside_what_was_measured_for_it(here: Path) -> None:
-    """As after ``analyze --out new/analysis``, ``fit --out new/fit`` and ``report new``."""
+    """As after ``mine --out new/subspaces/a.safetensors``, ``analyze --out new/analysis`` and ``report new``."""
     for name, kind in (("analysis", outputs.ANALYSIS), ("fit", outputs.FIT), ("evaluation", outputs.EVALUATION)):
         outputs.mark(here / "new" / name, kind)
-    (here / "new/report.html").write_text('<!doctype html>\n<meta name="generator" content="subspace3d">')
+    (here / "new/report").mkdir()
+    (here / "new/report/index.html").write_text('<!doctype html>\n<meta name="generator" content="subspace3d">')
+    save_subspace(here / "new/subspaces/a.safetensors", {"m": MODULE}, {})
     for verb in ("finetune", "finetune --resume never"):
         outputs.check(CASES[verb].make(Path("new")))
     # but no result of another kind
@@ -457,8 +459,10 @@ def test_a_run_may_begin_beside_what_was_measured_for_it(here: Path) -> None:
         refuse(here, CASES[verb], Path("new"))
     (here / "new/fit/notes.txt").write_bytes(PRECIOUS)
     outputs.check(CASES["finetune"].make(Path("new")))
-    (here / "new/notes.txt").write_bytes(PRECIOUS)
-    refuse(here, CASES["finetune"], Path("new"))
+    for name in ("new/notes.txt", "new/subspaces/notes.txt"):
+        (here / name).write_bytes(PRECIOUS)
+        refuse(here, CASES["finetune"], Path("new"))
+        (here / name).unlink()
     # a folder that has only the name of one
     (here / "papers/analysis").mkdir(parents=True)
     (here / "papers/analysis/precious.txt").write_bytes(PRECIOUS)
