@@ -121,6 +121,9 @@ class DatasetTargets:
         suffixes: one for each data set.
         lists_skipped: whether OUT/skipped-<name>.json is written too.
         settings: kind of the settings; none: those of generate.
+
+    Raises:
+        ValueError: a name that is no plain folder name.
     """
 
     out: Path
@@ -129,14 +132,22 @@ class DatasetTargets:
     lists_skipped: bool = False
     settings: Kind | None = None
 
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+
     @property
     def record(self) -> Path:
         return self.out / f"config-{self.name}.yaml"
 
+    @property
+    def skipped(self) -> Path:
+        return self.out / f"skipped-{self.name}.json"
+
     def declared(self) -> list[Output]:
         found = [Output("out", self.record, self.settings or GENERATE_SETTINGS)]
         if self.lists_skipped:
-            found.append(Output("out", self.out / f"skipped-{self.name}.json", SKIPPED))
+            found.append(Output("out", self.skipped, SKIPPED))
         # where the settings stand, data sets of their name are added to; else they must be new
         kind = ADDED_TO if self.record.is_file() else NEW
         return found + [Output("out", self.out / f"{self.name}{suffix}", kind) for suffix in self.suffixes]
@@ -166,7 +177,7 @@ class DatasetTargets:
         if not differing(self.record, config, identity):
             return
         replace(self._found(), DATASET, who)
-        replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
+        replace([self.skipped], SKIPPED, who)
         # last, so that a call that was cut off finds what is left to do
         replace([self.record], self.settings or GENERATE_SETTINGS, who)
 
