@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d.files import atomic_path
-from subspace3d.formats.subspace import natural_key
+from subspace3d.files import atomic_path, natural
 from subspace3d.mining.spectra import place
 from subspace3d.reporting.figures import COLOURS, INK, panels, to_png
 
@@ -72,7 +71,7 @@ def _draw_sides(axis: Axes, record: Mapping[str, Any]) -> None:
 def _draw_layers(axis: Axes, record: Mapping[str, Any]) -> None:
     """Energy of the modules of each block together: the gradient differs by orders of magnitude between modules."""
     blocks: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
-    for name in sorted(record["modules"], key=natural_key):
+    for name in sorted(record["modules"], key=natural):
         where = place(name)
         blocks.setdefault((where.family, where.layer), []).append(record["modules"][name])
     # frame and global blocks take turns; the heads come after them, not among the first
