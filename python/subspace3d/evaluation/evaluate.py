@@ -27,7 +27,6 @@ from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
-from subspace3d.evaluation.protocols import mean_over_scenes as protocol_mean
 from subspace3d.evaluation.results import BASE, KeptResults, add, assemble, empty_record
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
 from subspace3d.evaluation.table import ALIGNMENTS, mean_over_scenes, scenes_in_mean
@@ -280,7 +279,7 @@ def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation,
     del model
     gc.collect()
     for protocol, measured in record["protocols"].items():
-        measured["mean"] = protocol_mean(protocol, measured["per_scene"])
+        measured["mean"] = mean_over_scenes(measured["per_scene"], PROTOCOLS[protocol].metrics)
 
     return {
         "mean": mean_over_scenes(record["per_scene"]),

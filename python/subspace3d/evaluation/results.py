@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,16 +130,7 @@ def assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, A
         "scenes": evaluated,
         "skipped": base["skipped"],
         "protocol": dict(protocol),
-        "metrics": {
-            name: {
-                "label": metric.label,
-                "lower_is_better": metric.lower_is_better,
-                "unit": metric.unit,
-                "alignment": metric.alignment,
-                "main": metric.main,
-            }
-            for name, metric in METRICS.items()
-        },
+        "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
         "protocols": {
             name: {
                 **PROTOCOLS[name].in_words(),
