@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.matlab import LARGEST, check_elements
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
 from subspace3d.formats.images import read_depth, read_rgb
@@ -41,9 +42,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         split = "test" if group in _TEST_SETS or _TEST_SCENE.get(group) == number else "train"
         name = f"{folder.parent.name}_{folder.name}"
         scenes.append(SourceScene(name, split, partial(_read, folder, split)))
-    if not scenes:
-        raise ValueError(f"root must hold ClearPose scenes, set1/scene1/metadata.mat and so on; found none in {root}")
-    return scenes
+    return some(scenes, "ClearPose scenes, set1/scene1/metadata.mat and so on", root)
 
 
 def _number(folder: Path) -> int:

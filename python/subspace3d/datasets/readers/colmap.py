@@ -17,7 +17,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, unlisted
+from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.undistort import Projection
 from subspace3d.datasets.readers.views import DepthFormat, View, content
@@ -32,12 +32,8 @@ _DEPTH_FOLDERS = ("depth", "depths", "depth_maps")
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Models by the folder of their capture; several of one capture are several scenes."""
-    models = [folder for folder, _, names in walk(root) if has_model(names)]
-    if not models:
-        raise ValueError(
-            "root must hold COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside "
-            f"<capture>/images; found none below {root}"
-        )
+    layout = "COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside <capture>/images"
+    models = some([folder for folder, _, names in walk(root) if has_model(names)], layout, root)
     captures = [_capture(model, root) for model in models]
     scenes = []
     for model, capture in zip(models, captures):
@@ -67,9 +63,6 @@ def _images(capture: Path) -> Path | None:
 
 def _read(folder: Path, capture: Path, config: ReaderConfig, report: Report) -> Content:
     model = read_model(folder)
-    for name, fault in model.faults.items():
-        report(f"{name}: {fault}")
-    report.count(images=len(model.faults), cameras=len(model.faults))
     images = _images(capture) or capture
     if images.name.startswith("images_"):
         report(f"{images.name}: used, there is no folder images; the cameras are reduced as its images are")
@@ -85,6 +78,8 @@ def _read(folder: Path, capture: Path, config: ReaderConfig, report: Report) -> 
     def depth_of(name: str) -> Path | None:
         return _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
 
+    for name, fault in model.faults.items():
+        report.leave_out(f"{name}: {fault}", depth_of(name) is not None, camera=True)
     cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
     views = []
     for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
@@ -95,7 +90,7 @@ def _read(folder: Path, capture: Path, config: ReaderConfig, report: Report) -> 
             report(f"{name}: used without depth: there is none of its name")
         views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
     spare = set(depths) - set(stems.values())
-    report.count(depths=len(spare) + sum(depth_of(name) is not None for name in model.faults))
+    report.count(depths=len(spare))
     for stem in sorted(spare):
         report(f"{depths[stem].name}: depth without an image of its name")
     if images != capture:

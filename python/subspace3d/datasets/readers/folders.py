@@ -7,21 +7,23 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from subspace3d.datasets.readers.source import Report, SourceScene
+from subspace3d.datasets.readers.source import Report
 from subspace3d.files import natural, walk
 from subspace3d.formats.images import DEPTH_SUFFIXES
 
+Found = TypeVar("Found")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _FOREIGN = (".heic", ".heif", ".avif", ".dng", ".gif", ".raw", ".cr2", ".nef", ".arw")  # images that are not read
 _ADDED = re.compile(r"^(depth|disp|rgb|color|image|frame|img)[_.-]?|[_.-](depth|rgb|color|image)$", re.IGNORECASE)
 
 
-def some(scenes: list[SourceScene], what: str, root: Path) -> list[SourceScene]:
-    """The scenes; ValueError with the layout that was looked for where there are none."""
-    if not scenes:
+def some(found: list[Found], what: str, root: Path) -> list[Found]:
+    """What was found; ValueError with the layout that was looked for where that is nothing."""
+    if not found:
         raise ValueError(f"root must hold {what}; found none below {root}")
-    return scenes
+    return found
 
 
 def scene_name(folder: Path, root: Path) -> str:

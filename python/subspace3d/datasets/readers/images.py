@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name
+from subspace3d.datasets.readers.folders import image_files, scene_name, some
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.views import View, content
 from subspace3d.files import sha256, walk
@@ -20,9 +20,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         foreign = Report()
         if image_files(folder, foreign) or foreign.reasons:
             scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
-    if not scenes:
-        raise ValueError(f"root must hold images (png, jpg, webp, tiff, bmp); found none below {root}")
-    return scenes
+    return some(scenes, "images (png, jpg, webp, tiff, bmp)", root)
 
 
 def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import named_file, scene_name, unlisted
+from subspace3d.datasets.readers.folders import named_file, scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
@@ -36,10 +36,8 @@ _FOREIGN_COEFFICIENTS = ("k5", "k6", "s1", "s2", "s3", "s4")
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders by their path; transforms_train, _val and _test of one folder are scenes of their own."""
     files = [folder / name for folder, _, names in walk(root) for name in names if _FILE.fullmatch(name)]
-    if not files:
-        raise ValueError(f"root must hold nerfstudio captures, <capture>/transforms.json; found none below {root}")
     scenes = []
-    for file in files:
+    for file in some(files, "nerfstudio captures, <capture>/transforms.json", root):
         suffix = file.stem.removeprefix("transforms")
         scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", partial(_read, file)))
     return scenes

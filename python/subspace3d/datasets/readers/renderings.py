@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import scene_name, unlisted
+from subspace3d.datasets.readers.folders import scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import read_json, walk
@@ -37,9 +37,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
             report(f"{folder / FOLDER}: left out, there is no {CAMERAS} beside it or in it")
             continue
         scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder, cameras)))
-    if not scenes:
-        raise ValueError(f"root must hold {FOLDER}/ and {CAMERAS} of rendered scenes; found none below {root}")
-    return scenes
+    return some(scenes, f"{FOLDER}/ and {CAMERAS} of rendered scenes", root)
 
 
 def _read(folder: Path, cameras: Path, config: ReaderConfig, report: Report) -> Content:

@@ -15,6 +15,7 @@ import numpy as np
 
 from subspace3d.choices import Variant
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.mesh_files import ColouredMesh, read_obj, read_ply
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.formats.scene import Frame
@@ -37,9 +38,7 @@ def find_thuman(config: ReaderConfig, root: Path, report: Report) -> list[Source
             continue
         split = "test" if int(folder.name) >= _THUMAN_SCANS - _TEST_SCANS else "train"
         scenes.append(SourceScene(folder.name, split, partial(_read, file, read_obj)))
-    if not scenes:
-        raise ValueError(f"root must hold THuman2.1 scans, model/0000/0000.obj and so on; found none below {root}")
-    return scenes
+    return some(scenes, "THuman2.1 scans, model/0000/0000.obj and so on", root)
 
 
 def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -51,9 +50,7 @@ def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceSc
             continue
         above = [part for part in file.relative_to(root).parts if part in ("train", "test")]
         scenes.append(SourceScene(file.stem, above[-1] if above else "test", partial(_read, file, read_ply)))
-    if not scenes:
-        raise ValueError(f"root must hold 2K2K scans, 00003/00003.ply and so on; found none below {root}")
-    return scenes
+    return some(scenes, "2K2K scans, 00003/00003.ply and so on", root)
 
 
 def _read(file: Path, read_mesh: Callable[[Path], ColouredMesh], config: ReaderConfig, report: Report) -> Content:
