@@ -17,8 +17,6 @@ from subspace3d.patterns import compile_pattern
 
 SUBSPACE_SCALE = 2.0
 """s in ``delta W = s U c V^T``: lora_alpha / r of the authors' adapters, whatever K."""
-HEAD_RANK = 16
-"""Rank of the LoRA that psv and subspace put on the heads."""
 
 
 @dataclass(frozen=True)
