@@ -39,7 +39,7 @@ from subspace3d.backbones.vggt import VGGT
 from subspace3d.backbones.weights import load_weights
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.datasets.multiview import MultiViewDataset
-from subspace3d.files import load_tensors, save_tensors, sha256, write_json
+from subspace3d.files import load_header, save_tensors, sha256, write_json
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
@@ -130,7 +130,7 @@ def load_initial(model: VGGT, path: Path | None) -> dict[str, Any]:
         start_able_to_match(model)
         return {"stages": {}, "data": {"scenes": 0}}
     load_weights(model, path)
-    return load_tensors(path)[1]
+    return load_header(path)
 
 
 def next_stage(stages: Mapping[str, Any], name: str) -> str:
@@ -218,7 +218,7 @@ def render_shard(arguments: argparse.Namespace, number: int) -> Path:
     from subspace3d.commands import generate
 
     folder = shard_folder(arguments, number)
-    if is_whole(folder, number):
+    if is_whole(arguments, number):
         return folder
     room = has_rooms(number)
     generate.run(
@@ -248,7 +248,7 @@ def wait_for_shard(arguments: argparse.Namespace, number: int) -> Path:
     same time could be taken for the first.
     """
     folder = shard_folder(arguments, number)
-    while not is_whole(folder, number):
+    while not is_whole(arguments, number):
         time.sleep(1)
     return folder
 
@@ -261,8 +261,8 @@ def shard_scenes(number: int) -> int:
     return ROOM_SCENES if has_rooms(number) else SHARD_SCENES
 
 
-def is_whole(shard: Path, number: int) -> bool:
-    return len(list(shard.glob("scene_*/scene.json"))) == shard_scenes(number)
+def is_whole(arguments: argparse.Namespace, number: int) -> bool:
+    return len(list(shard_folder(arguments, number).glob("scene_*/scene.json"))) == shard_scenes(number)
 
 
 def shard_folder(arguments: argparse.Namespace, number: int) -> Path:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Attribute = Literal["texture", "geometry", "camera", "lighting"]
-ATTRIBUTES: tuple[Attribute, ...] = ("texture", "geometry", "camera", "lighting")
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 Method = Literal["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"]
-METHODS: tuple[Method, ...] = ("none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace")
+METHODS: tuple[Method, ...] = get_args(Method)
+OWN_WEIGHTS: tuple[Method, ...] = ("full", "bias")
+"""Methods that add nothing and train parameters of the backbone."""
+LORA_METHODS: tuple[Method, ...] = ("lora", "pissa", "adalora")
+"""Methods that train low-rank adapters alone."""
 CORE_METHODS: tuple[Method, ...] = ("psv", "subspace")
+"""Methods that train cores in a frozen basis."""
 Heads = Literal["lora", "frozen"]
-HEADS: tuple[Heads, ...] = ("lora", "frozen")
+HEADS: tuple[Heads, ...] = get_args(Heads)
 Task = Literal["faces", "bodies", "glass"]
-TASKS: tuple[Task, ...] = ("faces", "bodies", "glass")
+TASKS: tuple[Task, ...] = get_args(Task)
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
 ProtocolName = Literal["subspace3d", "authors", "vggt", "pi3", "cut3r", "da3", "all"]

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+FLIP = np.diag([1.0, -1.0, -1.0])
+"""From the axes of OpenGL (x right, y up, z backward) to those of OpenCV, and back."""
 _FAR = 1e3  # units
 ArrayOrTensor = TypeVar("ArrayOrTensor", bound=Any)
 

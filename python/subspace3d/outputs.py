@@ -39,6 +39,7 @@ class Kind:
         content: the files of such a folder, relative to it, where replacing it deletes all of it; None where results
             are only added.
         is_shared: results of several kinds may lie in the folder, and what is read may too.
+        beside: kinds of results that may be in the folder, or in folders in it, before the first of its own.
     """
 
     what: str
@@ -46,6 +47,7 @@ class Kind:
     is_own: Callable[[Path], bool]
     content: Callable[[Path], set[str]] | None = None
     is_shared: bool = False
+    beside: tuple[Kind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class DatasetTargets:
         suffixes: one for each data set.
         lists_skipped: whether OUT/skipped-<name>.json is written too.
         settings: kind of the settings; none: those of generate.
+
+    Raises:
+        ValueError: a name that is no plain folder name.
     """
 
     out: Path
@@ -127,14 +132,22 @@ class DatasetTargets:
     lists_skipped: bool = False
     settings: Kind | None = None
 
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+
     @property
     def record(self) -> Path:
         return self.out / f"config-{self.name}.yaml"
 
+    @property
+    def skipped(self) -> Path:
+        return self.out / f"skipped-{self.name}.json"
+
     def declared(self) -> list[Output]:
         found = [Output("out", self.record, self.settings or GENERATE_SETTINGS)]
         if self.lists_skipped:
-            found.append(Output("out", self.out / f"skipped-{self.name}.json", SKIPPED))
+            found.append(Output("out", self.skipped, SKIPPED))
         # where the settings stand, data sets of their name are added to; else they must be new
         kind = ADDED_TO if self.record.is_file() else NEW
         return found + [Output("out", self.out / f"{self.name}{suffix}", kind) for suffix in self.suffixes]
@@ -164,7 +177,7 @@ class DatasetTargets:
         if not differing(self.record, config, identity):
             return
         replace(self._found(), DATASET, who)
-        replace([self.out / f"skipped-{self.name}.json"], SKIPPED, who)
+        replace([self.skipped], SKIPPED, who)
         # last, so that a call that was cut off finds what is left to do
         replace([self.record], self.settings or GENERATE_SETTINGS, who)
 
@@ -265,7 +278,7 @@ def _check_folder(argument: str, path: Path, kind: Kind) -> None:
         here = Path.cwd()
         if any(_is_same(part, path) for part in (here, *here.parents)):
             raise ValueError(f"{argument} must not be or hold the working folder, which it would replace, got {path}")
-    if next(_entries(path), None) is None:
+    if _holds_only(path, kind.beside):
         return
     if not kind.is_own(path):
         raise ValueError(
@@ -280,21 +293,41 @@ def _check_folder(argument: str, path: Path, kind: Kind) -> None:
         )
 
 
+def _holds_only(folder: Path, kinds: Iterable[Kind]) -> bool:
+    """Whether all that counts in ``folder`` are results of these kinds, or folders of which that is true."""
+
+    def belongs(path: Path) -> bool:
+        if any(kind.is_own(path) for kind in kinds):
+            return True
+        return path.is_dir() and not path.is_symlink() and any(_entries(path)) and _holds_only(path, kinds)
+
+    try:
+        return all(belongs(folder / name) for name in _entries(folder))
+    except OSError:  # a folder that may not be read is somebody else's
+        return False
+
+
 def _entries(folder: Path) -> Iterator[str]:
-    """Names in ``folder`` that count: no locks without content, nothing temporary of this project."""
+    """Names in ``folder`` that count: no locks without content, nothing temporary of this project or of a browser's."""
     for name in sorted(os.listdir(folder)):
         path = folder / name
         is_lock = name.startswith(".") and name.endswith(".lock") and path.is_file() and not path.stat().st_size
-        if not (is_lock or is_leftover(name)):
+        if not (is_lock or is_leftover(name) or (_is_browsers(name) and path.is_file())):
             yield name
 
 
+def _is_browsers(name: str) -> bool:
+    """Whether a file of this name is one that file browsers put into any folder they show, and make again."""
+    return name in (".DS_Store", "Thumbs.db")
+
+
 def _files(folder: Path) -> list[str]:
-    """All that is not a folder at or below ``folder``; a link to a folder is not entered, and counts."""
+    """All that counts and is no folder at or below ``folder``; a link to a folder is not entered, and counts."""
     found = []
     for parent, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        found += [os.path.relpath(os.path.join(parent, name), folder) for name in (*names, *links)]
+        counting = [*(name for name in names if not _is_browsers(name)), *links]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in counting]
         folders[:] = [name for name in folders if not is_leftover(name)]
     return sorted(name for name in found if not is_leftover(os.path.basename(name)))
 
@@ -475,14 +508,14 @@ DATASET = Kind("a data set", True, _is_dataset, _dataset_content)
 ADAPTED = Kind("an adapter", True, _is_adapted, _adapted_content)
 EXPORTED = Kind("an exported adapter", True, _is_exported, lambda path: set(_PEFT))
 TUNED = Kind("a tuned result", True, _is_tuned, _tuned_content)
-RUN = Kind("a fine-tuning run", True, _is_run)
 ANALYSIS = Kind("an analysis", True, _is_analysis)
 FIT = Kind("a fit", True, _is_fit)
 EVALUATION = Kind("an evaluation", True, _is_evaluation)
+PAGE = Kind("a report", False, _is_page)
+RUN = Kind("a fine-tuning run", True, _is_run, beside=(SUBSPACE, ANALYSIS, FIT, EVALUATION, PAGE))
 FOLDER = Kind("a folder", True, lambda path: True, is_shared=True)
 ADDED_TO = Kind("a data set", True, lambda path: True)
 NEW = Kind("a data set (with its config-<name>.yaml)", True, lambda path: False)
-PAGE = Kind("a report", False, _is_page)
 SHEET = Kind("a contact sheet", False, _is_sheet)
 ROWS = Kind("rows of a benchmark", False, _is_rows)
 SKIPPED = Kind("a list of what was skipped", False, _is_skipped)

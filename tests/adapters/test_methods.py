@@ -14,12 +14,12 @@ from training.plane_scenes import write_plane_scenes
 from subspace3d.adapters.hooks import method_hook
 from subspace3d.adapters.methods import add_lora, apply_method
 from subspace3d.adapters.parameters import count_trainable, trainable_parameters
-from subspace3d.adapters.placement import OWN_WEIGHTS, count_parameters, place, select_modules
+from subspace3d.adapters.placement import count_parameters, place, select_modules
 from subspace3d.adapters.spectral import singular_basis
 from subspace3d.backbones import build_vggt
 from subspace3d.backbones.targets import target_modules
 from subspace3d.backbones.vggt_preset import VGGTBackbone
-from subspace3d.choices import METHODS
+from subspace3d.choices import METHODS, OWN_WEIGHTS
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.loop import train

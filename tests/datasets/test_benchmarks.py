@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from subspace3d.commands import convert, validate
 from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.validate import ValidateConfig
 from subspace3d.datasets.readers import binary_depth
+from subspace3d.datasets.readers.source import Report
 from subspace3d.formats.scene import SceneFile, load_scene
 
 MILLIMETRE = 0.5e-3 * 1.3  # as in test_readers
@@ -86,6 +89,41 @@ def test_what_benchmarks_leave_out_is_left_out(tmp_path: Path) -> None:
         expected[lost] = False
         assert np.array_equal(depth, expected)
     assert SceneFile(tmp_path / "out/co3d_train/apple_110_13051_23361").provenance["found"]["images"] == 4
+
+
+# a file of each layout with what takes one frame's pose away; the layouts that are not here have such a frame
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "7scenes": ("chess/seq-01/frame-000001.pose.txt", r"\A.*\Z", "nan " * 16),
+    "scannet++": ("data/09c1414f1b/iphone/colmap/images.txt", r"(?m)^2 \S+", "2 nan"),
+    "bonn": ("rgbd_bonn_balloon/groundtruth.txt", r" \S+\n\Z", " nan\n"),
+    "hiroom": ("20241230/828805/cam_sampled_06/pose/0001.npy", r"\A.*\Z", "none"),
+    "eth3d": ("courtyard/dslr_calibration_jpg/images.txt", r"(?m)^2 \S+", "2 nan"),
+    "dtu rectified": ("Cameras/00000001_cam.txt", "intrinsic", "extrinsic"),
+    "dtu train": ("Cameras/train/00000001_cam.txt", "intrinsic", "extrinsic"),
+    "sintel": ("training/camdata_left/alley_1/frame_0002.cam", r"\A.*\Z", "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_belongs_to_a_broken_pose_is_counted_as_found(tmp_path: Path, case: str) -> None:
+    kind, write, _, _, _ = CASES[case]
+    write(tmp_path)
+    if case in BROKEN:
+        name, pattern, replacement = BROKEN[case]
+        content = (tmp_path / name).read_text(encoding="latin-1")
+        broken = re.sub(pattern, replacement, content, count=1, flags=re.DOTALL)
+        assert broken != content
+        (tmp_path / name).write_text(broken, encoding="latin-1")
+    config = ConvertConfig(out=tmp_path / "out", from_=kind, root=tmp_path)  # type: ignore[arg-type]
+    scenes = convert._find(config, Report())
+    left_out = 0
+    for scene in pickle.loads(pickle.dumps(list(scenes.values()))):
+        report = Report()
+        used = scene.read(config, report).provenance["source"]["images"]
+        # every frame of these layouts has an image, a depth map and a camera
+        assert report.found["images"] == report.found["depths"] == report.found["cameras"]
+        left_out += report.found["images"] - len(used)
+    assert left_out == 1
 
 
 def test_eth3d_without_its_original_images_is_read_undistorted(tmp_path: Path) -> None:

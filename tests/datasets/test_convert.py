@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets.official_layouts import write_rgbd_folder
@@ -13,6 +16,9 @@ from datasets.official_layouts import write_rgbd_folder
 from subspace3d import cli, settings
 from subspace3d.commands import convert
 from subspace3d.commands.convert import ConvertConfig
+from subspace3d.datasets.readers import rgbd_folder
+from subspace3d.datasets.readers.source import Report, SourceScene
+from subspace3d.jobs import pool
 
 SCRIPT = Path(sys.executable).with_name("subspace3d")
 
@@ -87,10 +93,38 @@ def test_scenes_side_by_side_are_those_one_after_the_other(tmp_path: Path, caplo
     assert re.search(r"skipped c: left out: .*poses\.txt", said[0]) and "b: 001.png" in said[0]
 
 
+def test_the_source_is_scanned_once_whatever_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        write_rgbd_folder(tmp_path / "root" / name, views=3)
+    config = ConvertConfig(out=tmp_path / "out", from_="rgbd", root=tmp_path / "root", workers=2)
+    find = rgbd_folder.find
+    scans: list[Any] = []
+
+    def counted(*arguments: Any) -> list[SourceScene]:
+        scans.append(arguments)
+        return find(*arguments)
+
+    def in_this_process(
+        names: list[str], setup: Any, argument: Any, workers: int, *_: Any, **__: Any
+    ) -> dict[str, str]:
+        for worker in range(workers):
+            setup(argument, worker)
+        return pool.run_here(names, setup, pickle.loads(pickle.dumps(argument)))
+
+    monkeypatch.setattr(rgbd_folder, "find", counted)
+    monkeypatch.setattr(convert, "run_jobs", in_this_process)
+    with contextlib.suppress(KeyError):  # reports, which are not taken here
+        convert.run(config)
+    assert len(scans) == 1 and len(list(tmp_path.glob("out/rgbd/*/scene.json"))) == 3
+
+
 def test_what_was_left_out_of_a_scene_is_told_though_its_first_process_died(tmp_path: Path) -> None:
     write_rgbd_folder(tmp_path / "root/a", views=3)
     (tmp_path / "root/a/rgb/001.png").write_bytes(b"no image")
     config = ConvertConfig(out=tmp_path / "out", from_="rgbd", root=tmp_path / "root")
-    work = convert._set_up((config, 1), 0)
+    scenes = {str(folder): scene for folder, scene in convert._find(config, Report()).items()}
+    work = convert._set_up((config, scenes, 1), 0)
     first, again = (work(str(tmp_path / "out/rgbd/a")) for _ in range(2))
     assert first == again and len(first.reasons) == 1 and first.found["images"] == 3

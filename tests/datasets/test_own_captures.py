@@ -172,6 +172,7 @@ def test_a_rendering_that_is_not_understood_costs_its_frame(tmp_path: Path, caps
     run("renderings", tmp_path / "root", tmp_path / "out")
     out = capsys.readouterr().out
     assert "frames[0]: 00000000_rgba.png: w2c must have a rotation" in out and "fx and fy must be positive" in out
+    assert "4 images found, 2 used, 2 left out; 3 depths found, 1 used, 2 left out; 4 cameras found, 2 used" in out
     assert SceneFile(tmp_path / "out/renderings/a").has_cameras
     (tmp_path / "root/a/opencv_cameras.json").unlink()
     with pytest.raises(ValueError, match=r"root must hold renderings/ and opencv_cameras\.json"):

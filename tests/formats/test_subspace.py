@@ -31,6 +31,11 @@ def test_round_trip_keeps_every_value_and_the_order_of_layers(tmp_path):
             torch.testing.assert_close(getattr(read.modules[name], field), getattr(module, field), rtol=0, atol=0)
 
 
+def test_a_digit_that_does_not_count_is_a_letter_of_a_name(tmp_path):
+    _save(tmp_path / "texture.safetensors", ("blocks.10", "blocks.2²", "blocks.2"))
+    assert list(load_subspace(tmp_path / "texture.safetensors").modules) == ["blocks.2", "blocks.2²", "blocks.10"]
+
+
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"blocks.0.u": torch.ones(2, 2)}, path)

@@ -163,11 +163,12 @@ def _tuned_run(folder: Path) -> None:
 
 
 def _consume(kind: str, find: Callable[..., list], allow_pickle: bool = True) -> Callable[[Path], object]:
-    """Convert every frame of a data set, as `convert.run` does; it catches the two kinds of error per scene."""
+    """Convert every frame of a data set, as processes of `convert` do; they catch the two kinds of error per scene."""
 
     def read(folder: Path) -> object:
         config = ConvertConfig(out=folder / "out", from_=kind, root=folder, frame_step=1, allow_pickle=allow_pickle)  # type: ignore[arg-type]
-        return [list(scene.read(Report()).frames) for scene in find(config, folder, Report())]
+        scenes = pickle.loads(pickle.dumps(find(config, folder, Report())))
+        return [list(scene.read(config, Report()).frames) for scene in scenes]
 
     return read
 

@@ -420,6 +420,55 @@ def test_settings_that_made_nothing_bind_nothing(here: Path) -> None:
         other.targets.check_same(other, ("seed",), "data sets")
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db"])
+def test_what_a_file_browser_leaves_counts_as_nothing(here: Path, name: str) -> None:
+    config = GenerateConfig(out=here / "data", seed=1)
+    settings.save(config.targets.record, config)
+    dataset = here / "data/texture_00"
+    dataset.mkdir()
+    (dataset / name).write_bytes(b"\0\0\0\1Bud1")
+    other = dataclasses.replace(config, seed=2, overwrite=True)
+    other.targets.check_same(other, ("seed",), "data sets")
+    scene(dataset / "scene_0000")
+    with pytest.raises(ValueError, match="seed 1 there, 2 now"):
+        other.targets.check_same(other, ("seed",), "data sets")
+    # nor is it anybody's that would be lost with the data set
+    (dataset / "scene_0000/images" / name).write_bytes(b"\0\0\0\1Bud1")
+    other.replace_others()
+    assert not dataset.exists()
+    (here / "new").mkdir()
+    (here / "new" / name).write_bytes(b"\0\0\0\1Bud1")
+    for verb in ("finetune", "export", "demo"):
+        outputs.check(CASES[verb].make(Path("new")))
+    (here / "new" / name).unlink()
+    (here / "new" / name).mkdir()
+    refuse(here, CASES["finetune"], Path("new"))
+
+
+def test_a_run_may_begin_beside_what_was_measured_for_it(here: Path) -> None:
+    """As after ``mine --out new/subspaces/a.safetensors``, ``analyze --out new/analysis`` and ``report new``."""
+    for name, kind in (("analysis", outputs.ANALYSIS), ("fit", outputs.FIT), ("evaluation", outputs.EVALUATION)):
+        outputs.mark(here / "new" / name, kind)
+    (here / "new/report").mkdir()
+    (here / "new/report/index.html").write_text('<!doctype html>\n<meta name="generator" content="subspace3d">')
+    save_subspace(here / "new/subspaces/a.safetensors", {"m": MODULE}, {})
+    for verb in ("finetune", "finetune --resume never"):
+        outputs.check(CASES[verb].make(Path("new")))
+    # but no result of another kind
+    for verb in ("analyze", "evaluate", "export", "demo"):
+        refuse(here, CASES[verb], Path("new"))
+    (here / "new/fit/notes.txt").write_bytes(PRECIOUS)
+    outputs.check(CASES["finetune"].make(Path("new")))
+    for name in ("new/notes.txt", "new/subspaces/notes.txt"):
+        (here / name).write_bytes(PRECIOUS)
+        refuse(here, CASES["finetune"], Path("new"))
+        (here / name).unlink()
+    # a folder that has only the name of one
+    (here / "papers/analysis").mkdir(parents=True)
+    (here / "papers/analysis/precious.txt").write_bytes(PRECIOUS)
+    refuse(here, CASES["finetune"], Path("papers"))
+
+
 def test_results_of_the_first_version_are_known(here: Path) -> None:
     """They carry no marks of their own."""
     (here / "analysis").mkdir()

@@ -12,16 +12,11 @@ from torch import nn
 
 from subspace3d.backbones.protocol import backbone_of
 from subspace3d.backbones.targets import target_modules
-from subspace3d.choices import CORE_METHODS
+from subspace3d.choices import CORE_METHODS, LORA_METHODS, OWN_WEIGHTS
 from subspace3d.patterns import compile_pattern
 
 SUBSPACE_SCALE = 2.0
 """s in ``delta W = s U c V^T``: lora_alpha / r of the authors' adapters, whatever K."""
-HEAD_RANK = 16
-"""Rank of the LoRA that psv and subspace put on the heads."""
-LORA_METHODS = ("lora", "pissa", "adalora")
-OWN_WEIGHTS = ("full", "bias")
-"""Methods that add nothing and train parameters of the backbone."""
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,7 @@ def _compare(config: AnalyzeConfig, pair: tuple[Path, Path]) -> Path:
     draw_comparison(result, config.out / "comparison.png")
     table = attribute_table(result)
     text = [result["sentence"], "", *table, "", *block_table(result)]
-    with files.atomic_path(config.out / "comparison.md") as temporary:
-        temporary.write_text("\n".join(text).strip() + "\n", encoding="utf-8")
+    files.write_text(config.out / "comparison.md", "\n".join(text).strip() + "\n")
     files.write_json(path, result)
     for line in table:
         logger.info(line)

@@ -11,7 +11,7 @@ import importlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,30 +132,27 @@ def run(config: ConvertConfig) -> list[Path]:
     if config.ray:
         config = absolute(config, "root", "out")
     config = outputs.check(config)
-    name = config.name or config.from_
-    if Path(name).name != name or name.startswith("."):
-        raise ValueError(f"name must be a plain folder name, got {name!r}")
+    targets = config.targets
     if not config.root.is_dir():
         raise FileNotFoundError(f"root: no such folder: {config.root}")
-    record = config.out / f"config-{name}.yaml"
     config.replace_others()
-    config.targets.check_same(config, _IDENTITY[config.from_], "scenes")
+    targets.check_same(config, _IDENTITY[config.from_], "scenes")
     reports = {"root": Report()}
     scenes = _find(config, reports["root"])
-    settings.save(record, config)
+    settings.save(targets.record, config)
     datasets = sorted({folder.parent for folder in scenes})
     standing = sum(_stands(folder) for folder in scenes)
-    before = _read_skipped(config.out / f"skipped-{name}.json")
+    before = _read_skipped(targets.skipped)
     try:
         failures = _convert_all(config, scenes, reports, before)
     finally:
-        config.targets.remove_empty()
+        targets.remove_empty()
         # of scenes outside this run (--only) the earlier reasons still hold
         order = dict.fromkeys(["root", *(scene.name for scene in scenes.values())])
         now = {scene: reports[scene].reasons for scene in order if scene in reports}
         skipped = {key: reasons for key, reasons in (before | now).items() if reasons}
-        write_json(config.out / f"skipped-{name}.json", skipped)
-    _print_skipped(now, config.out / f"skipped-{name}.json")
+        write_json(targets.skipped, skipped)
+    _print_skipped(now, targets.skipped)
     exit_on_failures("convert", "scenes", failures, len(scenes), config.out)
     done = sum(_stands(folder) for folder in scenes)
     if not done:
@@ -179,7 +176,7 @@ def _find(config: ConvertConfig, report: Report) -> dict[Path, SourceScene]:
     module, function = _READERS[config.from_]
     find = getattr(importlib.import_module(f"subspace3d.datasets.readers.{module}"), function)
     scenes = _choose(find(config, config.root, report), config.only)
-    folders = {_place(config.out, config.name or config.from_, scene): scene for scene in scenes}
+    folders = {_place(config.out, config.targets.name, scene): scene for scene in scenes}
     if len(folders) < len(scenes):
         raise ValueError(f"root: two scenes below {config.root} would have one name; convert their folders one by one")
     return folders
@@ -192,7 +189,7 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
     for folder, scene in folders.items():
         report = reports[scene.name]
         here, kept = Counter(report.found), Counter[str]()
-        if (folder / "scene.json").is_file():
+        if _stands(folder):
             file = SceneFile(folder)
             # of a scene that stood before this run
             here = here if here.total() else Counter(file.provenance.get("found") or {})
@@ -257,7 +254,7 @@ def _convert_all(
             reports[scene.name] = Report(before.get(scene.name, []))
     if not missing:
         return {}
-    label = f"convert {config.name or config.from_}"
+    label = f"convert {config.targets.name}"
     with Progress(label, len(scenes), "scene", initial=len(scenes) - len(missing)) as progress:
 
         def take(place: str, report: Report) -> None:
@@ -270,48 +267,48 @@ def _convert_all(
         on_cpu = config.from_ not in _RENDERED or config.variant in ("llvm", "scalar")
         with joined_cluster(config, on_cpu) as cluster:
             if cluster is not None or config.workers > 1:
-                return _convert_side_by_side(config, missing, cluster, ended, take)
+                wanted = {place: scenes[folders[place]] for place in missing}
+                return _convert_side_by_side(config, wanted, cluster, ended, take)
         for place in missing:
-            take(place, _convert(folders[place], scenes[folders[place]]))
+            take(place, _convert(folders[place], scenes[folders[place]], config))
             ended(place)
     return {}
 
 
 def _convert_side_by_side(
     config: ConvertConfig,
-    missing: Sequence[str],
+    scenes: Mapping[str, SourceScene],
     cluster: Cluster | None,
     ended: Callable[[str], object],
     take: Callable[[str, Report], object],
 ) -> dict[str, str]:
-    workers = min(config.workers, len(missing))
+    workers = min(config.workers, len(scenes))
     threads = max(1, usable_cores() // workers) if cluster is None else cluster.cpus
     if cluster is not None and config.from_ in _RENDERED:
         # one variant for all scenes, whatever machine renders them
         config = dataclasses.replace(config, variant=cluster.call(choose_variant, config.variant, cluster.gpus > 0))
-    return run_jobs(missing, _set_up, (config, threads), workers, ended, cluster=cluster, take=take)
+    return run_jobs(list(scenes), _set_up, (config, scenes, threads), workers, ended, cluster=cluster, take=take)
 
 
-def _set_up(argument: tuple[ConvertConfig, int], worker: int) -> Callable[[str], Report]:
-    config, threads = argument
-    scenes = _find(config, Report())
+def _set_up(argument: tuple[ConvertConfig, Mapping[str, SourceScene], int], worker: int) -> Callable[[str], Report]:
+    config, scenes, threads = argument
     if config.from_ in _RENDERED:
         set_threads(choose_variant(config.variant), threads)
-    return lambda place: _convert(Path(place), scenes[Path(place)])
+    return lambda place: _convert(Path(place), scenes[place], config)
 
 
-def _convert(folder: Path, scene: SourceScene) -> Report:
+def _convert(folder: Path, scene: SourceScene, config: ConvertConfig) -> Report:
     """Make one scene, anew if it stands: then its process died before it could say what was left out."""
     report = Report()
     try:
-        _write(folder, scene, report)
+        _write(folder, scene, config, report)
     except (ValueError, OSError) as error:
         report(f"{_LOST}{error}")
     return report
 
 
-def _write(folder: Path, scene: SourceScene, report: Report) -> None:
-    content = scene.read(report)
+def _write(folder: Path, scene: SourceScene, config: ConvertConfig, report: Report) -> None:
+    content = scene.read(config, report)
 
     def at_least_one() -> Iterator[Frame]:
         count = 0

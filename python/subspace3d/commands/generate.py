@@ -139,9 +139,6 @@ def run(config: GenerateConfig) -> list[Path]:
 
 
 def _run(config: GenerateConfig) -> list[Path]:
-    name = config.prefix
-    if Path(name).name != name or name.startswith("."):
-        raise ValueError(f"name must be a plain folder name, got {name!r}")
     if config.textures is not None:
         find_textures(config.textures)
     if config.pictures is not None:
@@ -158,16 +155,15 @@ def _run(config: GenerateConfig) -> list[Path]:
             variant = cluster.call(choose_variant, config.variant, cluster.gpus > 0)
         if config.denoise and variant == "scalar":
             raise ValueError("variant must be llvm or cuda with denoise, got 'scalar'")
-        config = dataclasses.replace(config, name=name, variant=variant, views=config.scene_views)
+        config = dataclasses.replace(config, name=config.prefix, variant=variant, views=config.scene_views)
         return _render_missing(config, cluster)
 
 
 def _render_missing(config: GenerateConfig, cluster: Cluster | None) -> list[Path]:
     name, variant = config.name, config.variant
-    record = config.out / f"config-{name}.yaml"
     config.replace_others()
     config.targets.check_same(config, _IDENTITY, "data sets")
-    settings.save(record, config)
+    settings.save(config.targets.record, config)
     datasets = [config.out / f"{name}_{suffix}" for suffix in _suffixes(config)]
     config.targets.remove_empty()
     scenes = [

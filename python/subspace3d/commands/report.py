@@ -32,6 +32,7 @@ class ReportConfig:
             "evaluation",
             "analysis",
             "comparison",
+            "fit",
             "tuned",
             "results.json",
             "analysis.json",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from subspace3d.cropping import crop_resize
-from subspace3d.geometry import camera_rays, invert_pose, pixel_centres, project
+from subspace3d.geometry import FLIP, camera_rays, invert_pose, pixel_centres, project
 
 TOLERANCE = 0.02  # of the depth, on either side of the range in the 3 x 3 pixels around the point
 SURE_SHARE, GOOD_SHARE = 0.8, 0.6  # of agreeing points: nothing is wrong, and something else need not be looked for
@@ -23,7 +23,6 @@ _SIDE = 160  # longer side of the views that are reprojected, pixels
 _COARSE_TOLERANCE = 0.08
 _POINTS = 1000  # per pair of views
 _SPREAD = 12  # views that are compared with each other, in scenes with more than that
-_FLIP = np.diag([1.0, -1.0, -1.0])
 
 
 @dataclass
@@ -101,13 +100,13 @@ READINGS = (
     Reading(
         "y and z negated",
         "extrinsics_w2c is camera-from-world in OpenGL axes (y up, z backward): negate its second and third row",
-        lambda stored: _FLIP @ stored,
+        lambda stored: FLIP @ stored,
     ),
     Reading(
         "inverted, y and z negated",
         "extrinsics_w2c holds camera-to-world matrices (c2w) in OpenGL axes (y up, z backward), as Blender and "
         "nerfstudio write them: invert them, then negate the second and third row",
-        lambda stored: _FLIP @ invert_pose(stored),
+        lambda stored: FLIP @ invert_pose(stored),
     ),
     Reading(
         "depth as distance along the ray",

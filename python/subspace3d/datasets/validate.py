@@ -19,6 +19,7 @@ from subspace3d.formats.scene import PNG_MAX, SceneFile, find_scenes
 from subspace3d.machine import usable_cores
 from subspace3d.progress import track
 
+Severity = Literal["error", "warning"]
 WITHOUT_CAMERAS = "frames without cameras"
 _LEAST_COVERAGE = 0.01  # of a frame's pixels with valid depth
 _GOOD_SHARE, _BAD_SHARE = reprojection.GOOD_SHARE, 0.3  # of agreeing points
@@ -31,7 +32,7 @@ _SHOWN = 3  # scenes named per finding
 class Finding:
     """One thing that is wrong with a scene."""
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     message: str  # what is wrong and what to do, in words that are the same for every scene it befalls
     detail: str  # where, and the numbers behind it
 
@@ -47,7 +48,7 @@ class SceneReport:
     agreement: float | None = None  # of the reprojected points, see `Agreement.share`
     unchecked: str | None = None  # why the cameras could not be checked
 
-    def add(self, severity: Literal["error", "warning"], message: str, detail: str) -> None:
+    def add(self, severity: Severity, message: str, detail: str) -> None:
         self.findings.append(Finding(severity, message, detail))
 
 
@@ -164,7 +165,7 @@ def _intrinsic_findings(intrinsic: np.ndarray, size: tuple[int, int], where: str
     (height, width), cx, cy = size, intrinsic[0, 2], intrinsic[1, 2]
     if not (0.25 * width <= cx <= 0.75 * width and 0.25 * height <= cy <= 0.75 * height):
         message = "the principal point is far from the middle: are the intrinsics for images of another size?"
-        severity: Literal["error", "warning"] = "warning" if 0 < cx < width and 0 < cy < height else "error"
+        severity: Severity = "warning" if 0 < cx < width and 0 < cy < height else "error"
         return [Finding(severity, message, f"{where}: ({cx:g}, {cy:g}) in {width} x {height} pixels")]
     return []
 
@@ -207,7 +208,7 @@ def _check_cameras(report: SceneReport, scene: SceneFile, indexed: Sequence[tupl
     if decided < LEAST_POINTS:
         report.unchecked = "the views have too little in common"
     elif stored.share < _GOOD_SHARE:
-        severity: Literal["error", "warning"] = "error" if stored.share < _BAD_SHARE else "warning"
+        severity: Severity = "error" if stored.share < _BAD_SHARE else "warning"
         message = "cameras and depth contradict each other, and no known mix-up explains it"
         report.add(severity, message, f"{stored.share:.0%} of {decided} reprojected points agree")
     else:
@@ -222,7 +223,7 @@ def _check_single_frames(report: SceneReport, indices: Sequence[int], stored: Ag
     sound = float(np.median(agreeing / np.maximum(agreeing + contradicting, 1))) >= SURE_SHARE
     for index, good, bad, all_ in zip(indices, agreeing.tolist(), contradicting.tolist(), sampled.tolist()):
         if sound and good + bad >= LEAST_POINTS and good < _GOOD_SHARE * (good + bad):
-            severity: Literal["error", "warning"] = "error" if good < _BAD_SHARE * (good + bad) else "warning"
+            severity: Severity = "error" if good < _BAD_SHARE * (good + bad) else "warning"
             message = "camera or depth of single frames contradicts the other frames"
             report.add(severity, message, f"frame {index}: {good} points agree, {bad} contradict")
         elif index not in bare and good < _LONELY * usual * all_:

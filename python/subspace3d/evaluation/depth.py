@@ -47,11 +47,12 @@ def delta_share(pred: Array, true: Array, mask: NDArray[np.bool_], threshold: fl
     if not threshold > 1:
         raise ValueError(f"threshold must be above 1, got {threshold}")
     predicted, truth = masked_depths(pred, true, mask)
-    return float(np.mean(_within(predicted, truth, threshold)))
+    return float(np.mean(is_within(predicted, truth, threshold)))
 
 
-def _within(pred: Array, true: Array, threshold: float) -> NDArray[np.bool_]:
-    # products instead of quotients: no division by zero, and false wherever one of the two is not positive
+def is_within(pred: Array, true: Array, threshold: float = DELTA_THRESHOLD) -> NDArray[np.bool_]:
+    """``max(pred / true, true / pred) < threshold``, each by itself; false where one of them is not positive."""
+    # products instead of quotients: no division by zero
     return (pred < threshold * true) & (true < threshold * pred)
 
 
@@ -86,7 +87,7 @@ def frame_affine_errors(
         fitted = fit.apply(truth[:, None])[:, 0]
         positive = fitted > 0
         errors.append(np.abs(predicted - fitted)[positive] / fitted[positive])
-        within += int(np.count_nonzero(_within(predicted, fitted, threshold)))
+        within += int(np.count_nonzero(is_within(predicted, fitted, threshold)))
         left_out += int(np.count_nonzero(~positive))
         fits.append(fit)
     every = np.concatenate(errors)
@@ -190,7 +191,7 @@ def _edges(depth: Array, mask: NDArray[np.bool_], jump: float) -> NDArray[np.boo
         near, far = ([slice(None)] * 3 for _ in range(2))
         near[axis], far[axis] = slice(None, -1), slice(1, None)
         first, second = tuple(near), tuple(far)
-        apart = ~_within(depth[first], depth[second], 1 + jump) & valid[first] & valid[second]
+        apart = ~is_within(depth[first], depth[second], 1 + jump) & valid[first] & valid[second]
         edges[first] |= apart
         edges[second] |= apart
     return edges

@@ -27,18 +27,16 @@ from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
-from subspace3d.evaluation.protocols import mean_over_scenes as protocol_mean
+from subspace3d.evaluation.results import BASE, KeptResults, add, assemble, empty_record
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
-from subspace3d.evaluation.table import ALIGNMENTS, METRICS, QUANTITIES, mean_over_scenes, scenes_in_mean
-from subspace3d.files import discard, read_record, sha256, write_json
-from subspace3d.formats.results import KeptRecord, KeptScene
+from subspace3d.evaluation.table import ALIGNMENTS, mean_over_scenes, scenes_in_mean
+from subspace3d.files import sha256, write_json
 from subspace3d.formats.run import read_tuned_record
 from subspace3d.jobs.cluster import Cluster
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.log import logger
 from subspace3d.machine import usable_cores
 from subspace3d.progress import Progress
-from subspace3d.records import digest
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from subspace3d.backbones.record import BackboneRecord
     from subspace3d.formats.scene import Scene
 
-BASE = "base"
 FRAMES = 8
 # true.safetensors stands beside <method>.safetensors
 _RESERVED_NAMES = (BASE, "true")
@@ -164,7 +161,7 @@ def evaluate(
     if options.workers > 1 or cluster is not None:
         _measure_side_by_side(methods, evaluation, cluster)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = {**_assemble(measured, _in_words(evaluation)), "backbone": _about(record, measured[BASE])}
+    results = {**assemble(measured, _in_words(evaluation)), "backbone": _about(record, measured[BASE])}
     write_json(out / "results.json", results)
     return results
 
@@ -212,7 +209,7 @@ def _about(record: BackboneRecord, measured: Mapping[str, Any]) -> dict[str, Any
 
 def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> dict[str, Any]:
     """The record of one method, kept from an earlier evaluation or made now."""
-    out, scenes, backbone = evaluation.out, evaluation.scenes, evaluation.backbone
+    scenes, backbone = evaluation.scenes, evaluation.backbone
     key = {
         "metrics_version": _METRICS_VERSION,
         "protocol": _in_words(evaluation),
@@ -222,15 +219,14 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
         "weights": backbone.sha256 or backbone.identity,
         "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
     }
-    file, parts = out / "methods" / f"{name}.json", out / "methods" / f"{name}.parts"
-    record = _kept(file, key, out, KeptRecord)
+    kept = KeptResults(evaluation.out, name, key)
+    record = kept.method()
     if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
         record = None  # what was damaged then is whole now
     if record is None:
-        record = {"key": key, **_measure_method(name, run_folder, evaluation, parts, {"sha256": digest(key)})}
-        write_json(file, record)
-    if parts.is_dir():
-        discard(parts)
+        record = _measure_method(name, run_folder, evaluation, kept)
+        kept.keep_method(record)
+    kept.drop_scenes()
     return record
 
 
@@ -258,10 +254,8 @@ def method_folders(tuned: Sequence[Path]) -> dict[str, Path | None]:
     return folders
 
 
-def _measure_method(
-    name: str, run_folder: Path | None, evaluation: _Evaluation, parts: Path, key: Mapping[str, str]
-) -> dict[str, Any]:
-    """Measure all scenes; the record of each is kept in ``parts`` too, from which one that was cut off goes on."""
+def _measure_method(name: str, run_folder: Path | None, evaluation: _Evaluation, kept: KeptResults) -> dict[str, Any]:
+    """Measure all scenes; the record of each is kept too, so that an evaluation that was cut off goes on from it."""
     from subspace3d.backbones.record import load_backbone
     from subspace3d.training.device import choose_device
     from subspace3d.training.tuned import load_tuned
@@ -270,23 +264,22 @@ def _measure_method(
     device = choose_device(evaluation.device)
     started = time.monotonic()
     model = load_backbone(backbone).to(device) if run_folder is None else load_tuned(run_folder, device, backbone.name)
-    record = {**_empty_record(evaluation), "seconds": time.monotonic() - started}
+    record = {**empty_record(evaluation.options.protocols), "seconds": time.monotonic() - started}
     with Progress(f"evaluate {name}", len(scenes), "scene") as progress:
         for index, (scene_name, path) in enumerate(scenes.items()):
-            file = parts / f"{index}.json"
-            part = _kept(file, key, evaluation.out, KeptScene)
+            part = kept.scene(index)
             if part is None or part["skipped"]:
                 begun = time.monotonic()
                 with_pictures = len(record["pictures"]) < evaluation.options.images
                 part = _measure_scene(name, scene_name, path, model, evaluation, device, with_pictures)
-                part |= {"key": key, "seconds": time.monotonic() - begun}
-                write_json(file, part)
-            _add(record, part)
+                part["seconds"] = time.monotonic() - begun
+                kept.keep_scene(index, part)
+            add(record, part)
             progress.advance()
     del model
     gc.collect()
     for protocol, measured in record["protocols"].items():
-        measured["mean"] = protocol_mean(protocol, measured["per_scene"])
+        measured["mean"] = mean_over_scenes(measured["per_scene"], PROTOCOLS[protocol].metrics)
 
     return {
         "mean": mean_over_scenes(record["per_scene"]),
@@ -295,30 +288,6 @@ def _measure_method(
         **record,
         **_training_record(run_folder, backbone),
     }
-
-
-def _empty_record(evaluation: _Evaluation) -> dict[str, Any]:
-    return {
-        "per_scene": {},
-        "reasons": {},
-        "details": {},
-        "failed": {},
-        "skipped": [],
-        "pictures": [],
-        "protocols": {protocol: {"per_scene": {}, "reasons": {}} for protocol in evaluation.options.protocols},
-        "seconds": 0.0,
-    }
-
-
-def _add(record: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add the record of one scene to that of all."""
-    for name in ("per_scene", "reasons", "details", "failed"):
-        record[name] |= part[name]
-    for name in ("skipped", "pictures", "seconds"):
-        record[name] += part[name]
-    for protocol, values in record["protocols"].items():
-        for name in ("per_scene", "reasons"):
-            values[name] |= part["protocols"][protocol][name]
 
 
 def _measure_scene(
@@ -333,7 +302,7 @@ def _measure_scene(
     """The record of one scene, measured or failed (this method's fault) or skipped (the scene's)."""
     from subspace3d.formats.scene import SceneFile
 
-    record = _empty_record(evaluation)
+    record = empty_record(evaluation.options.protocols)
     try:
         scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
@@ -398,63 +367,6 @@ def _save_pictures(
     return {"scene": scene_name, **{kind: path.relative_to(out).as_posix() for kind, path in paths.items()}}
 
 
-def _assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json from the records of all methods.
-
-    Raises:
-        ValueError: no method has measured a scene; gives the reasons.
-    """
-    base = measured[BASE]
-    evaluated = list(dict.fromkeys(scene for record in measured.values() for scene in record["per_scene"]))
-    if not evaluated:
-        reasons = [f"{entry['scene']}: {entry['reason']}" for entry in base["skipped"]]
-        reasons += [
-            f"{name} on {scene}: {why}" for name, rec in measured.items() for scene, why in rec["failed"].items()
-        ]
-        raise ValueError("no scene could be evaluated; " + "; ".join(reasons[:4]))
-    shown: dict[str, dict[str, Any]] = {}
-    for name, record in measured.items():
-        for entry in record["pictures"]:
-            scene = shown.setdefault(entry["scene"], {"scene": entry["scene"], "true": entry["true"], "methods": {}})
-            scene["methods"][name] = entry["prediction"]
-    return {
-        "format": "subspace3d-results",
-        "version": 1,
-        "scenes": evaluated,
-        "skipped": base["skipped"],
-        "protocol": dict(protocol),
-        "metrics": {
-            name: {
-                "label": metric.label,
-                "lower_is_better": metric.lower_is_better,
-                "unit": metric.unit,
-                "alignment": metric.alignment,
-                "main": metric.main,
-            }
-            for name, metric in METRICS.items()
-        },
-        "protocols": {
-            name: {
-                **PROTOCOLS[name].in_words(),
-                "metrics": {
-                    metric: {
-                        "label": QUANTITIES[metric].label,
-                        "lower_is_better": QUANTITIES[metric].lower_is_better,
-                        "unit": QUANTITIES[metric].unit,
-                    }
-                    for metric in PROTOCOLS[name].metrics
-                },
-            }
-            for name in protocol["protocols"]
-        },
-        "methods": {
-            name: {key: value for key, value in record.items() if key not in ("key", "skipped", "pictures")}
-            for name, record in measured.items()
-        },
-        "pictures": list(shown.values()),
-    }
-
-
 def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
     from subspace3d.backbones.protocol import find_backbone
@@ -491,21 +403,6 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
         "pairs with a true baseline, steps of one degree",
         "mean": "over the scenes where a metric is defined",
     }
-
-
-def _kept(file: Path, key: Mapping[str, Any], out: Path, layout: type[Any]) -> dict[str, Any] | None:
-    """The record of an earlier evaluation, if it was made from the same inputs and its pictures still stand."""
-    if not file.is_file():
-        return None
-    try:
-        record = read_record(file, layout)
-    except ValueError as error:
-        logger.info(f"measuring anew: {error}")
-        return None
-    if record.get("key") != key:
-        return None
-    named = [out / entry[kind] for entry in record["pictures"] for kind in ("true", "prediction")]
-    return dict(record) if all(path.is_file() for path in named) else None
 
 
 def scene_name(path: Path, root: Path) -> str:

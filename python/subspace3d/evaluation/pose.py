@@ -68,10 +68,7 @@ def relative_pose_errors(pred: Array, true: Array) -> PairErrors:
 
     pred_rotation, pred_translation = relative_poses(pred)
     true_rotation, true_translation = relative_poses(true)
-    # |R - R*|_F = 2 sqrt(2) sin(angle / 2); unlike arccos of the trace it keeps small angles
-    chord = np.linalg.norm(pred_rotation - true_rotation, axis=(1, 2)) / np.sqrt(8.0)
-    rotation = np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
-
+    rotation = rotation_angles(pred_rotation, true_rotation)
     baseline = np.linalg.norm(true_translation, axis=1)
     # camera positions relative to the world origin set the size of the round-off
     size = max(float(np.abs(true[:, :, 3]).max()), float(baseline.max()))
@@ -114,6 +111,13 @@ def trajectory_error(pred_centres: Array, true_centres: Array) -> float:
     return float(np.sqrt(np.mean(np.sum((aligned - true_centres) ** 2, axis=1))))
 
 
+def rotation_angles(first: Array, second: Array) -> Array:
+    """Angle in degrees, 0 to 180, by which rotations [n, 3, 3] differ from others, each from its own: [n]."""
+    # |R - R*|_F = 2 sqrt(2) sin(angle / 2); unlike arccos of the trace it keeps small angles
+    chord = np.linalg.norm(first - second, axis=(1, 2)) / np.sqrt(8.0)
+    return np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
+
+
 def _direction_angles(first: Array, second: Array) -> Array:
     """Angle in degrees between rows of [n, 3]; 90 where ``first`` is zero."""
     cross = np.linalg.norm(np.cross(first, second), axis=1)
@@ -142,8 +146,7 @@ def step_errors(pred: Array, true: Array) -> tuple[float, float]:
         turns = rotations[:-1] @ rotations[1:].transpose(0, 2, 1)
         steps.append((turns, np.einsum("sij,sj->si", rotations[:-1], np.diff(centres, axis=0))))
     (true_turns, true_moves), (turns, moves) = steps
-    chord = np.linalg.norm(turns - true_turns, axis=(1, 2)) / np.sqrt(8.0)
-    angles = np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
+    angles = rotation_angles(turns, true_turns)
     distances = np.linalg.norm(moves - true_moves, axis=1)
     return float(np.sqrt(np.mean(distances**2))), float(np.sqrt(np.mean(angles**2)))
 

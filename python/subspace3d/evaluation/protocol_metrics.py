@@ -18,15 +18,20 @@ from subspace3d.evaluation.pose import (
     camera_centres,
     consensus_alignment,
     moved_cameras,
+    rotation_angles,
     step_errors,
     trajectory_error,
 )
-from subspace3d.evaluation.scene_metrics import NO_POSES, SceneResult, Views, valid_mask
+from subspace3d.evaluation.scene_metrics import NO_POSES, ONLY_TURNS, SceneResult, Views, valid_mask
 from subspace3d.evaluation.video_depth import video_depth_errors
 
 ICP_THRESHOLDS = {"mm": 100.0}  # by the unit's name: that of DTU
 ICP_THRESHOLD = 0.1
 MOST_DEPTH = 70.0  # metres
+SURFACE = (
+    "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency",
+    "normal_consistency_median",
+)  # fmt: skip
 CENTRE_SHARE = 224 / 512  # of the width, and as many pixels of the height
 VOXEL = 4.0 / 512.0
 TRUNCATION = 0.04
@@ -104,8 +109,7 @@ def measure_cut3r(scene: Measured) -> SceneResult:
     """Trajectory, surfaces of the images' centres after medians and ICP, video depth."""
     result = SceneResult()
     _trajectory(result, scene)
-    names = _SURFACE
-    _tried(result, names, lambda: _centre_surface(scene, names))
+    _tried(result, SURFACE, lambda: _centre_surface(scene))
     _video_depth(result, scene, ("scale", "scale_shift", "metric"))
     return result
 
@@ -174,8 +178,7 @@ def pair_errors(pred: Array, true: Array, pair: Pair) -> tuple[Array, Array]:
         pair (str): one of the above.
     """
     (turns, moves), (true_turns, true_moves) = (_pair_poses(extrinsics, pair) for extrinsics in (pred, true))
-    chord = np.linalg.norm(turns - true_turns, axis=(1, 2)) / np.sqrt(8.0)
-    rotation = np.degrees(2.0 * np.arcsin(np.clip(chord, 0.0, 1.0)))
+    rotation = rotation_angles(turns, true_turns)
     cross = np.linalg.norm(np.cross(moves, true_moves), axis=1)
     dot = np.abs(np.einsum("pi,pi->p", moves, true_moves))
     direction = np.degrees(np.arctan2(cross, dot))
@@ -211,7 +214,7 @@ def _poses(result: SceneResult, scene: Measured, pair: Pair, thresholds: tuple[i
     elif len(scene.true.poses) < 2:
         result.undefined(names, "relative poses need at least 2 frames, got 1")
     elif not scene.true.translation_known:
-        result.undefined(names, _ONLY_TURNS)
+        result.undefined(names, ONLY_TURNS)
     else:
         errors = pair_errors(scene.pred.poses, scene.true.poses, pair)
         result.metrics |= {name: auc(*errors, threshold) for name, threshold in zip(names, thresholds)}
@@ -229,19 +232,13 @@ def _trajectory(result: SceneResult, scene: Measured) -> None:
 
 # ---- surfaces --------------------------------------------------------------------------------------------------------
 
-_SURFACE = (
-    "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency",
-    "normal_consistency_median",
-)  # fmt: skip
-_ONLY_TURNS = "where the true cameras stand is not known, only how they turn"
-
 
 def _tried(
     result: SceneResult, names: tuple[str, ...], measured: Callable[[], dict[str, float]], scene: Measured | None = None
 ) -> None:
     """Add what ``measured`` returns, or say why there is nothing."""
     if scene is not None and not scene.true.translation_known:
-        result.undefined(names, _ONLY_TURNS)
+        result.undefined(names, ONLY_TURNS)
         return
     try:
         result.metrics |= measured()
@@ -268,9 +265,9 @@ def _aligned_surface(result: SceneResult, scene: Measured) -> None:
     def measured() -> dict[str, float]:
         first = scene.similarity
         refined = icp(first.apply(scene.pred_cloud.points), scene.true_cloud, scene.icp_threshold)
-        return _surface(MovedCloud(scene.pred_cloud, refined.motion.after(first)), scene.true_cloud, _SURFACE)
+        return _surface(MovedCloud(scene.pred_cloud, refined.motion.after(first)), scene.true_cloud, SURFACE)
 
-    _tried(result, _SURFACE, measured, scene)
+    _tried(result, SURFACE, measured, scene)
 
 
 def median_alignment(pred: Array, true: Array) -> Similarity:
@@ -311,9 +308,9 @@ def centre_crop(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & inside
 
 
-def _centre_surface(scene: Measured, names: tuple[str, ...]) -> dict[str, float]:
+def _centre_surface(scene: Measured) -> dict[str, float]:
     if not scene.true.translation_known:
-        raise ValueError(_ONLY_TURNS)
+        raise ValueError(ONLY_TURNS)
     fitted = median_alignment(
         scene.pred.first_camera().apply(scene.pred_cloud.points),
         scene.true.first_camera().apply(scene.true_cloud.points),
@@ -324,12 +321,12 @@ def _centre_surface(scene: Measured, names: tuple[str, ...]) -> dict[str, float]
         raise ValueError(f"the centre must hold at least 3 pixels with depth, got {np.count_nonzero(inside)}")
     pred, true = PointCloud(scene.pred.points(inside)), PointCloud(scene.true.points(inside))
     refined = icp(to_world.apply(pred.points), true, scene.icp_threshold)
-    return _surface(MovedCloud(pred, refined.motion.after(to_world)), true, names)
+    return _surface(MovedCloud(pred, refined.motion.after(to_world)), true, SURFACE)
 
 
 def _consensus(scene: Measured) -> Similarity:
     if not scene.true.translation_known:
-        raise ValueError(_ONLY_TURNS)
+        raise ValueError(ONLY_TURNS)
     return consensus_alignment(camera_centres(scene.pred.poses), camera_centres(scene.true.poses))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from subspace3d.cropping import Box, centred_box, crop_resize
 from subspace3d.evaluation import protocol_metrics as metrics
+from subspace3d.evaluation.predict import choose_frames
 from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.scene_metrics import SceneResult
 from subspace3d.formats.scene import Scene, SceneFile
@@ -84,12 +85,6 @@ def load_views(path: Path, frames: list[int], crop: Crop, image_size: int, patch
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
-def spread(count: int, available: int) -> list[int]:
-    """``floor(i available / count)`` for i < count; all when there are no more."""
-    count = min(count, available)
-    return [index * available // count for index in range(count)]
-
-
 def ten_at_random(available: int) -> list[int]:
     """Ten different frames in random order, from NumPy's RandomState(0); all in order when there are no more."""
     if available <= 10:
@@ -149,10 +144,6 @@ def longest_side(intrinsic: np.ndarray, size: Size, image_size: int, patch_size:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-_SURFACE = (
-    "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency",
-    "normal_consistency_median",
-)  # fmt: skip
 _SAMPLED = "means over surfaces are over 50,000 evenly spaced points of each, normals over 20,000, ICP sees 25,000"
 _GLOBAL = (
     "scale and shift are the global minimum (the original takes steps of 1e-4 by Adam, which move the shift by 0.1 at "
@@ -164,7 +155,7 @@ _SIM3_ICP = "Umeyama's Sim(3) on all corresponding pixels, then ICP as Open3D's,
 PROTOCOLS: dict[str, Protocol] = {
     "authors": Protocol(
         source="arXiv 2604.10095 and its release (mv_recon, videodepth)",
-        frames=lambda available: spread(8, available),
+        frames=lambda available: choose_frames(available, 8),
         frames_in_words="8, evenly spaced: every 12th of 96, as for THuman2.1 and 2K2K",
         crop=whole_width,
         size_in_words=_WHOLE,
@@ -173,7 +164,7 @@ PROTOCOLS: dict[str, Protocol] = {
         differs=f"{_SAMPLED}; the focal lengths follow each side of the image by itself (the release scales both by "
         "the larger factor, up to 2 % off); the depth fit is the global minimum (the release: 1,000 steps of Adam); "
         "scenes weigh the same (the release weighs depth by pixels)",
-        metrics=(*_SURFACE, "abs_rel_frame_affine", "delta_frame_affine"),
+        metrics=(*metrics.SURFACE, "abs_rel_frame_affine", "delta_frame_affine"),
         measure=metrics.measure_authors,
     ),
     "vggt": Protocol(
@@ -201,7 +192,7 @@ PROTOCOLS: dict[str, Protocol] = {
         mask="true depth > 0; video depth in metres: also < 70",
         differs=f"{_SAMPLED}; {_GLOBAL}; AUC is a mean over scenes (the original pools the pairs)",
         metrics=(
-            "auc_5", "auc_15", "auc_30", "ate", "rpe_translation", "rpe_rotation_deg", *_SURFACE,
+            "auc_5", "auc_15", "auc_30", "ate", "rpe_translation", "rpe_rotation_deg", *metrics.SURFACE,
             "abs_rel_scale", "delta_scale", "abs_rel_scale_shift", "delta_scale_shift",
         ),
         measure=metrics.measure_pi3,
@@ -219,7 +210,7 @@ PROTOCOLS: dict[str, Protocol] = {
         mask="true depth > 0; video depth in metres: also < 70, and predictions beyond count as 70",
         differs=f"{_SAMPLED}; {_GLOBAL}",
         metrics=(
-            "ate", "rpe_translation", "rpe_rotation_deg", *_SURFACE, "abs_rel_scale", "delta_scale",
+            "ate", "rpe_translation", "rpe_rotation_deg", *metrics.SURFACE, "abs_rel_scale", "delta_scale",
             "abs_rel_scale_shift", "delta_scale_shift", "abs_rel_metric", "delta_metric",
         ),
         measure=metrics.measure_cut3r,
@@ -247,12 +238,3 @@ PROTOCOLS: dict[str, Protocol] = {
         measure=metrics.measure_da3,
     ),
 }  # fmt: skip
-
-
-def mean_over_scenes(protocol: str, per_scene: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Mean of every metric of a protocol over the scenes where it is defined; None where there is none."""
-    means: dict[str, float | None] = {}
-    for name in PROTOCOLS[protocol].metrics:
-        values = [value for scene in per_scene.values() if (value := scene.get(name)) is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means

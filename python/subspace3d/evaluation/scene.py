@@ -40,7 +40,7 @@ def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 
 
     Raises:
         ValueError: fewer than 3 pixels of a scene of one view have depth.
-        ImportError: Open3D or SciPy cannot be imported; names the remedy.
+        ImportError: SciPy cannot be imported.
     """
     true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
     device = next(model.parameters()).device

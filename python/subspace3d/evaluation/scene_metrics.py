@@ -51,6 +51,7 @@ DEPTH = (
 )  # fmt: skip
 NO_POSES = "not predicted: camera poses"
 NO_INTRINSICS = "not predicted: intrinsics, and no points either"
+ONLY_TURNS = "where the true cameras stand is not known, only how they turn"
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -311,7 +312,7 @@ def _measure_cloud(
     """Surfaces and camera centres in the world."""
     result = SceneResult()
     if not true.translation_known:
-        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, "where the true cameras stand is not known, only how they turn")
+        result.undefined(ALIGNED_CLOUD + RAW_CLOUD, ONLY_TURNS)
         return result
     if pred.extrinsics is None or pred_camera is None:
         result.undefined(ALIGNED_CLOUD + RAW_CLOUD, NO_POSES if pred.extrinsics is None else NO_INTRINSICS)

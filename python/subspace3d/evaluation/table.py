@@ -127,10 +127,12 @@ QUANTITIES: dict[str, Metric] = {
 }
 
 
-def mean_over_scenes(per_scene: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def mean_over_scenes(
+    per_scene: Mapping[str, Mapping[str, float | None]], names: Iterable[str] = METRICS
+) -> dict[str, float | None]:
     """Mean of every metric over the scenes where it is defined; None where there is none."""
     means: dict[str, float | None] = {}
-    for name in METRICS:
+    for name in names:
         values = [value for metrics in per_scene.values() if (value := metrics.get(name)) is not None]
         means[name] = math.fsum(values) / len(values) if values else None
     return means

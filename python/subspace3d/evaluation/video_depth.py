@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subspace3d.evaluation.alignment import Array, masked_depths
+from subspace3d.evaluation.depth import is_within
 from subspace3d.evaluation.l1_alignment import align_scale_shift
 
-DELTA = 1.25
 _REWEIGHTINGS = 10
 _LEAST_RESIDUAL = 1e-8
 _LEAST_SCALE = 1e-3
@@ -68,6 +68,5 @@ def video_depth_errors(
     for name, depth in aligned.items():
         if most_depth is not None:
             depth = np.minimum(depth, most_depth)
-        within = (depth < DELTA * truth) & (truth < DELTA * depth)
-        errors[name] = float(np.mean(np.abs(depth - truth) / truth)), float(np.mean(within))
+        errors[name] = float(np.mean(np.abs(depth - truth) / truth)), float(np.mean(is_within(depth, truth)))
     return errors

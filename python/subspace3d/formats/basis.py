@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from subspace3d import outputs
-from subspace3d.files import check_values, load_tensors, save_tensors
+from subspace3d.files import check_values, load_tensors, natural, save_tensors
 from subspace3d.formats.adapter import WEIGHTS_NAME, is_core_key, read_adapter
-from subspace3d.formats.subspace import natural_key
 from subspace3d.log import logger
 
 Basis = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -167,7 +166,7 @@ def load_authors(path: Path) -> Basis:
         stack = "decoder" if match["blocks"] == "decoder" else f"aggregator.{match['blocks']}"
         halves.setdefault(f"{stack}.{match['layer']}.{match['part']}", {})[match["side"]] = tensor
     basis = {}
-    for name in sorted(halves, key=natural_key):
+    for name in sorted(halves, key=natural):
         half = halves[name]
         for side in "AB":
             if side not in half:

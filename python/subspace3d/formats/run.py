@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from subspace3d.backbones.model_card import NAME as CARD
 from subspace3d.backbones.model_card import licence_of_card
-from subspace3d.choices import CORE_METHODS
+from subspace3d.choices import CORE_METHODS, OWN_WEIGHTS, Method
 from subspace3d.files import inside, read_json, sha256
 from subspace3d.schema import Count, Rule, check
 
@@ -43,7 +43,7 @@ class TunedRecord(TypedDict):
 
     format: str
     version: int
-    method: Literal["none", "full", "bias", "lora", "pissa", "adalora", "psv", "subspace"]
+    method: Method
     backbone: BackboneTable
     settings: dict[str, Any]
     files: dict[str, _Digest]
@@ -121,7 +121,7 @@ def read_tuned_record(folder: Path) -> TunedRecord:
 def _needed(method: str) -> tuple[str, ...]:
     if method == "none":
         return ()
-    if method in ("full", "bias"):
+    if method in OWN_WEIGHTS:
         return (WEIGHTS,)
     return (BASIS, ADAPTER_WEIGHTS) if method in CORE_METHODS else (ADAPTER_WEIGHTS,)
 

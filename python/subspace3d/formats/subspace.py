@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +113,7 @@ def load_subspace(path: Path) -> SubspaceFile:
         fields.setdefault(name, {})[field] = tensor
     if not fields:
         raise ValueError(f"{path}: must hold at least one module")
-    modules = {name: _module(path, name, fields[name]) for name in sorted(fields, key=natural_key)}
+    modules = {name: _module(path, name, fields[name]) for name in sorted(fields, key=files.natural)}
     _check_together(path, modules, header)
     return SubspaceFile(modules, header)
 
@@ -184,8 +183,3 @@ def find_subspaces(paths: Iterable[Path]) -> dict[str, Path]:
 def load_subspaces(paths: Iterable[Path]) -> dict[str, SubspaceFile]:
     """The files of `find_subspaces`, read; raises what it and `load_subspace` raise."""
     return {attribute: load_subspace(path) for attribute, path in find_subspaces(paths).items()}
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort key in which ``blocks.2`` comes before ``blocks.10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -13,8 +13,9 @@ import torch
 
 import subspace_ext
 from subspace3d.choices import ATTRIBUTES
+from subspace3d.files import natural
 from subspace3d.formats.analysis import FORMAT, VERSION
-from subspace3d.formats.subspace import SubspaceFile, natural_key
+from subspace3d.formats.subspace import SubspaceFile
 from subspace3d.mining.cross_validation import SIDES, own_and_nearest
 from subspace3d.mining.interference import compare_attributes
 from subspace3d.mining.mine import mean_relative_weights
@@ -38,7 +39,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
     attributes = sorted(subspaces, key=lambda name: (order.get(name, len(order)), name))
     _check_comparable(subspaces)
     first = subspaces[attributes[0]]
-    modules = sorted(first.modules, key=natural_key)
+    modules = sorted(first.modules, key=natural)
     spectra = {attribute: _spectra(subspaces[attribute], modules) for attribute in attributes}
     return {
         "format": FORMAT,
@@ -106,7 +107,7 @@ def _check_comparable(subspaces: Mapping[str, SubspaceFile]) -> None:
         models = first.header.get("base_model"), other.header.get("base_model")
         if models[0] != models[1]:
             raise ValueError(f"base models must agree: {first_name} has {models[0]!r}, {name} has {models[1]!r}")
-        difference = sorted(first.modules.keys() ^ other.modules.keys(), key=natural_key)
+        difference = sorted(first.modules.keys() ^ other.modules.keys(), key=natural)
         if difference:
             raise ValueError(f"modules must agree: {difference[0]} is in only one of {first_name} and {name}")
         for module, here in first.modules.items():

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from subspace3d.choices import ATTRIBUTES
+from subspace3d.files import natural
 from subspace3d.formats.comparison import FORMAT, VERSION
-from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
+from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile
 from subspace3d.mining.cross_validation import SIDES
 from subspace3d.mining.spectra import place
 from subspace3d.mining.stacks import orthonormal
@@ -66,7 +67,7 @@ def compare(one: Checkpoint, two: Checkpoint, held_out: Mapping[str, Mapping[str
         "left_out": {
             "attributes": {name: sorted(files.keys() - set(attributes)) for name, files in sides.items()},
             "modules": {
-                name: sorted(set().union(*modules[name].values()) - set(common), key=natural_key) for name in sides
+                name: sorted(set().union(*modules[name].values()) - set(common), key=natural) for name in sides
             },
         },
         "modules": common,
@@ -97,7 +98,7 @@ def _common(
     """Modules that every file has, in one size: name -> out, in and place."""
     tables = [modules[name][attribute] for name in CHECKPOINTS for attribute in attributes]
     found = {}
-    for name in sorted(set(tables[0]).intersection(*tables[1:]), key=natural_key):
+    for name in sorted(set(tables[0]).intersection(*tables[1:]), key=natural):
         sizes = {(len(table[name].u), len(table[name].v)) for table in tables}
         if len(sizes) == 1:
             where = place(name)

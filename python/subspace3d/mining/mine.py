@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 import subspace_ext
+from subspace3d.files import natural
 from subspace3d.formats.adapter import Adapter
-from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile, natural_key
+from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile
 from subspace3d.mining.selection import HeldOut, Model, choose_k, compare_models, sharing
 from subspace3d.mining.stacks import (
     Factors,
@@ -162,7 +163,7 @@ def check_same_modules(adapters: Sequence[Adapter], base_model: str = "") -> Non
                 f"{other.path} has {other.base_model!r}; if these are one model, give it one name (--base-model)"
             )
         for here, there in ((first, other), (other, first)):
-            missing = sorted(here.modules.keys() - there.modules.keys(), key=natural_key)
+            missing = sorted(here.modules.keys() - there.modules.keys(), key=natural)
             if missing:
                 raise ValueError(
                     f"adapters must change the same modules: {here.path} has {missing[0]}"

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
+from subspace3d.files import natural
 from subspace3d.formats.adapter import Adapter
-from subspace3d.formats.subspace import natural_key
 from subspace_ext.mining import vanishing
 
 # A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
@@ -53,7 +53,7 @@ def group_modules(factors: Mapping[str, Factors], k: int | Mapping[str, int]) ->
     """
     groups: defaultdict[Group, list[str]] = defaultdict(list)
     most = 0
-    for name in sorted(factors, key=natural_key):
+    for name in sorted(factors, key=natural):
         module = factors[name]
         ranks = [len(lora_a) for _, lora_a in module]
         out_features, in_features = len(module[0][0]), module[0][1].shape[1]

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspace3d.files import atomic_path
-from subspace3d.formats.subspace import natural_key
+from subspace3d.files import atomic_path, natural
 from subspace3d.mining.spectra import place
 from subspace3d.reporting.figures import COLOURS, INK, panels, to_png
 
@@ -23,6 +22,7 @@ _SOURCES = {
     "random": ("#999999", "x", "random directions"),
 }
 _FLOOR = 1e-5  # shares below it are drawn at it
+_MOST_LABELS = 12  # blocks named below an axis
 
 
 def draw_fit(record: Mapping[str, Any], path: Path) -> None:
@@ -71,10 +71,11 @@ def _draw_sides(axis: Axes, record: Mapping[str, Any]) -> None:
 def _draw_layers(axis: Axes, record: Mapping[str, Any]) -> None:
     """Energy of the modules of each block together: the gradient differs by orders of magnitude between modules."""
     blocks: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
-    for name in sorted(record["modules"], key=natural_key):
+    for name in sorted(record["modules"], key=natural):
         where = place(name)
         blocks.setdefault((where.family, where.layer), []).append(record["modules"][name])
-    order = sorted(blocks, key=lambda key: (key[1] is None, key[1] or 0, key[0]))
+    # frame and global blocks take turns; the heads come after them, not among the first
+    order = sorted(blocks, key=lambda key: (not key[0], key[0].partition(".")[0], key[1] or 0, key[0]))
     for source in ("gradient", "basis", "psv", "random"):
         colour, marker, _ = _SOURCES[source]
         shares = []
@@ -84,7 +85,7 @@ def _draw_layers(axis: Axes, record: Mapping[str, Any]) -> None:
             shares.append(_percent(inside / sum(energies)) if sum(energies) else math.nan)
         axis.plot(range(len(order)), shares, color=colour, marker=marker, markersize=3.5, linewidth=1.0)
     axis.set_yscale("log")
-    labels = [f"{family.rpartition('.')[2].split('_')[0]} {'' if layer is None else layer}" for family, layer in order]
-    step = max(1, len(order) // 12)
+    labels = [f"{family.rpartition('.')[2].split('_')[0]} {layer}" if family else "others" for family, layer in order]
+    step = math.ceil(len(order) / _MOST_LABELS)
     axis.set_xticks(range(0, len(order), step), labels[::step], fontsize=7, rotation=60, ha="right")
     axis.set_title(f"by block, both sides, K = {record['K']}", fontsize=9.5, color=INK, loc="left")

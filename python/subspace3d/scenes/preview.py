@@ -11,7 +11,6 @@ from subspace3d.choices import ATTRIBUTES
 from subspace3d.files import atomic_path
 from subspace3d.formats.scene import load_scene
 
-_WIDTH = 160  # pixels of one picture
 _GAP, _MARGIN, _LABELS = 4, 22, 96  # pixels: between scenes, above the pictures, left of them
 _QUALITY = 72  # of the JPEG
 

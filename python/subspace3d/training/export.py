@@ -8,7 +8,7 @@ from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.backbones.model_card import write_card
 from subspace3d.backbones.record import BackboneRecord
-from subspace3d.choices import CORE_METHODS
+from subspace3d.choices import CORE_METHODS, OWN_WEIGHTS
 from subspace3d.files import atomic_folder
 from subspace3d.formats.adapter import fill_lora
 from subspace3d.formats.basis import authors_stem, load_basis, save_authors
@@ -33,7 +33,7 @@ def export_lora(run: Path, folder: Path, backbone: str = "") -> Path:
         ValueError: the run trained no adapter.
     """
     record = read_tuned(run)
-    if record["method"] in ("none", "full", "bias"):
+    if record["method"] in ("none", *OWN_WEIGHTS):
         raise ValueError(f"run: the method of {run} must train an adapter, {record['method']!r} does not")
     model = load_tuned(run, backbone=backbone)
     origin = BackboneRecord(**record["backbone"])

@@ -14,12 +14,11 @@ from subspace3d import outputs
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.adapters.placement import OWN_WEIGHTS
 from subspace3d.adapters.saved import attach_adapter
 from subspace3d.backbones.model_card import write_card
 from subspace3d.backbones.protocol import PRESETS
 from subspace3d.backbones.record import BackboneRecord, load_backbone
-from subspace3d.choices import CORE_METHODS
+from subspace3d.choices import CORE_METHODS, OWN_WEIGHTS
 from subspace3d.files import atomic_folder, check_values, load_tensors, save_tensors, sha256, write_json
 from subspace3d.formats.adapter import CONFIG_NAME, write_lora
 from subspace3d.formats.basis import Basis, save_basis

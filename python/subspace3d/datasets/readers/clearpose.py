@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.matlab import LARGEST, check_elements
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
 from subspace3d.formats.images import read_depth, read_rgb
@@ -39,10 +41,8 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         group, number = _number(folder.parent), _number(folder)
         split = "test" if group in _TEST_SETS or _TEST_SCENE.get(group) == number else "train"
         name = f"{folder.parent.name}_{folder.name}"
-        scenes.append(SourceScene(name, split, _reader(config, folder, split)))
-    if not scenes:
-        raise ValueError(f"root must hold ClearPose scenes, set1/scene1/metadata.mat and so on; found none in {root}")
-    return scenes
+        scenes.append(SourceScene(name, split, partial(_read, folder, split)))
+    return some(scenes, "ClearPose scenes, set1/scene1/metadata.mat and so on", root)
 
 
 def _number(folder: Path) -> int:
@@ -50,25 +50,22 @@ def _number(folder: Path) -> int:
     return int(digits) if digits else 0
 
 
-def _reader(config: ReaderConfig, folder: Path, split: str) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        metadata = _read_metadata(folder / "metadata.mat")
-        step = config.frame_step or _FRAME_STEP
-        keys = [key for key in sorted(metadata) if int(key) % step == 0]
-        if not keys:
-            raise ValueError(f"{folder}: no frame has a number that is a multiple of {step} (--frame-step)")
-        if split == "test" and not config.frame_step and len(keys) > _TEST_FRAMES:
-            keys = [keys[index * (len(keys) - 1) // (_TEST_FRAMES - 1)] for index in range(_TEST_FRAMES)]
-        factors = {float(metadata[key]["factor_depth"]) for key in keys}
-        if len(factors) != 1 or not min(factors) > 0:
-            raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
-        scale = 1 / factors.pop()
-        report.count(len(keys), len(keys), len(keys))
-        frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report)
-        provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": keys}}
-        return Content(frames, provenance, depth_scale=scale)
-
-    return read
+def _read(folder: Path, split: str, config: ReaderConfig, report: Report) -> Content:
+    metadata = _read_metadata(folder / "metadata.mat")
+    step = config.frame_step or _FRAME_STEP
+    keys = [key for key in sorted(metadata) if int(key) % step == 0]
+    if not keys:
+        raise ValueError(f"{folder}: no frame has a number that is a multiple of {step} (--frame-step)")
+    if split == "test" and not config.frame_step and len(keys) > _TEST_FRAMES:
+        keys = [keys[index * (len(keys) - 1) // (_TEST_FRAMES - 1)] for index in range(_TEST_FRAMES)]
+    factors = {float(metadata[key]["factor_depth"]) for key in keys}
+    if len(factors) != 1 or not min(factors) > 0:
+        raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
+    scale = 1 / factors.pop()
+    report.count(len(keys), len(keys), len(keys))
+    frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report)
+    provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": keys}}
+    return Content(frames, provenance, depth_scale=scale)
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, np.ndarray]]:

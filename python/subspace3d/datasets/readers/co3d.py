@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
             continue
         for sequence, frames in annotations.items():
             name = f"{match['category']}_{sequence}"
-            scenes.append(SourceScene(name, match["split"], _reader(config, root, file, sequence, frames)))
+            scenes.append(SourceScene(name, match["split"], partial(_read, root, file, sequence, frames)))
     if not scenes and report.reasons:
         raise ValueError(f"root: no annotations in {root} can be read; first: {report.reasons[0]}")
     if not scenes:
@@ -69,32 +71,28 @@ def _annotations(path: Path) -> dict[str, Any]:
     return record
 
 
-def _reader(config: ReaderConfig, root: Path, file: Path, sequence: str, frames: Any) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        views = sorted(_views(root, frames, report), key=lambda view: natural(view.name))
-        source = {"kind": "co3d", "annotations": file.name, "sequence": sequence}
-        depth_format = DepthFormat(read=read_half_png, unit_known=True)
-        return content(views, config, report, root, source, depth_format, unit="scene")
-
-    return read
+def _read(root: Path, file: Path, sequence: str, frames: Any, config: ReaderConfig, report: Report) -> Content:
+    views = sorted(_views(root, frames, report), key=lambda view: natural(view.name))
+    source = {"kind": "co3d", "annotations": file.name, "sequence": sequence}
+    depth_format = DepthFormat(read=read_half_png, unit_known=True)
+    return content(views, config, report, root, source, depth_format, unit="scene")
 
 
 def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:
     for index, frame in enumerate(frames):
         name = str(frame.get("filepath", "")) if isinstance(frame, dict) else ""
+        image = root / name
+        depth = image.parent.parent / "depths" / f"{image.name}.geometric.png"
         try:
             if not name:
                 raise ValueError("a frame must have a filepath")
             intrinsic = pinhole(_numbers(frame, "intri"), "intri")
             extrinsic = pose_from_w2c(_numbers(frame, "extri"))
         except ValueError as error:
-            report.count(images=1)
-            report(f"{name or f'frame {index}'}: {error}")
+            has_camera = isinstance(frame, dict) and frame.get("extri") is not None
+            report.leave_out(f"{name or f'frame {index}'}: {error}", os.path.isfile(depth), has_camera)
             continue
-        image = root / name
-        sequence = image.parent.parent
-        depth = sequence / "depths" / f"{image.name}.geometric.png"
-        mask = sequence / "depth_masks" / f"{image.stem}.png"
+        mask = image.parent.parent / "depth_masks" / f"{image.stem}.png"
         if not depth.is_file():
             report(f"{name}: used without depth: no such file: {depth.name}")
         yield View(

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, unlisted
+from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.undistort import Projection
 from subspace3d.datasets.readers.views import DepthFormat, View, content
@@ -32,19 +32,15 @@ _DEPTH_FOLDERS = ("depth", "depths", "depth_maps")
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Models by the folder of their capture; several of one capture are several scenes."""
-    models = [folder for folder, _, names in walk(root) if has_model(names)]
-    if not models:
-        raise ValueError(
-            "root must hold COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside "
-            f"<capture>/images; found none below {root}"
-        )
+    layout = "COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside <capture>/images"
+    models = some([folder for folder, _, names in walk(root) if has_model(names)], layout, root)
     captures = [_capture(model, root) for model in models]
     scenes = []
     for model, capture in zip(models, captures):
         name = scene_name(capture, root)
         if captures.count(capture) > 1:
             name += "_" + "_".join(model.relative_to(capture).parts)
-        scenes.append(SourceScene(name, "", _reader(config, model, capture)))
+        scenes.append(SourceScene(name, "", partial(_read, model, capture)))
     return scenes
 
 
@@ -65,49 +61,45 @@ def _images(capture: Path) -> Path | None:
     return found or min(reduced, key=lambda path: natural(path.name), default=None)
 
 
-def _reader(config: ReaderConfig, folder: Path, capture: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        model = read_model(folder)
-        for name, fault in model.faults.items():
-            report(f"{name}: {fault}")
-        report.count(images=len(model.faults), cameras=len(model.faults))
-        images = _images(capture) or capture
-        if images.name.startswith("images_"):
-            report(f"{images.name}: used, there is no folder images; the cameras are reduced as its images are")
-        files = {name: named_file(images, name) for name in (*(name for name, _, _ in model.images), *model.faults)}
-        stems = {name: _stem(path, images) for name, path in files.items()}
-        if images == capture and not any(map(os.path.isfile, files.values())):
-            raise ValueError(
-                f"{capture} must have the model's images in a folder images, or {', '.join(_IMAGE_FOLDERS[1:4])}"
-            )
-        dense = capture / "stereo/depth_maps"
-        depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
+def _read(folder: Path, capture: Path, config: ReaderConfig, report: Report) -> Content:
+    model = read_model(folder)
+    images = _images(capture) or capture
+    if images.name.startswith("images_"):
+        report(f"{images.name}: used, there is no folder images; the cameras are reduced as its images are")
+    files = {name: named_file(images, name) for name in (*(name for name, _, _ in model.images), *model.faults)}
+    stems = {name: _stem(path, images) for name, path in files.items()}
+    if images == capture and not any(map(os.path.isfile, files.values())):
+        raise ValueError(
+            f"{capture} must have the model's images in a folder images, or {', '.join(_IMAGE_FOLDERS[1:4])}"
+        )
+    dense = capture / "stereo/depth_maps"
+    depths = {} if dense.is_dir() else by_stem(capture, _DEPTH_FOLDERS, report)
 
-        def depth_of(name: str) -> Path | None:
-            return _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
+    def depth_of(name: str) -> Path | None:
+        return _dense_depth(dense, name) if dense.is_dir() else depths.get(stems[name])
 
-        cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
-        views = []
-        for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
-            camera = model.cameras[number]
-            intrinsic, projection = cameras[number]
-            depth = depth_of(name)
-            if depth is None and (depths or dense.is_dir()):
-                report(f"{name}: used without depth: there is none of its name")
-            views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
-        spare = set(depths) - set(stems.values())
-        report.count(depths=len(spare) + sum(depth_of(name) is not None for name in model.faults))
-        for stem in sorted(spare):
-            report(f"{depths[stem].name}: depth without an image of its name")
-        if images != capture:
-            names = [str(path.relative_to(images)) for path in files.values() if path.is_relative_to(images)]
-            unlisted(images, names, report, "the model has no pose of it")
-        source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}
-        # COLMAP's own scale is arbitrary
-        depth_format = DepthFormat(read=_read_dense if dense.is_dir() else None, unit_known=True)
-        return content(views, config, report, capture, source, depth_format, unit="scene")
-
-    return read
+    for name, fault in model.faults.items():
+        report.leave_out(f"{name}: {fault}", depth_of(name) is not None, camera=True)
+    cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
+    views = []
+    for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
+        camera = model.cameras[number]
+        intrinsic, projection = cameras[number]
+        depth = depth_of(name)
+        if depth is None and (depths or dense.is_dir()):
+            report(f"{name}: used without depth: there is none of its name")
+        views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
+    spare = set(depths) - set(stems.values())
+    report.count(depths=len(spare))
+    for stem in sorted(spare):
+        report(f"{depths[stem].name}: depth without an image of its name")
+    if images != capture:
+        names = [str(path.relative_to(images)) for path in files.values() if path.is_relative_to(images)]
+        unlisted(images, names, report, "the model has no pose of it")
+    source = {"kind": "colmap", "model": folder.name, "models": sorted({c.model for c in model.cameras.values()})}
+    # COLMAP's own scale is arbitrary
+    depth_format = DepthFormat(read=_read_dense if dense.is_dir() else None, unit_known=True)
+    return content(views, config, report, capture, source, depth_format, unit="scene")
 
 
 def pinhole_of(camera: Camera) -> tuple[np.ndarray, Projection | None]:

@@ -7,21 +7,23 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from subspace3d.datasets.readers.source import Report, SourceScene
+from subspace3d.datasets.readers.source import Report
 from subspace3d.files import natural, walk
 from subspace3d.formats.images import DEPTH_SUFFIXES
 
+Found = TypeVar("Found")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _FOREIGN = (".heic", ".heif", ".avif", ".dng", ".gif", ".raw", ".cr2", ".nef", ".arw")  # images that are not read
 _ADDED = re.compile(r"^(depth|disp|rgb|color|image|frame|img)[_.-]?|[_.-](depth|rgb|color|image)$", re.IGNORECASE)
 
 
-def some(scenes: list[SourceScene], what: str, root: Path) -> list[SourceScene]:
-    """The scenes; ValueError with the layout that was looked for where there are none."""
-    if not scenes:
+def some(found: list[Found], what: str, root: Path) -> list[Found]:
+    """What was found; ValueError with the layout that was looked for where that is nothing."""
+    if not found:
         raise ValueError(f"root must hold {what}; found none below {root}")
-    return scenes
+    return found
 
 
 def scene_name(folder: Path, root: Path) -> str:
@@ -35,8 +37,7 @@ def image_files(folder: Path, report: Report) -> list[Path]:
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         suffix = path.suffix.lower()
         if suffix in _FOREIGN:
-            report.count(images=1)
-            report(f"{path.name}: images of the kind {suffix} are not read, export them as jpg or png")
+            report.leave_out(f"{path.name}: images of the kind {suffix} are not read, export them as jpg or png")
         elif suffix in IMAGE_SUFFIXES and not path.name.startswith("."):
             found.append(path)
     return found
@@ -95,6 +96,14 @@ def ordered(files: list[Path]) -> list[Path]:
         return sorted(files, key=lambda path: natural(path.name))
 
 
+def depth_there(path: Path, image: Path, report: Report) -> Path | None:
+    """The depth file of an image; where there is none, that is reported."""
+    if path.is_file():
+        return path
+    report(f"{image.name}: used without depth: no such file: {path.name}")
+    return None
+
+
 def by_stem(folder: Path, names: Iterable[str], report: Report) -> dict[str, Path]:
     """Depth files by their path below the first of the folders ``names``, without suffix; others are reported."""
     base = next((folder / name for name in names if (folder / name).is_dir()), None)
@@ -140,8 +149,7 @@ def unlisted(folder: Path, names: Iterable[str], report: Report, why: str) -> No
         for name in inside:
             path = str((base / name).relative_to(folder))
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
-                report.count(images=1)
-                report(f"{path}: {why}")
+                report.leave_out(f"{path}: {why}")
 
 
 def _plain(stem: str) -> str:

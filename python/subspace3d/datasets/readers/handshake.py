@@ -2,18 +2,21 @@
 
 SoaP: 42 frames with inverse depth from the phone's depth camera. Of the cameras only the rotation is known, from the
 motion sensors. HNDR: 120 frames with LiDAR depth, its confidence, and the phone's own poses.
-Both store images in portrait format while intrinsics (and HNDR's poses) belong to the landscape sensor.
+Both store images in portrait format while intrinsics (and HNDR's poses) belong to the landscape sensor. A phone has
+OpenGL's axes: x right, y up, z to the user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import scene_name, some
 from subspace3d.datasets.readers.npz_bundle import Bundle
 from subspace3d.datasets.readers.source import (
     Content,
@@ -27,9 +30,8 @@ from subspace3d.datasets.readers.source import (
     rotation_from_quaternion,
 )
 from subspace3d.formats.scene import DEPTH_SCALE, Frame
+from subspace3d.geometry import FLIP
 
-# a phone's axes are x right, y up, z to the user
-_FLIP = np.diag([1.0, -1.0, -1.0])
 # the landscape image turned clockwise is the portrait image: x' = -y, y' = x
 _TURN = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
 _LEAST_CONFIDENCE = 1  # of HNDR's 0 (low) to 2 (high)
@@ -41,41 +43,33 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     whole = {path.parent: path for path in sorted(root.rglob("frame_bundle.npz"))}
     parts = {path.parent: path for path in sorted(root.rglob("compressed_frame_bundle.npz"))}
     bundles = {**parts, **whole}
-    if not bundles:
-        raise ValueError(f"root must hold bundles called frame_bundle.npz; found none below {root}")
     read = _read_soap if config.from_ == "soap" else _read_hndr
     scenes = []
-    for folder in sorted(bundles):
-        name = "_".join(folder.relative_to(root).parts) or root.resolve().name
-        scenes.append(SourceScene(name, "", _reader(config, bundles[folder], read)))
+    for folder in some(sorted(bundles), "bundles called frame_bundle.npz", root):
+        scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, bundles[folder], read)))
     return scenes
 
 
-def _reader(
-    config: ReaderConfig, path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]]
-) -> Callable[[Report], Content]:
-    def open_bundle(report: Report) -> Content:
-        bundle = Bundle(path, config.allow_pickle)
-        chosen = range(0, _count(bundle, "num_rgb_frames" if config.from_ == "soap" else "num_frames"))
-        chosen = chosen[:: config.frame_step or 1]
+def _read(
+    path: Path, read: Callable[[Bundle, range, Report], Iterator[Frame]], config: ReaderConfig, report: Report
+) -> Content:
+    bundle = Bundle(path, config.allow_pickle)
+    chosen = range(0, _count(bundle, "num_rgb_frames" if config.from_ == "soap" else "num_frames"))
+    chosen = chosen[:: config.frame_step or 1]
 
-        def frames() -> Iterator[Frame]:
-            try:
-                for frame in read(bundle, chosen, report):
-                    yield limit_side(frame, config.max_side)
-            except (TypeError, OverflowError) as error:  # a record may hold anything
-                raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
-            finally:
-                bundle.close()
+    def frames() -> Iterator[Frame]:
+        try:
+            for frame in read(bundle, chosen, report):
+                yield limit_side(frame, config.max_side)
+        except (TypeError, OverflowError) as error:  # a record may hold anything
+            raise ValueError(f"{path} holds a value of an unexpected type: {error}") from error
+        finally:
+            bundle.close()
 
-        has_depth = config.from_ == "hndr" or (
-            "num_depth_frames" in bundle.names and _count(bundle, "num_depth_frames")
-        )
-        report.count(len(chosen), len(chosen) if has_depth else 0, len(chosen))
-        provenance = {"source": {"kind": config.from_, "bundle": path.name, "frames": list(chosen)}}
-        return Content(frames(), provenance, translation_known=config.from_ != "soap")
-
-    return open_bundle
+    has_depth = config.from_ == "hndr" or ("num_depth_frames" in bundle.names and _count(bundle, "num_depth_frames"))
+    report.count(len(chosen), len(chosen) if has_depth else 0, len(chosen))
+    provenance = {"source": {"kind": config.from_, "bundle": path.name, "frames": list(chosen)}}
+    return Content(frames(), provenance, translation_known=config.from_ != "soap")
 
 
 def _read_soap(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]:
@@ -98,7 +92,7 @@ def _read_soap(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
             inverse = np.asarray(nearest["depth"], np.float32)
             with np.errstate(divide="ignore"):
                 depth = depth_at(positive_depth(1 / inverse), image.shape[:2])
-        extrinsic = np.concatenate([_FLIP @ rotation_at(time).T, np.zeros((3, 1))], axis=1)
+        extrinsic = np.concatenate([FLIP @ rotation_at(time).T, np.zeros((3, 1))], axis=1)
         exact = depth is not None and is_beyond_png(depth, DEPTH_SCALE)
         yield Frame(image, intrinsic, extrinsic, depth, exact=exact)
 
@@ -154,7 +148,7 @@ def _read_hndr(bundle: Bundle, chosen: range, report: Report) -> Iterator[Frame]
         if f"conf_{index}" in bundle.names:
             depth = np.where(np.asarray(bundle[f"conf_{index}"]) >= _LEAST_CONFIDENCE, depth, np.float32(0))
         height, width = image.shape[:2]
-        extrinsic = _FLIP @ world_to_camera[:3]
+        extrinsic = FLIP @ world_to_camera[:3]
         intrinsic = np.array(landscape)
         if height > width:
             extrinsic = _TURN @ extrinsic

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name
+from subspace3d.datasets.readers.folders import image_files, scene_name, some
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.views import View, content
 from subspace3d.files import sha256, walk
@@ -19,18 +19,13 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     for folder, _, _ in walk(root):
         foreign = Report()
         if image_files(folder, foreign) or foreign.reasons:
-            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
-    if not scenes:
-        raise ValueError(f"root must hold images (png, jpg, webp, tiff, bmp); found none below {root}")
-    return scenes
+            scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
+    return some(scenes, "images (png, jpg, webp, tiff, bmp)", root)
 
 
-def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        views = [View(path.name, path) for path in _different(image_files(folder, report), report)]
-        return content(views, config, report, folder, {"kind": "images", "folder": folder.name}, unit="scene")
-
-    return read
+def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    views = [View(path.name, path) for path in _different(image_files(folder, report), report)]
+    return content(views, config, report, folder, {"kind": "images", "folder": folder.name}, unit="scene")
 
 
 def _different(files: list[Path], report: Report) -> list[Path]:
@@ -43,6 +38,5 @@ def _different(files: list[Path], report: Report) -> list[Path]:
         if same is path:
             kept.append(path)
         else:
-            report.count(images=1)
-            report(f"{path.name}: a copy of {same.name}")
+            report.leave_out(f"{path.name}: a copy of {same.name}")
     return kept

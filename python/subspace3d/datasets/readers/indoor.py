@@ -10,8 +10,10 @@ HiRoom     <scene>/image/, depth/ (65535 steps to 100 m), pose/*.npy (w2c), cam_
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name, some
+from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
 from subspace3d.datasets.readers.rgbd_folder import rgbd_content
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import (
@@ -34,7 +36,6 @@ from subspace3d.datasets.readers.views import (
 from subspace3d.files import natural, walk
 from subspace3d.formats.images import image_header, open_image, read_numbers, read_stored_depth
 
-Read = Callable[[Report], Content]
 _SEVEN = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # of 640 x 480, from the corner
 _SEVEN_INVALID = 65535
 _BONN = np.array([[542.822841, 0, 315.593520 + 0.5], [0, 542.576870, 237.756098 + 0.5], [0, 0, 1]])
@@ -50,7 +51,7 @@ def find_7scenes(config: ReaderConfig, root: Path, report: Report) -> list[Sourc
     for folder, _, names in walk(root):
         if re.fullmatch(r"seq-\d+", folder.name) and any(name.endswith(".color.png") for name in names):
             name = f"{folder.parent.name}_{folder.name}"
-            scenes.append(SourceScene(name, _seven_split(folder), _seven(config, folder)))
+            scenes.append(SourceScene(name, _seven_split(folder), partial(_seven, folder)))
     return some(scenes, "7-Scenes, chess/seq-01/frame-000000.color.png and so on", root)
 
 
@@ -63,58 +64,51 @@ def _seven_split(folder: Path) -> str:
     return ""
 
 
-def _seven(config: ReaderConfig, folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        views = []
-        for image in sorted(folder.glob("*.color.png")):
-            stem = image.name.removesuffix(".color.png")
-            pose = _pose(image, folder / f"{stem}.pose.txt", pose_from_c2w, report)
-            if pose is not None:
-                depth = _there(folder / f"{stem}.depth.png", image, report)
-                views.append(View(image.name, image, _SEVEN, pose, depth, (480, 640)))
-        source = {"kind": "7scenes", "sequence": f"{folder.parent.name}/{folder.name}"}
-        return content(views, config, report, folder, source, DepthFormat(1e-3, invalid=_SEVEN_INVALID))
-
-    return read
+def _seven(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    views = []
+    for image in sorted(folder.glob("*.color.png")):
+        stem = image.name.removesuffix(".color.png")
+        depth = folder / f"{stem}.depth.png"
+        pose = _pose(image, folder / f"{stem}.pose.txt", depth, _c2w, report)
+        if pose is not None:
+            there = depth_there(depth, image, report)
+            views.append(View(image.name, image, _SEVEN, pose, there, (480, 640)))
+    source = {"kind": "7scenes", "sequence": f"{folder.parent.name}/{folder.name}"}
+    return content(views, config, report, folder, source, DepthFormat(1e-3, invalid=_SEVEN_INVALID))
 
 
 def find_nrgbd(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with a focal.txt and a poses.txt."""
     found = [folder for folder, _, names in walk(root) if {"focal.txt", "poses.txt"} <= set(names)]
-    scenes = [SourceScene(scene_name(folder, root), "", _nrgbd(config, folder)) for folder in found]
+    scenes = [SourceScene(scene_name(folder, root), "", partial(_nrgbd, folder)) for folder in found]
     return some(scenes, "Neural RGB-D scenes, breakfast_room/images/img0.png, poses.txt, focal.txt and so on", root)
 
 
-def _nrgbd(config: ReaderConfig, folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        focal = text.numbers(folder / "focal.txt")
-        if focal.size != 1 or not focal[0] > 0:
-            raise ValueError(f"{folder / 'focal.txt'} must hold one positive number, got {focal.tolist()!s:.80}")
-        rows = text.rows(folder / "poses.txt")
-        if len(rows) % 4 or any(len(row) != 4 for row in rows):
-            raise ValueError(
-                f"{folder / 'poses.txt'} must hold four lines of four numbers per pose, got {len(rows)} lines"
-            )
-        poses = np.array([text.floats(row, folder / "poses.txt") for row in rows]).reshape(-1, 4, 4)
-        views = []
-        for image in image_files(folder / "images", report):
-            number = int(re.sub(r"\D", "", image.stem) or -1)
-            try:
-                if not 0 <= number < len(poses):
-                    raise ValueError("no pose")
-                # poses that tracking has not found are nan
-                pose = pose_from_opengl(poses[number])
-                (height, width), _ = image_header(image)
-            except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
-                continue
-            intrinsic = np.array([[focal[0], 0, width / 2], [0, focal[0], height / 2], [0, 0, 1]])
-            depth = _there(folder / f"depth/depth{number}.png", image, report)
-            views.append(View(image.name, image, intrinsic, pose, depth, (height, width)))
-        return content(views, config, report, folder, {"kind": "nrgbd", "scene": folder.name}, DepthFormat(1e-3))
-
-    return read
+def _nrgbd(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    focal = text.numbers(folder / "focal.txt")
+    if focal.size != 1 or not focal[0] > 0:
+        raise ValueError(f"{folder / 'focal.txt'} must hold one positive number, got {focal.tolist()!s:.80}")
+    rows = text.rows(folder / "poses.txt")
+    if len(rows) % 4 or any(len(row) != 4 for row in rows):
+        raise ValueError(f"{folder / 'poses.txt'} must hold four lines of four numbers per pose, got {len(rows)} lines")
+    poses = np.array([text.floats(row, folder / "poses.txt") for row in rows]).reshape(-1, 4, 4)
+    views = []
+    for image in image_files(folder / "images", report):
+        number = int(re.sub(r"\D", "", image.stem) or -1)
+        listed, depth = 0 <= number < len(poses), folder / f"depth/depth{number}.png"
+        try:
+            if not listed:
+                raise ValueError("no pose")
+            # poses that tracking has not found are nan
+            pose = pose_from_opengl(poses[number])
+            (height, width), _ = image_header(image)
+        except (OSError, ValueError) as error:
+            report.leave_out(f"{image.name}: {error}", depth.is_file(), listed)
+            continue
+        intrinsic = np.array([[focal[0], 0, width / 2], [0, focal[0], height / 2], [0, 0, 1]])
+        there = depth_there(depth, image, report)
+        views.append(View(image.name, image, intrinsic, pose, there, (height, width)))
+    return content(views, config, report, folder, {"kind": "nrgbd", "scene": folder.name}, DepthFormat(1e-3))
 
 
 def find_scannet(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -122,24 +116,21 @@ def find_scannet(config: ReaderConfig, root: Path, report: Report) -> list[Sourc
     scenes = []
     for folder, children, _ in walk(root):
         if {"color", "pose", "intrinsic"} <= set(children):
-            scenes.append(SourceScene(scene_name(folder, root), "", _scannet(config, folder)))
+            scenes.append(SourceScene(scene_name(folder, root), "", partial(_scannet, folder)))
     return some(scenes, "exported ScanNet scenes, scene0000_00/color/0.jpg, depth/, pose/, intrinsic/", root)
 
 
-def _scannet(config: ReaderConfig, folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        file = folder / "intrinsic/intrinsic_color.txt"
-        intrinsic = pinhole(text.matrix(file), str(file))
-        intrinsic[:2, 2] += 0.5
-        views = []
-        for image in image_files(folder / "color", report):
-            pose = _pose(image, folder / f"pose/{image.stem}.txt", pose_from_c2w, report)
-            if pose is not None:
-                depth = _there(folder / f"depth/{image.stem}.png", image, report)
-                views.append(View(image.name, image, intrinsic, pose, depth))
-        return content(views, config, report, folder, {"kind": "scannet", "scene": folder.name}, DepthFormat(1e-3))
-
-    return read
+def _scannet(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    file = folder / "intrinsic/intrinsic_color.txt"
+    intrinsic = pinhole(text.matrix(file), str(file))
+    intrinsic[:2, 2] += 0.5
+    views = []
+    for image in image_files(folder / "color", report):
+        depth = folder / f"depth/{image.stem}.png"
+        pose = _pose(image, folder / f"pose/{image.stem}.txt", depth, _c2w, report)
+        if pose is not None:
+            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+    return content(views, config, report, folder, {"kind": "scannet", "scene": folder.name}, DepthFormat(1e-3))
 
 
 def find_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -150,74 +141,76 @@ def find_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[Sou
             device = folder.parent
             name = f"{scene_name(device.parent, root)}_{device.name}"
             scenes.append(
-                SourceScene(name, "", colmap_benchmark(config, folder, device, _SCANNETPP_IMAGES, "scannet++"))
+                SourceScene(name, "", partial(colmap_benchmark, folder, device, _SCANNETPP_IMAGES, "scannet++", ""))
             )
     return some(scenes, "ScanNet++ scenes, <id>/dslr/colmap/cameras.txt beside <id>/dslr/resized_images", root)
 
 
 def colmap_benchmark(
-    config: ReaderConfig, model_folder: Path, folder: Path, image_folders: tuple[str, ...], kind: str, only: str = ""
-) -> Read:
-    """A scene of a COLMAP model in metres with depth in millimetres in render_depth/ or depth/ by the images' stems."""
+    model_folder: Path,
+    folder: Path,
+    image_folders: tuple[str, ...],
+    kind: str,
+    only: str,
+    config: ReaderConfig,
+    report: Report,
+) -> Content:
+    """A scene of a COLMAP model in metres with depth in millimetres in render_depth/ or depth/ by the images' stems.
 
-    def read(report: Report) -> Content:
-        model = read_model(model_folder)
-        for name, fault in model.faults.items():
-            report.count(images=1, cameras=1)
-            report(f"{name}: {fault}")
-        images = next((folder / name for name in image_folders if (folder / name).is_dir()), folder)
-        depths = next((folder / name for name in ("render_depth", "depth") if (folder / name).is_dir()), None)
-        cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
-        views = []
-        for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
-            if only in name:
-                camera, (intrinsic, projection) = model.cameras[number], cameras[number]
-                path = None if depths is None else depths / f"{Path(name).stem}.png"
-                depth = None if path is None else _there(path, images / name, report)
-                size = (camera.height, camera.width)
-                views.append(View(name, images / name, intrinsic, pose, depth, size, projection))
-        source = {"kind": kind, "scene": folder.name, "model": model_folder.name}
-        return content(views, config, report, folder, source, DepthFormat(1e-3))
+    Of the model's images those with ``only`` in their names.
+    """
+    model = read_model(model_folder)
+    images = next((folder / name for name in image_folders if (folder / name).is_dir()), folder)
+    depths = next((folder / name for name in ("render_depth", "depth") if (folder / name).is_dir()), None)
 
-    return read
+    def depth_of(name: str) -> Path | None:
+        return None if depths is None else depths / f"{Path(name).stem}.png"
+
+    for name, fault in model.faults.items():
+        if only in name:
+            path = depth_of(name)
+            report.leave_out(f"{name}: {fault}", path is not None and os.path.isfile(path), camera=True)
+    cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
+    views = []
+    for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
+        if only in name:
+            camera, (intrinsic, projection) = model.cameras[number], cameras[number]
+            path = depth_of(name)
+            depth = None if path is None else depth_there(path, images / name, report)
+            size = (camera.height, camera.width)
+            views.append(View(name, images / name, intrinsic, pose, depth, size, projection))
+    source = {"kind": kind, "scene": folder.name, "model": model_folder.name}
+    return content(views, config, report, folder, source, DepthFormat(1e-3))
 
 
 def find_bonn(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with rgb.txt and groundtruth.txt; all have the same camera."""
     found = [folder for folder, _, names in walk(root) if {"rgb.txt", "groundtruth.txt"} <= set(names)]
-    scenes = [SourceScene(scene_name(folder, root), "", _bonn(config, folder)) for folder in found]
+    scenes = [SourceScene(scene_name(folder, root), "", partial(_bonn, folder)) for folder in found]
     return some(scenes, "Bonn's sequences, rgbd_bonn_balloon/rgb.txt, depth.txt, groundtruth.txt and so on", root)
 
 
-def _bonn(config: ReaderConfig, folder: Path) -> Read:
-    return lambda report: rgbd_content(config, report, folder, _BONN, "bonn", _TUM_STEP)
+def _bonn(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    return rgbd_content(config, report, folder, _BONN, "bonn", _TUM_STEP)
 
 
 def find_hiroom(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with a cam_K.npy."""
     found = [folder for folder, _, names in walk(root) if "cam_K.npy" in names]
-    scenes = [SourceScene(scene_name(folder, root), "", _hiroom(config, folder)) for folder in found]
+    scenes = [SourceScene(scene_name(folder, root), "", partial(_hiroom, folder)) for folder in found]
     return some(scenes, "HiRoom scenes, <scene>/image/, depth/, pose/, cam_K.npy", root)
 
 
-def _hiroom(config: ReaderConfig, folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        intrinsic = pinhole(read_numbers(folder / "cam_K.npy"), str(folder / "cam_K.npy"))
-        views = []
-        for image in image_files(folder / "image", report):
-            try:
-                pose = pose_from_w2c(read_numbers(folder / f"pose/{image.stem}.npy"))
-            except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
-                continue
-            views.append(
-                View(image.name, image, intrinsic, pose, _there(folder / f"depth/{image.stem}.png", image, report))
-            )
-        source = {"kind": "hiroom", "scene": folder.name}
-        return content(views, config, report, folder, source, DepthFormat(_HIROOM_STEP, _hiroom_depth))
-
-    return read
+def _hiroom(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    intrinsic = pinhole(read_numbers(folder / "cam_K.npy"), str(folder / "cam_K.npy"))
+    views = []
+    for image in image_files(folder / "image", report):
+        depth = folder / f"depth/{image.stem}.png"
+        pose = _pose(image, folder / f"pose/{image.stem}.npy", depth, _w2c, report)
+        if pose is not None:
+            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+    source = {"kind": "hiroom", "scene": folder.name}
+    return content(views, config, report, folder, source, DepthFormat(_HIROOM_STEP, _hiroom_depth))
 
 
 def _hiroom_depth(path: Path) -> np.ndarray:
@@ -229,17 +222,20 @@ def _hiroom_depth(path: Path) -> np.ndarray:
     return depth
 
 
-def _pose(image: Path, path: Path, to_w2c: Callable[[np.ndarray], np.ndarray], report: Report) -> np.ndarray | None:
+def _pose(
+    image: Path, path: Path, depth: Path, read: Callable[[Path], np.ndarray], report: Report
+) -> np.ndarray | None:
+    """camera-from-world of an image; where it cannot be read, the image is left out."""
     try:
-        return to_w2c(text.matrix(path))
+        return read(path)
     except (OSError, ValueError) as error:
-        report.count(images=1, cameras=path.is_file())
-        report(f"{image.name}: {error}")
+        report.leave_out(f"{image.name}: {error}", depth.is_file(), path.is_file())
         return None
 
 
-def _there(path: Path, image: Path, report: Report) -> Path | None:
-    if path.is_file():
-        return path
-    report(f"{image.name}: used without depth: no such file: {path.name}")
-    return None
+def _c2w(path: Path) -> np.ndarray:
+    return pose_from_c2w(text.matrix(path))
+
+
+def _w2c(path: Path) -> np.ndarray:
+    return pose_from_w2c(read_numbers(path))

@@ -8,14 +8,15 @@ scenes (``camera_angle_x`` alone, paths without suffix) are read too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import named_file, scene_name, unlisted
+from subspace3d.datasets.readers.folders import named_file, scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
@@ -35,54 +36,48 @@ _FOREIGN_COEFFICIENTS = ("k5", "k6", "s1", "s2", "s3", "s4")
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders by their path; transforms_train, _val and _test of one folder are scenes of their own."""
     files = [folder / name for folder, _, names in walk(root) for name in names if _FILE.fullmatch(name)]
-    if not files:
-        raise ValueError(f"root must hold nerfstudio captures, <capture>/transforms.json; found none below {root}")
     scenes = []
-    for file in files:
+    for file in some(files, "nerfstudio captures, <capture>/transforms.json", root):
         suffix = file.stem.removeprefix("transforms")
-        scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", _reader(config, file)))
+        scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", partial(_read, file)))
     return scenes
 
 
-def _reader(config: ReaderConfig, file: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        record = read_json(file)
-        frames = record.get("frames") if isinstance(record, dict) else None
-        if not isinstance(frames, list) or not frames:
-            raise ValueError(f"{file} must hold a list of frames")
-        some_depth = any(map(_names_depth, frames))
-        views = []
-        listed = []
-        for index, frame in enumerate(frames):
-            name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
-            path = named_file(file.parent, name)
-            if name:
-                listed.append(str(path.relative_to(file.parent)) if path.is_relative_to(file.parent) else name)
-            try:
-                view = _view(file, record, frame)
-            except (OSError, ValueError) as error:
-                report.count(images=1, depths=_names_depth(frame), cameras=1)
-                report(f"{name or f'frames[{index}]'}: {error}")
-                continue
-            if some_depth and view.depth is None:
-                report(f"{view.name}: used without depth: the frame names none")
-            views.append(view)
-        views.sort(key=lambda view: natural(view.name))
-        used = {str(Path(name).parent) for name in listed}
-        if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
-            folder = file.parent / used.pop()
-            names = [str((file.parent / name).relative_to(folder)) for name in listed]
-            unlisted(folder, names, report, f"{file.name} does not name it")
-        if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
-            report("rolling_shutter: used as if all rows of an image were taken at one time")
-        source = {"kind": "nerfstudio", "file": file.name}
-        step = finite_number(record, "integer_depth_scale", 0.0)
-        if step < 0:
-            raise ValueError(f"{file}: integer_depth_scale must be positive, got {step:g}")
-        depth_format = DepthFormat(scale=step, unit_known=True)
-        return content(views, config, report, file.parent, source, depth_format, unit="scene")
-
-    return read
+def _read(file: Path, config: ReaderConfig, report: Report) -> Content:
+    record = read_json(file)
+    frames = record.get("frames") if isinstance(record, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{file} must hold a list of frames")
+    some_depth = any(map(_names_depth, frames))
+    views = []
+    listed = []
+    for index, frame in enumerate(frames):
+        name = str(frame.get("file_path", "")) if isinstance(frame, dict) else ""
+        path = named_file(file.parent, name)
+        if name:
+            listed.append(str(path.relative_to(file.parent)) if path.is_relative_to(file.parent) else name)
+        try:
+            view = _view(file, record, frame)
+        except (OSError, ValueError) as error:
+            report.leave_out(f"{name or f'frames[{index}]'}: {error}", _names_depth(frame), camera=True)
+            continue
+        if some_depth and view.depth is None:
+            report(f"{view.name}: used without depth: the frame names none")
+        views.append(view)
+    views.sort(key=lambda view: natural(view.name))
+    used = {str(Path(name).parent) for name in listed}
+    if len(used) == 1 and not file.stem.endswith(("_train", "_val", "_test")):
+        folder = file.parent / used.pop()
+        names = [str((file.parent / name).relative_to(folder)) for name in listed]
+        unlisted(folder, names, report, f"{file.name} does not name it")
+    if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
+        report("rolling_shutter: used as if all rows of an image were taken at one time")
+    source = {"kind": "nerfstudio", "file": file.name}
+    step = finite_number(record, "integer_depth_scale", 0.0)
+    if step < 0:
+        raise ValueError(f"{file}: integer_depth_scale must be positive, got {step:g}")
+    depth_format = DepthFormat(scale=step, unit_known=True)
+    return content(views, config, report, file.parent, source, depth_format, unit="scene")
 
 
 def _names_depth(frame: Any) -> bool:

@@ -8,14 +8,16 @@ its rows: it is divided by the mean length of the columns of its rotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import scene_name, unlisted
+from subspace3d.datasets.readers.folders import scene_name, some, unlisted
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import read_json, walk
@@ -34,48 +36,52 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         if cameras is None:
             report(f"{folder / FOLDER}: left out, there is no {CAMERAS} beside it or in it")
             continue
-        scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder, cameras)))
-    if not scenes:
-        raise ValueError(f"root must hold {FOLDER}/ and {CAMERAS} of rendered scenes; found none below {root}")
-    return scenes
+        scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder, cameras)))
+    return some(scenes, f"{FOLDER}/ and {CAMERAS} of rendered scenes", root)
 
 
-def _reader(config: ReaderConfig, folder: Path, cameras: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        record = read_json(cameras)
-        frames = record.get("frames") if isinstance(record, dict) else None
-        if not isinstance(frames, list) or not frames:
-            raise ValueError(f"{cameras} must hold a list of frames")
-        views = []
-        for index, frame in enumerate(frames):
-            try:
-                views.append(_view(folder / FOLDER, frame))
-            except ValueError as error:
-                report.count(images=1, cameras=1)
-                report(f"frames[{index}]: {error}")
-        unlisted(folder / FOLDER, [view.image.name for view in views], report, f"{CAMERAS} does not name it")
-        source = {"kind": "renderings", "file": CAMERAS}
-        return content(views, config, report, folder, source, DepthFormat(unit_known=True), unit="scene")
-
-    return read
+def _read(folder: Path, cameras: Path, config: ReaderConfig, report: Report) -> Content:
+    record = read_json(cameras)
+    frames = record.get("frames") if isinstance(record, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{cameras} must hold a list of frames")
+    views, names = [], list(map(_name, frames))
+    for index, (name, frame) in enumerate(zip(names, frames)):
+        try:
+            views.append(_view(folder / FOLDER, name, frame))
+        except ValueError as error:
+            has_depth = _depth(folder / FOLDER, name) is not None
+            report.leave_out(f"frames[{index}]: {error}", has_depth, camera=True)
+    unlisted(folder / FOLDER, names, report, f"{CAMERAS} does not name it")
+    source = {"kind": "renderings", "file": CAMERAS}
+    return content(views, config, report, folder, source, DepthFormat(unit_known=True), unit="scene")
 
 
-def _view(folder: Path, frame: Any) -> View:
-    if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
+def _name(frame: Any) -> str:
+    """File name of a frame's image; empty where it has none."""
+    path = frame.get("file_path") if isinstance(frame, Mapping) else None
+    return Path(path).name if isinstance(path, str) else ""
+
+
+def _view(folder: Path, name: str, frame: Mapping[str, Any]) -> View:
+    if not name:
         raise ValueError("a frame must be an object with a file_path")
-    name = Path(frame["file_path"]).name
     w, h, fx, fy, cx, cy = (finite_number(frame, key, below=1e9) for key in _NUMBERS)
     if not (fx > 0 and fy > 0 and w >= 1 and h >= 1):
         raise ValueError(f"{name}: w, h, fx and fy must be positive, got {w:g}, {h:g}, {fx:g} and {fy:g}")
-    depth = folder / name.replace("_rgba.png", "_depth.exr")
     return View(
         name,
         folder / name,
         np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]),
         pose_from_w2c(_pose(name, frame.get("w2c"))),
-        depth if depth.suffix == ".exr" and depth.is_file() else None,
+        _depth(folder, name),
         (int(h), int(w)),
     )
+
+
+def _depth(folder: Path, name: str) -> Path | None:
+    path = folder / name.replace("_rgba.png", "_depth.exr")
+    return path if path.suffix == ".exr" and os.path.isfile(path) else None
 
 
 def _pose(name: str, value: Any) -> np.ndarray:

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     scenes = []
     for folder, _, names in walk(root):
         if "intrinsics.txt" in names:
-            scenes.append(SourceScene(scene_name(folder, root), "", _reader(config, folder)))
+            scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
     if not scenes:
         raise ValueError(
             f"root must hold RGB-D folders: rgb/, depth/, intrinsics.txt (fx fy cx cy) and groundtruth.txt or "
@@ -53,11 +53,8 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     return scenes
 
 
-def _reader(config: ReaderConfig, folder: Path) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        return rgbd_content(config, report, folder, read_intrinsics(folder / "intrinsics.txt"), "rgbd")
-
-    return read
+def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
+    return rgbd_content(config, report, folder, read_intrinsics(folder / "intrinsics.txt"), "rgbd")
 
 
 def rgbd_content(
@@ -74,8 +71,7 @@ def rgbd_content(
                 raise ValueError(pose.fault)
             extrinsic = to_w2c(pose.matrix)
         except ValueError as error:
-            report.count(images=1, depths=depth is not None, cameras=1)
-            report(f"{image.name}: {error}")
+            report.leave_out(f"{image.name}: {error}", depth is not None, camera=True)
             continue
         views.append(View(image.name, image, intrinsic, extrinsic, depth))
     depth_format = DepthFormat(scale=scale or (_TUM_STEP if by_time else 0.0))
@@ -109,8 +105,7 @@ def _named(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
     found = []
     for file in files:
         if file not in poses:
-            report.count(images=1, depths=file in depths)
-            report(f"{file.name}: no pose")
+            report.leave_out(f"{file.name}: no pose", file in depths)
         else:
             found.append((file, depths.get(file), poses[file]))
     return found
@@ -179,8 +174,7 @@ def _timed(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
     for time, file in images:
         pose, depth = _nearest(pose_times, time), _nearest(depth_times, time)
         if pose is None:
-            report.count(images=1, depths=depth is not None)
-            report(f"{file.name}: no pose within {_LARGEST_GAP_S} s")
+            report.leave_out(f"{file.name}: no pose within {_LARGEST_GAP_S} s", depth is not None)
             continue
         if depths and depth is None:
             report(f"{file.name}: used without depth: none within {_LARGEST_GAP_S} s")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from subspace3d.choices import Variant
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.mesh_files import ColouredMesh, read_obj, read_ply
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.formats.scene import Frame
@@ -35,10 +37,8 @@ def find_thuman(config: ReaderConfig, root: Path, report: Report) -> list[Source
             report(f"{folder}: no {file.name} in it")
             continue
         split = "test" if int(folder.name) >= _THUMAN_SCANS - _TEST_SCANS else "train"
-        scenes.append(SourceScene(folder.name, split, _reader(config, file, read_obj)))
-    if not scenes:
-        raise ValueError(f"root must hold THuman2.1 scans, model/0000/0000.obj and so on; found none below {root}")
-    return scenes
+        scenes.append(SourceScene(folder.name, split, partial(_read, file, read_obj)))
+    return some(scenes, "THuman2.1 scans, model/0000/0000.obj and so on", root)
 
 
 def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -49,29 +49,24 @@ def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceSc
             report(f"{file}: not a scan, whose file is called <id>/<id>.ply with five digits")
             continue
         above = [part for part in file.relative_to(root).parts if part in ("train", "test")]
-        scenes.append(SourceScene(file.stem, above[-1] if above else "test", _reader(config, file, read_ply)))
-    if not scenes:
-        raise ValueError(f"root must hold 2K2K scans, 00003/00003.ply and so on; found none below {root}")
-    return scenes
+        scenes.append(SourceScene(file.stem, above[-1] if above else "test", partial(_read, file, read_ply)))
+    return some(scenes, "2K2K scans, 00003/00003.ply and so on", root)
 
 
-def _reader(config: ReaderConfig, file: Path, read_mesh: Callable[[Path], ColouredMesh]) -> Callable[[Report], Content]:
-    def read(report: Report) -> Content:
-        from subspace3d.datasets.readers.mesh_render import circle_cameras, grey_level
+def _read(file: Path, read_mesh: Callable[[Path], ColouredMesh], config: ReaderConfig, report: Report) -> Content:
+    from subspace3d.datasets.readers.mesh_render import circle_cameras, grey_level
 
-        distance, level = _DISTANCE[config.from_], grey_level(file.stem)
-        mesh = _place(read_mesh(file), config.scan_scale, distance, file)
-        extrinsics = circle_cameras(config.scan_views, distance)
-        provenance = {
-            "source": {"kind": config.from_, "scan": file.stem},
-            "distance": distance,
-            "environment": level,
-            "scale": config.scan_scale,
-            "spp": config.spp,
-        }
-        return Content(_render(mesh, level, extrinsics, config, file.stem), provenance, unit="scan")
-
-    return read
+    distance, level = _DISTANCE[config.from_], grey_level(file.stem)
+    mesh = _place(read_mesh(file), config.scan_scale, distance, file)
+    extrinsics = circle_cameras(config.scan_views, distance)
+    provenance = {
+        "source": {"kind": config.from_, "scan": file.stem},
+        "distance": distance,
+        "environment": level,
+        "scale": config.scan_scale,
+        "spp": config.spp,
+    }
+    return Content(_render(mesh, level, extrinsics, config, file.stem), provenance, unit="scan")
 
 
 def _place(mesh: ColouredMesh, scale: float, distance: float, file: Path) -> ColouredMesh:

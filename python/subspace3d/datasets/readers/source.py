@@ -12,6 +12,7 @@ import numpy as np
 
 from subspace3d import geometry
 from subspace3d.cropping import Box, crop_resize
+from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
 
 PARTS = ("images", "depths", "cameras")
@@ -33,6 +34,11 @@ class Report:
         for part, number in zip(PARTS, (images, depths, cameras)):
             self.found[part] += number
 
+    def leave_out(self, sentence: str, depth: bool = False, camera: bool = False) -> None:
+        """Report an image that cannot be used, and count it, with whatever else of it was found."""
+        self.count(1, depth, camera)
+        self(sentence)
+
     def add(self, other: Report) -> None:
         """Add all of another report."""
         self.reasons += other.reasons
@@ -41,11 +47,11 @@ class Report:
 
 @dataclass
 class SourceScene:
-    """A scene that was found; ``read`` does the work when its turn comes."""
+    """A scene that was found; ``read`` does the work when its turn comes, in another process perhaps."""
 
     name: str  # of the scene's folder
     split: str  # train, test or "" where the data set has no splits
-    read: Callable[[Report], Content]
+    read: Callable[[ReaderConfig, Report], Content]  # can be pickled
 
 
 @dataclass

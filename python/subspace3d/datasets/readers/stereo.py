@@ -8,9 +8,11 @@ DA3-BENCH  eth3d/, 7scenes/, scannetpp/, hiroom/, dtu/, dtu64/ of its download
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,12 @@ from subspace3d.datasets.readers.binary_depth import read_dpt, read_pfm, read_ra
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import image_files, scene_name, some
+from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import natural, walk
 from subspace3d.formats.images import open_image
 
-Read = Callable[[Report], Content]
 _ETH3D_MODELS = ("dslr_calibration_jpg", "dslr_calibration_undistorted")
 _DTU_DEPTHS = ("Depths_raw", "depth_raw", "Depths", "depth_raw/Depths")
 _DTU_OTHERS = ("Depths", "depth_raw", "Cameras", "Points", "SampleSet", "SurfaceNormals")  # folders without images
@@ -44,7 +45,7 @@ def find_eth3d(config: ReaderConfig, root: Path, report: Report) -> list[SourceS
     for folder, found in models.items():
         found.sort(key=lambda model: _ETH3D_MODELS.index(model.name))
         model = next(filter(_has_images, found), found[0])
-        scenes.append(SourceScene(scene_name(folder, root), "", _eth3d(config, model)))
+        scenes.append(SourceScene(scene_name(folder, root), "", partial(_eth3d, model)))
     return some(scenes, "ETH3D scenes, courtyard/dslr_calibration_undistorted/cameras.txt and images/", root)
 
 
@@ -55,38 +56,38 @@ def _has_images(model: Path) -> bool:
         return False  # it is told when the scene is read
 
 
-def _eth3d(config: ReaderConfig, model_folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        folder, model = model_folder.parent, read_model(model_folder)
-        for name, fault in model.faults.items():
-            report.count(images=1, cameras=1)
-            report(f"{name}: {fault}")
-        # depth and masks belong to the original images
-        original = model_folder.name == _ETH3D_MODELS[0]
-        sizes: dict[Path, tuple[int, int]] = {}
-        cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
-        views = []
-        for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
-            camera, (intrinsic, projection) = model.cameras[number], cameras[number]
-            size = (camera.height, camera.width)
-            depth = folder / "ground_truth_depth/dslr_images" / Path(name).name
-            sizes[depth] = size
-            there = depth if original and depth.is_file() else None
-            if original and there is None:
-                report(f"{name}: used without depth: no such file in ground_truth_depth")
-            views.append(View(name, folder / "images" / name, intrinsic, pose, there, size, projection))
+def _eth3d(model_folder: Path, config: ReaderConfig, report: Report) -> Content:
+    folder, model = model_folder.parent, read_model(model_folder)
+    # depth and masks belong to the original images
+    original = model_folder.name == _ETH3D_MODELS[0]
 
-        def read_depth(path: Path) -> np.ndarray:
-            depth = read_raw(path, sizes[path]).copy()
-            mask = folder / "masks_for_images/dslr_images" / f"{path.stem}.png"
-            if mask.is_file():
-                depth[np.array(open_image(mask, sizes[path]).convert("L")) == 1] = 0
-            return depth
+    def depth_of(name: str) -> Path:
+        return folder / "ground_truth_depth/dslr_images" / Path(name).name
 
-        source = {"kind": "eth3d", "scene": folder.name, "model": model_folder.name}
-        return content(views, config, report, folder, source, DepthFormat(1.0, read_depth))
+    for name, fault in model.faults.items():
+        report.leave_out(f"{name}: {fault}", original and os.path.isfile(depth_of(name)), camera=True)
+    sizes: dict[Path, tuple[int, int]] = {}
+    cameras = {number: pinhole_of(camera) for number, camera in model.cameras.items()}
+    views = []
+    for name, number, pose in sorted(model.images, key=lambda image: natural(image[0])):
+        camera, (intrinsic, projection) = model.cameras[number], cameras[number]
+        size = (camera.height, camera.width)
+        depth = depth_of(name)
+        sizes[depth] = size
+        there = depth if original and depth.is_file() else None
+        if original and there is None:
+            report(f"{name}: used without depth: no such file in ground_truth_depth")
+        views.append(View(name, folder / "images" / name, intrinsic, pose, there, size, projection))
 
-    return read
+    def read_depth(path: Path) -> np.ndarray:
+        depth = read_raw(path, sizes[path]).copy()
+        mask = folder / "masks_for_images/dslr_images" / f"{path.stem}.png"
+        if mask.is_file():
+            depth[np.array(open_image(mask, sizes[path]).convert("L")) == 1] = 0
+        return depth
+
+    source = {"kind": "eth3d", "scene": folder.name, "model": model_folder.name}
+    return content(views, config, report, folder, source, DepthFormat(1.0, read_depth))
 
 
 def find_dtu(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -97,42 +98,37 @@ def find_dtu(config: ReaderConfig, root: Path, report: Report) -> list[SourceSce
         if re.fullmatch(r"scan\d+(_train)?", folder.name):
             images = next((folder / name for name in ("images", "image") if (folder / name).is_dir()), folder)
             if image_files(images, Report()):
-                scenes.append(SourceScene(folder.name, "", _dtu(config, root, folder, images)))
+                scenes.append(SourceScene(folder.name, "", partial(_dtu, root, folder, images)))
             children.clear()
     return some(scenes, "DTU as MVSNet has it, scan1/images and cams/, or Rectified/scan1 and Cameras/", root)
 
 
-def _dtu(config: ReaderConfig, root: Path, folder: Path, images: Path) -> Read:
+def _dtu(root: Path, folder: Path, images: Path, config: ReaderConfig, report: Report) -> Content:
     train = folder.name.endswith("_train")
     cameras = folder / "cams" if (folder / "cams").is_dir() else root / "Cameras" / ("train" if train else "")
     bases = (root / name / folder.name for name in _DTU_DEPTHS)
     depths = next((base for base in bases if base.is_dir()), None)
-
-    def read(report: Report) -> Content:
-        views = []
-        for image in image_files(images, report):
-            rectified = _DTU_RECTIFIED.fullmatch(image.name)
-            if image.name.startswith("rect_") and rectified is None:
-                continue  # the same view in another light
-            number = int(rectified["view"]) - 1 if rectified else int(re.sub(r"\D", "", image.stem) or -1)
-            try:
-                intrinsic, extrinsic = _dtu_camera(cameras / f"{number:08d}_cam.txt")
-            except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
-                continue
-            if train:
-                intrinsic[:2] *= _DTU_TRAIN_SCALE
-            intrinsic[:2, 2] += 0.5
-            depth = None if depths is None else depths / f"depth_map_{number:04d}.pfm"
-            if depth is not None and not depth.is_file():
-                report(f"{image.name}: used without depth: no such file: {depth.name}")
-                depth = None
-            views.append(View(image.name, image, intrinsic, extrinsic, depth))
-        source = {"kind": "dtu", "scan": folder.name}
-        return content(views, config, report, folder, source, DepthFormat(1.0, read_pfm), unit="mm", allowed=[root])
-
-    return read
+    views = []
+    for image in image_files(images, report):
+        rectified = _DTU_RECTIFIED.fullmatch(image.name)
+        if image.name.startswith("rect_") and rectified is None:
+            continue  # the same view in another light
+        number = int(rectified["view"]) - 1 if rectified else int(re.sub(r"\D", "", image.stem) or -1)
+        camera = cameras / f"{number:08d}_cam.txt"
+        depth = None if depths is None else depths / f"depth_map_{number:04d}.pfm"
+        try:
+            intrinsic, extrinsic = _dtu_camera(camera)
+        except (OSError, ValueError) as error:
+            has_depth = depth is not None and depth.is_file()
+            report.leave_out(f"{image.name}: {error}", has_depth, camera.is_file())
+            continue
+        if train:
+            intrinsic[:2] *= _DTU_TRAIN_SCALE
+        intrinsic[:2, 2] += 0.5
+        there = None if depth is None else depth_there(depth, image, report)
+        views.append(View(image.name, image, intrinsic, extrinsic, there))
+    source = {"kind": "dtu", "scan": folder.name}
+    return content(views, config, report, folder, source, DepthFormat(1.0, read_pfm), unit="mm", allowed=[root])
 
 
 def _dtu_camera(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -149,31 +145,25 @@ def find_sintel(config: ReaderConfig, root: Path, report: Report) -> list[Source
     base = root / "training" if (root / "training").is_dir() else root
     images = next((base / name for name in ("final", "clean") if (base / name).is_dir()), None)
     folders = [] if images is None else sorted(path for path in images.iterdir() if path.is_dir())
-    scenes = [SourceScene(folder.name, "", _sintel(config, base, folder)) for folder in folders]
+    scenes = [SourceScene(folder.name, "", partial(_sintel, base, folder)) for folder in folders]
     return some(scenes, "Sintel, training/final/alley_1/frame_0001.png, training/camdata_left and training/depth", root)
 
 
-def _sintel(config: ReaderConfig, base: Path, folder: Path) -> Read:
-    def read(report: Report) -> Content:
-        views = []
-        for image in image_files(folder, report):
-            try:
-                matrix, pose = read_sintel_camera(base / "camdata_left" / folder.name / f"{image.stem}.cam")
-                intrinsic, extrinsic = pinhole(matrix, "its camera"), pose_from_w2c(pose)
-            except (OSError, ValueError) as error:
-                report.count(images=1)
-                report(f"{image.name}: {error}")
-                continue
-            intrinsic[:2, 2] += 0.5
-            depth: Path | None = base / "depth" / folder.name / f"{image.stem}.dpt"
-            if depth is not None and not depth.is_file():
-                report(f"{image.name}: used without depth: no such file: {depth.name}")
-                depth = None
-            views.append(View(image.name, image, intrinsic, extrinsic, depth))
-        source = {"kind": "sintel", "sequence": folder.name, "pass": folder.parent.name}
-        return content(views, config, report, folder, source, DepthFormat(1.0, read_dpt), allowed=[base])
-
-    return read
+def _sintel(base: Path, folder: Path, config: ReaderConfig, report: Report) -> Content:
+    views = []
+    for image in image_files(folder, report):
+        camera = base / "camdata_left" / folder.name / f"{image.stem}.cam"
+        depth = base / "depth" / folder.name / f"{image.stem}.dpt"
+        try:
+            matrix, pose = read_sintel_camera(camera)
+            intrinsic, extrinsic = pinhole(matrix, "its camera"), pose_from_w2c(pose)
+        except (OSError, ValueError) as error:
+            report.leave_out(f"{image.name}: {error}", depth.is_file(), camera.is_file())
+            continue
+        intrinsic[:2, 2] += 0.5
+        views.append(View(image.name, image, intrinsic, extrinsic, depth_there(depth, image, report)))
+    source = {"kind": "sintel", "sequence": folder.name, "pass": folder.parent.name}
+    return content(views, config, report, folder, source, DepthFormat(1.0, read_dpt), allowed=[base])
 
 
 def find_da3_bench(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -200,6 +190,6 @@ def _da3_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[Sou
     scenes = []
     for folder in sorted(root.glob("*/merge_dslr_iphone")):
         model = folder / "colmap/sparse_render_rgb"
-        read = indoor.colmap_benchmark(config, model, folder, ("images",), "scannet++", only="iphone")
+        read = partial(indoor.colmap_benchmark, model, folder, ("images",), "scannet++", "iphone")
         scenes.append(SourceScene(folder.parent.name, "", read))
     return some(scenes, "<id>/merge_dslr_iphone/colmap/sparse_render_rgb", root)

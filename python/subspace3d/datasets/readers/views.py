@@ -39,9 +39,8 @@ from subspace3d.formats.images import (
     turn_upright,
 )
 from subspace3d.formats.scene import PNG_MAX, Frame
-from subspace3d.geometry import near_origin
+from subspace3d.geometry import FLIP, near_origin
 
-FLIP = np.diag([1.0, -1.0, -1.0])  # between the axes of OpenGL (y up, z backward) and of OpenCV
 _ASPECT_ERROR = 0.01  # up to which an image is its camera's, at another resolution
 _METRES = 200.0  # median depth beyond which floating point is asked for its unit
 _COMPARED = 6  # views, to see whether depth is in the unit of the cameras
