@@ -55,7 +55,7 @@ def combine_subspaces(subspaces: Sequence[tuple[Tensor, Tensor]], rank: int | No
     pairs = list(subspaces)
     if not pairs:
         raise ValueError("subspaces must hold at least one pair (u, v), got none")
-    if rank is not None and rank < 1:
+    if rank is not None and (not hasattr(rank, "__index__") or rank < 1):
         raise ValueError(f"rank must be a positive integer or None, got {rank}")
     for index, (u, v) in enumerate(pairs):
         _check_factor(f"subspaces[{index}] u", u)

@@ -76,6 +76,9 @@ def _check_adapters(lora_b: Tensor, lora_a: Tensor) -> None:
 def _check_settings(
     lora_b: Tensor, lora_a: Tensor, k: int, model: str, p: float, eps: float, max_iter: int, tol: float
 ) -> None:
+    for name, value in (("k", k), ("max_iter", max_iter)):
+        if not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
     adapters, out_size, rank = lora_b.shape[-3:]
     largest = min(adapters * rank, out_size, lora_a.shape[-1])
     if not 1 <= k <= largest:
@@ -419,7 +422,7 @@ class _Core:
         self, share: Tensor, result: IrlsResult, k: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         b, a = self._split(self.b.triangle), self._split(self.a.triangle)
-        units = torch.stack([nonzero_median(norms) for norms in result.norms])[:, None]
+        units = nonzero_median(result.norms)[:, None]
         ratios = torch.where(result.norms > 0, units / result.norms, 1.0)
         # an update of zero lies in every subspace: its weight is the largest and says nothing of how strong this one is
         share = torch.where(result.norms > 0, share, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Model = Literal["mean", "shared"]
@@ -30,8 +31,8 @@ class IrlsResult(NamedTuple):
 
 
 def nonzero_median(norms: Tensor) -> Tensor:
-    """Median of the positive entries (mean of the middle two for an even count); 1 when there is none."""
-    positive = norms[norms > 0].sort().values
-    if positive.numel() == 0:
-        return norms.new_ones(())
-    return (positive[(positive.numel() - 1) // 2] + positive[positive.numel() // 2]) / 2
+    """Median of the positive entries of [..., N] (mean of the middle two for an even count); 1 where there is none."""
+    counts = (norms > 0).sum(-1, keepdim=True)
+    zeros = norms.shape[-1] - counts
+    middle = torch.cat([zeros + (counts - 1) // 2, zeros + counts // 2], -1).clamp(max=norms.shape[-1] - 1)
+    return torch.where(counts[..., 0] > 0, norms.sort(-1).values.gather(-1, middle).mean(-1), 1.0)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from subspace_ext.ops.first_order import first_order
 from subspace_ext.ops.rank_update_ref import accumulation_dtype
 from subspace_ext.ops.subspace_linear import without_autocast
 
@@ -40,7 +40,7 @@ class _LoraLinear(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, dy):
         x, p, w, a, b = ctx.saved_tensors
         rows, tokens = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -95,7 +95,7 @@ class _LoraConv2d(torch.autograd.Function):
         return torch.nn.functional.conv2d(x, w_eff, bias, stride, padding, dilation)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, dy):
         x, w_eff, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b = (ctx.needs_input_grad[index] for index in (0, 3, 4))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from subspace_ext.ops.effective_weight import effective_weight
+from subspace_ext.ops.first_order import first_order
 from subspace_ext.ops.rank_update_ref import accumulation_dtype
 from subspace_ext.ops.subspace_linear import Effective, without_autocast
 
@@ -42,7 +42,7 @@ class _SubspaceConv2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, dy):
         p, w, u, c, v, w_eff = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry

@@ -16,10 +16,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from subspace_ext.ops.core_grad import core_grad
 from subspace_ext.ops.effective_weight import effective_weight
+from subspace_ext.ops.first_order import first_order
 from subspace_ext.ops.rank_update import rank_update_
 from subspace_ext.ops.rank_update_ref import accumulation_dtype
 
@@ -233,7 +233,7 @@ class _SubspaceLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, dy):
         p, w, u, c, v = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
@@ -266,39 +266,32 @@ class _EffectiveLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order
     def backward(ctx, dy):
-        return (_products_once if torch.is_grad_enabled() else _products)(ctx, dy)
+        needs_x, needs_c, _ = ctx.needs_input_grad
+        rows = dy if dy.dim() == 2 else dy.reshape(-1, dy.shape[-1])
+        if not needs_c:
+            weight = ctx.saved_tensors[0]
+            return _shaped(rows @ weight, dy.shape[:-1]) if needs_x else None, None, None
+        weight, p, u = ctx.saved_tensors
+        ctx.effective.spent = True
+        dx, augmented = None, ctx.effective.augmented
+        if augmented is not None and needs_x:
+            in_size = weight.shape[1]
+            both = rows @ augmented[: u.shape[0], : in_size + u.shape[1]]
+            dx, g = _shaped(both[:, :in_size], dy.shape[:-1]), both[:, in_size:]
+        else:
+            g = torch.mm(rows, u)
+            if needs_x:
+                dx = torch.mm(rows, weight)
+                dx = dx if dy.dim() == 2 else _shaped(dx, dy.shape[:-1])
+        dc = core_grad(g, p, 1.0)
+        return dx, dc if dc.dtype == ctx.core_dtype else dc.to(ctx.core_dtype), None
 
 
 def _own_bias(effective: Effective) -> Tensor | None:
     bias = effective.bias
     return bias if bias is None or effective.augmented is None else bias[: effective.u.shape[0]]
-
-
-def _products(ctx, dy):
-    needs_x, needs_c, _ = ctx.needs_input_grad
-    rows = dy if dy.dim() == 2 else dy.reshape(-1, dy.shape[-1])
-    if not needs_c:
-        weight = ctx.saved_tensors[0]
-        return _shaped(rows @ weight, dy.shape[:-1]) if needs_x else None, None, None
-    weight, p, u = ctx.saved_tensors
-    ctx.effective.spent = True
-    dx, augmented = None, ctx.effective.augmented
-    if augmented is not None and needs_x:
-        in_size = weight.shape[1]
-        both = rows @ augmented[: u.shape[0], : in_size + u.shape[1]]
-        dx, g = _shaped(both[:, :in_size], dy.shape[:-1]), both[:, in_size:]
-    else:
-        g = torch.mm(rows, u)
-        if needs_x:
-            dx = torch.mm(rows, weight)
-            dx = dx if dy.dim() == 2 else _shaped(dx, dy.shape[:-1])
-    dc = core_grad(g, p, 1.0)
-    return dx, dc if dc.dtype == ctx.core_dtype else dc.to(ctx.core_dtype), None
-
-
-# Asked for a graph of the gradient, it gives one that refuses to be used.
-_products_once = once_differentiable(_products)
 
 
 def effective_linear(x: Tensor, effective: Effective, c: Tensor) -> Tensor:
@@ -322,7 +315,7 @@ class _Beside(torch.autograd.Function):
         return _shaped(sum_, y.shape[:-1])
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, dy):
         p, u, c, v = ctx.saved_tensors
         _, needs_x, _, needs_c, _, _ = ctx.needs_input_grad
@@ -405,6 +398,8 @@ def _library_setup(ctx, inputs, output) -> None:
 def _library_backward(ctx, dy, dp):
     p, w, u, c, v, w_eff = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[4])
+    if torch.is_grad_enabled():
+        w_eff = None  # made without a graph: dx would not depend on c
     if dy is None:
         dy = w.new_zeros(*ctx.leading, w.shape[0], dtype=v.dtype if dp is None else dp.dtype)
     dx, dc = _backward(dy, dp, p, w, u, c, v, ctx.scale, ctx.effective, needs, w_eff)
@@ -475,4 +470,4 @@ def subspace_linear(
     check_input(x, w, bias, U, c, V, autocast=dtype is not None)
     if dtype is not None:
         x = x.to(dtype)
-    return apply_checked(x, w, bias, U, c, V, float(scale), choose_effective(plan, x.numel() // w.shape[1], w))
+    return apply_checked(x, w, bias, U, c, V, float(scale), choose_effective(plan, x.numel() // max(1, w.shape[1]), w))

@@ -44,6 +44,14 @@ def test_inputs_need_not_be_contiguous() -> None:
     torch.testing.assert_close(add_updates(*bent, 2.0), add_updates(result, x, a, b, 2.0), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float64])
+def test_the_frozen_layer_may_have_another_type(base: torch.dtype) -> None:
+    result, x, a, b = _inputs(2, 3, 4)
+    ours, wanted = (function(result.to(base), x, a, b, 2.0) for function in (add_updates, add_updates_ref))
+    assert ours.dtype == wanted.dtype
+    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", [add_updates, add_updates_ref])
 def test_shares_must_be_equal(function) -> None:
     result, x, a, b = _inputs(3, 2)

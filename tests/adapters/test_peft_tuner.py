@@ -241,6 +241,13 @@ def test_merging(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(plain.state_dict()) == set(net().state_dict())
 
 
+def test_merging_in_float64_is_as_exact(file: Path) -> None:
+    model = tuned_net(file, lora_modules="fc.", r=2).double()
+    before = outputs(model, x().double())
+    model.merge_adapter()
+    assert relative_difference(outputs(model, x().double()), before) < 1e-14
+
+
 def test_merging_into_bfloat16_is_refused_where_it_would_lose_the_update(file: Path, basis: Basis) -> None:
     model = get_peft_model(net().bfloat16(), SubspaceConfig(basis=str(file)))
     train_at_random(model, size=1e-3)

@@ -49,6 +49,7 @@ def test_result_is_deterministic_in_sign():
     [
         ([], {}, "at least one pair"),
         ([(torch.ones(3, 1), torch.ones(4, 1))], {"rank": 0}, "rank must be a positive integer or None, got 0"),
+        ([(torch.ones(3, 1), torch.ones(4, 1))], {"rank": 1.5}, "rank must be a positive integer or None, got 1.5"),
         ([(torch.ones(3, 1), torch.ones(4, 2))], {}, "equally many columns"),
         ([(torch.ones(3, 1), torch.ones(4, 1)), (torch.ones(5, 1), torch.ones(4, 1))], {}, r"\(3, 4\).*\(5, 4\)"),
         ([(torch.full((3, 1), float("nan")), torch.ones(4, 1))], {}, r"subspaces\[0\] u must be finite"),

@@ -8,6 +8,7 @@ from tolerances import relative_error
 from subspace_ext import mine_subspace
 from subspace_ext.ops import irls as irls_module
 from subspace_ext.ops.irls_ref import irls_ref
+from subspace_ext.ops.irls_result import nonzero_median
 
 RELATIVE = 1e-9  # the agreement with the dense definition that the op promises
 
@@ -183,8 +184,9 @@ def test_zero_adapters():
     assert torch.isfinite(mined.u).all() and torch.isfinite(mined.weights).all()
 
 
-def test_no_layers():
-    mined = mine_subspace(torch.zeros(0, 3, 10, 2), torch.zeros(0, 3, 2, 8), 2)
+@pytest.mark.parametrize("model", ["mean", "shared"])
+def test_no_layers(model):
+    mined = mine_subspace(torch.zeros(0, 3, 10, 2), torch.zeros(0, 3, 2, 8), 2, model=model)
     assert mined.u.shape == (0, 10, 2) and mined.n_iter.shape == (0,)
 
 
@@ -224,6 +226,8 @@ def test_number_of_threads_changes_nothing():
     [
         ({"k": 7}, r"k must be in 1\.\.min\(N r, out, in\) = 1\.\.6"),
         ({"k": 0}, "got 0"),
+        ({"k": 2.0}, "k must be an integer, got 2.0"),
+        ({"max_iter": 2.5}, "max_iter must be an integer, got 2.5"),
         ({"p": 0.0}, r"p must be in \(0, 2\], got 0"),
         ({"p": 2.5}, r"p must be in \(0, 2\], got 2.5"),
         ({"p": float("nan")}, "p must be"),
@@ -250,3 +254,9 @@ def test_the_bad_adapter_is_named():
     a[2, 1, 0, 5] = float("inf")
     with pytest.raises(ValueError, match="lora_a must be finite, got NaN or Inf in layer 2, adapter 1"):
         mine_subspace(torch.ones(4, 3, 10, 2), a, 2)
+
+
+def test_the_median_is_that_of_the_positive_norms():
+    norms = torch.tensor([[0.0, 3.0, 1.0, 2.0], [4.0, 0.0, 1.0, 0.0], [0.0, 0.0, 7.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert nonzero_median(norms).tolist() == [2.0, 2.5, 7.0, 1.0]
+    assert [nonzero_median(row).item() for row in norms] == [2.0, 2.5, 7.0, 1.0]

@@ -147,6 +147,10 @@ def test_a_module_nobody_trained_has_no_eigenvalues(tmp_path, rng):
     pair = analysis["disentanglement"]["output"][0]
     assert pair["modules"]["head.out"]["eigenvalues"] == []
     assert pair["mean_smallest"] == pytest.approx(1, abs=FLOAT32)
+    # nor has it a part in the level of chance
+    levels = analysis["disentanglement"]["random"]
+    chance = [levels[row["random"]]["mean"][0] for row in pair["modules"].values() if row["eigenvalues"]]
+    assert pair["mean_smallest_random"] == pytest.approx(sum(chance) / len(chance), abs=1e-6)
 
 
 def test_files_that_cannot_be_compared_are_refused(tmp_path, rng):

@@ -48,3 +48,16 @@ def test_pairs_have_the_random_level_beside_them() -> None:
     assert apart["mean"] == 0 and apart["mean_random"] == round(random_interference(30, 20, 2, 2), 6)
     # two directions of unit length overlap by about 1 / sqrt(size) on either side
     assert 0 < apart["mean_random"] < 0.25
+
+
+def test_modules_with_nothing_count_in_neither_mean() -> None:
+    nothing = ModuleSubspace(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(1), torch.ones(1))
+    large = ModuleSubspace(axes(30, 0), axes(20, 0), torch.ones(1), torch.ones(1))
+    files = {
+        name: SubspaceFile({"large": large, "small": small}, {}) for name, small in (("a", nothing), ("b", nothing))
+    }
+    (pair,) = compare_attributes(files, ["a", "b"], ["large", "small"])
+    assert pair["modules"] == {"large": pytest.approx(1), "small": None}
+    assert pair["mean_random"] == round(random_interference(30, 20, 1, 1), 6)
+    (none,) = compare_attributes(files, ["a", "b"], ["small"])
+    assert none["mean"] is None and none["mean_random"] is None

@@ -19,7 +19,7 @@ from subspace3d.commands import finetune
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.device import Processes
-from subspace3d.training.fit_start import start_cores
+from subspace3d.training.fit_start import start_cores, start_cores_at
 from subspace3d.training.loop import draw_step, loss_terms
 from subspace3d.training.tuned import load_tuned
 
@@ -92,6 +92,13 @@ def test_cores_that_are_not_zero_are_left_alone(dataset: MultiViewDataset) -> No
     start_cores(tuned, dataset, CONFIG, 1)
     with pytest.raises(ValueError, match="cores that are zero"):
         start_cores(tuned, dataset, CONFIG, 1)
+
+
+def test_a_loss_may_leave_cores_out() -> None:
+    tuned = with_cores()
+    seen, *others = cores_of(tuned).values()
+    start = start_cores_at(tuned, lambda: (seen - 0.01).square().sum())
+    assert start.after < start.before and seen.any() and not any(core.any() for core in others)
 
 
 def test_finetune_records_the_start_and_refuses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ MAX_ERROR = 0.05
 
 class Mergeable(Protocol):
     def merged_weight(self, adapters: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The untouched weight; with the updates of ``adapters`` added, in its type; and their sum in float32."""
+        """The untouched weight; with the updates of ``adapters`` added, in its type; their sum, float32 or wider."""
 
 
 @dataclass(frozen=True)

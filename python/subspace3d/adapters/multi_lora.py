@@ -34,7 +34,10 @@ def add_updates(result: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch
     _check_shares(x, len(a))
     rows = x[..., 0].numel() // len(a)
     inner = torch.bmm(x.reshape(len(a), rows, x.shape[-1]), a.mT)
-    return torch.baddbmm(result.reshape(len(a), rows, result.shape[-1]), inner, b.mT, alpha=scale).view(result.shape)
+    # of networks in half precision, whose LoRAs PEFT keeps in float32
+    wide = torch.promote_types(result.dtype, inner.dtype)
+    blocks = result.reshape(len(a), rows, result.shape[-1]).to(wide)
+    return torch.baddbmm(blocks, inner.to(wide), b.mT.to(wide), alpha=scale).view(result.shape)
 
 
 def add_updates_ref(

@@ -65,7 +65,7 @@ class _Disentanglement(TypedDict):
 class _Interference(TypedDict):
     attributes: Annotated[list[str], Rule("two names", lambda value: len(value) == 2)]
     mean: float | None
-    mean_random: float
+    mean_random: float | None
     modules: dict[str, float | None]
 
 

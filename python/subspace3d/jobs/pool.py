@@ -69,7 +69,9 @@ def run_jobs(
     def assign(connection: Connection, process: Any, worker: int) -> None:
         busy[connection] = (process, worker, waiting.popleft())
         taken[connection] = taken.get(connection, 0) + 1
-        connection.send(busy[connection][2])
+        # to one that has died since: `recv` below finds out
+        with contextlib.suppress(ConnectionError):
+            connection.send(busy[connection][2])
 
     with _terminate_at_end(busy):
         for worker in range(min(workers, len(names))):
@@ -80,7 +82,7 @@ def run_jobs(
                 process, worker, name = busy.pop(ready)
                 try:
                     kind, message = ready.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):  # reset: it died before it took the name
                     process.join()
                     hint = ", out of memory?" if process.exitcode == system.KILLED else ""
                     kind, message = "failed", {name: f"its process died (exit code {process.exitcode}{hint})"}

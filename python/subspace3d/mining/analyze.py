@@ -215,10 +215,11 @@ def _disentanglement(
                 if size not in random:
                     random[size] = random_level(len(a), a.shape[1], b.shape[1])
                 rows[name] = {"eigenvalues": _eigenvalues(a, b), "random": size}
+            measured = [row for row in rows.values() if row["eigenvalues"]]
             pair = {
                 "attributes": [one, two],
-                "mean_smallest": _mean_smallest([row["eigenvalues"] for row in rows.values()]),
-                "mean_smallest_random": _mean_smallest([random[row["random"]]["mean"] for row in rows.values()]),
+                "mean_smallest": _mean_smallest([row["eigenvalues"] for row in measured]),
+                "mean_smallest_random": _mean_smallest([random[row["random"]]["mean"] for row in measured]),
                 "modules": rows,
             }
             result[side].append(pair)
@@ -233,8 +234,7 @@ def _eigenvalues(one: torch.Tensor, two: torch.Tensor) -> list[float]:
 
 
 def _mean_smallest(spectra: list[list[float]]) -> float | None:
-    smallest = [values[0] for values in spectra if values]
-    return round(statistics.fmean(smallest), 6) if smallest else None
+    return round(statistics.fmean(values[0] for values in spectra), 6) if spectra else None
 
 
 def random_level(dim: int, k1: int, k2: int) -> dict[str, list[float]]:

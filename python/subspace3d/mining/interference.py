@@ -65,7 +65,10 @@ def random_interference(out: int, into: int, k1: int, k2: int) -> float:
 def compare_attributes(
     subspaces: Mapping[str, SubspaceFile], attributes: Sequence[str], modules: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Per pair of attributes the score of every module, their mean, and the mean of random subspaces of these sizes."""
+    """Per pair of attributes the score of every module, their mean, and that of random subspaces of the same sizes.
+
+    Modules in which one of the two has nothing count in neither mean; None where no module is left.
+    """
     levels: dict[tuple[int, ...], float] = {}
     pairs = []
     for one, two in itertools.combinations(attributes, 2):
@@ -75,6 +78,8 @@ def compare_attributes(
             a, b = subspaces[one].modules[name], subspaces[two].modules[name]
             score = interference((a.u, a.v), (b.u, b.v))
             scores[name] = None if score is None else round(score, 6)
+            if score is None:
+                continue
             size = (len(a.u), len(a.v), a.u.shape[1], b.u.shape[1])
             if size not in levels:
                 levels[size] = random_interference(*size)
@@ -84,7 +89,7 @@ def compare_attributes(
             {
                 "attributes": [one, two],
                 "mean": round(statistics.fmean(known), 6) if known else None,
-                "mean_random": round(statistics.fmean(random), 6),
+                "mean_random": round(statistics.fmean(random), 6) if known else None,
                 "modules": scores,
             }
         )

@@ -78,7 +78,8 @@ def start_cores_at(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Start:
     """
     cores = _zero_cores(model)
     names = list(cores)
-    gradients = torch.autograd.grad(loss(), [cores[name][1].c for name in names])
+    # of a core that the loss does not look at: zero, as in `start_cores`
+    gradients = torch.autograd.grad(loss(), [cores[name][1].c for name in names], materialize_grads=True)
     bad = [name for name, gradient in zip(names, gradients) if not torch.isfinite(gradient).all()]
     if bad:
         raise FloatingPointError(f"the gradient of {len(bad)} cores is not finite, e.g. {bad[0]}")

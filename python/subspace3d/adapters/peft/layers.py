@@ -14,6 +14,7 @@ import subspace_ext as se
 from subspace_ext.core import padded, plain_weight
 from subspace_ext.merging import mergeable_weight, merged_layer
 from subspace_ext.ops.lora import lora_conv2d, lora_linear
+from subspace_ext.ops.rank_update_ref import accumulation_dtype
 from subspace_ext.ops.subspace_linear import autocast_dtype, checked_plan, plain_operations_only, without_autocast
 
 
@@ -119,10 +120,13 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             y = lora_conv2d(batch, weight, base.bias, a, b, scaling, (base.stride, padding, base.dilation))
             return y if x.dim() == 4 else y[0]
 
-    def lora_factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    @torch.no_grad()
+    def lora_factors(
+        self, adapter: str, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """``B [out, r']`` and ``A [r', in]`` with ``delta W = B A``: the core's ``s U c`` and ``V^T``, then the LoRA's.
 
-        float32; None when this layer has nothing of ``adapter``.
+        None when this layer has nothing of ``adapter``.
         """
         left, right = [], []
         if adapter in self.subspace_core:
@@ -130,20 +134,24 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             left.append(core.scale * (core.U.double() @ core.c.double()))
             right.append(core.V.T)
         if adapter in self.lora_A:
-            left.append(self.lora_scaling[adapter] * self.lora_B[adapter].weight.flatten(1))
+            left.append(self.lora_scaling[adapter] * self.lora_B[adapter].weight.flatten(1).to(dtype))
             right.append(self.lora_A[adapter].weight.flatten(1))
         if not left:
             return None
-        return torch.cat([b.float() for b in left], 1).detach(), torch.cat([a.float() for a in right]).detach()
+        return torch.cat([b.to(dtype) for b in left], 1), torch.cat([a.to(dtype) for a in right])
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The update of ``adapter``, shaped like the weight, float32; zeros when this layer has nothing of it."""
-        factors = self.lora_factors(adapter)
+        """The update of ``adapter``, shaped like the weight; zeros when this layer has nothing of it.
+
+        float32 (float64 for a float64 weight).
+        """
         weight = self.base_layer.weight
+        wide = accumulation_dtype(weight.dtype)
+        factors = self.lora_factors(adapter, wide)
         shape = (self.out_features, self.in_features) if self._is_linear else weight.shape
         if factors is None:
-            return torch.zeros(shape, dtype=torch.float32, device=weight.device)
+            return torch.zeros(shape, dtype=wide, device=weight.device)
         return (factors[0] @ factors[1]).view(shape)
 
     @torch.no_grad()
@@ -154,11 +162,10 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
             ValueError: the weight is computed from others, or not stored in floating point.
         """
         weight = mergeable_weight((*self._untouched, self.base_layer)[0])
-        update = torch.zeros_like(weight, dtype=torch.float32)
+        update = torch.zeros_like(weight, dtype=accumulation_dtype(weight.dtype))
         for adapter in adapters:
             update += self.get_delta_weight(adapter)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return weight, (weight.to(wide) + update).to(weight.dtype), update
+        return weight, (weight + update).to(weight.dtype), update
 
     def check_mergeable(self, name: str, adapters: Sequence[str]) -> None:
         """Raise ValueError, naming the module, where ``adapters`` would change it and it cannot be merged into."""
