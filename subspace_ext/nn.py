@@ -25,10 +25,10 @@ def _of_core(name: str, doc: str) -> Any:
 
 
 class _SubspaceLayer(nn.Module):
-    """What SubspaceLinear and SubspaceConv2d share: a base layer, a core, merging, and the names in a state dict.
+    """What SubspaceLinear and SubspaceConv2d share: a base layer, a core, and merging.
 
-    A state dict holds what that of the base layer does, under the same names, and `U`, `V`, `c`. So the state dict of
-    the layer that was replaced fits, and what was saved fits that layer.
+    A state dict has the names of the parameters and buffers: `base_layer.weight`, `core.c`. One of the layer that was
+    replaced loads too, and one of version 0.1, which has `weight`, `U`, `V`, `c`.
     """
 
     weight: nn.Parameter = _of_base("weight", "w of the base layer, to read; the merged one while merged.")
@@ -132,16 +132,13 @@ class _SubspaceLayer(nn.Module):
         return super()._apply(fn, recurse)
 
     def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
-        """See nn.Module; see the class for the names."""
+        """See nn.Module; of a merged layer the unmerged state."""
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        for home in ("base_layer.", "core."):
-            for key in [key for key in state if key.startswith(prefix + home)]:
-                state[prefix + key[len(prefix + home) :]] = state.pop(key)
         for base in self._untouched:
-            base.state_dict(destination=state, prefix=prefix, keep_vars=keep_vars)
+            base.state_dict(destination=state, prefix=f"{prefix}base_layer.", keep_vars=keep_vars)
         return state
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if self.merged:
             raise ValueError(f"{prefix or 'the layer'} must be unmerged before a state dict is loaded into it")
         for key in [key for key in state_dict if key.startswith(prefix)]:
@@ -149,15 +146,7 @@ class _SubspaceLayer(nn.Module):
             if not name.startswith(("base_layer.", "core.")):
                 home = "core." if name in _OF_CORE else "base_layer."
                 state_dict[prefix + home + name] = state_dict.pop(key)
-        for home, module in (("base_layer.", self.base_layer), ("core.", self.core)):
-            for name, value in module.state_dict().items():
-                key = prefix + home + name
-                if key not in state_dict:
-                    # reported here by the name it has outside; what is there stays
-                    state_dict[key] = value
-                    if strict:
-                        missing_keys.append(prefix + name)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class SubspaceLinear(_SubspaceLayer):

@@ -81,7 +81,7 @@ class _ThroughData(torch.optim.Optimizer):
 
 def _load(layer, **options):
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    state["c"] += 1
+    state["core.c"] += 1
     layer.load_state_dict(state, **options)
 
 

@@ -1,9 +1,12 @@
 """SubspaceLinear and SubspaceConv2d: lifecycle, merging, what they refuse."""
 
+import re
+
 import pytest
 import torch
 from tolerances import assert_as_exact_as_torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from subspace_ext import SubspaceConv2d, SubspaceLinear
 from subspace_ext.ops.subspace_conv2d_ref import subspace_conv2d_ref
@@ -37,7 +40,7 @@ def test_a_new_layer_is_the_layer_it_replaces():
         assert torch.equal(layer(x), linear(x))
     assert torch.equal(SubspaceConv2d.from_conv(conv, torch.randn(8, 4), torch.randn(27, 4), 2.0)(image), conv(image))
     assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["core.c"]
-    assert set(layer.state_dict()) == {"weight", "bias", "U", "V", "c"}
+    assert set(layer.state_dict()) == {"base_layer.weight", "base_layer.bias", "core.U", "core.V", "core.c"}
     assert layer.weight.data_ptr() == linear.weight.data_ptr()
     assert "K=4" in repr(layer) and "in_features=12" in repr(layer)
 
@@ -45,8 +48,31 @@ def test_a_new_layer_is_the_layer_it_replaces():
 def test_state_dict_of_the_plain_layer_fits():
     layer, plain = make_linear(), nn.Linear(12, 20)
     missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
-    assert set(missing) == {"U", "V", "c"} and not unexpected
+    assert set(missing) == {"core.U", "core.V", "core.c"} and not unexpected
     assert torch.equal(layer.weight, plain.weight)
+
+
+def test_a_state_dict_of_version_0_1_is_read():
+    first, second = nn.Sequential(make_linear(), nn.GELU()), nn.Sequential(make_linear(), nn.GELU())
+    former = {re.sub(r"(base_layer|core)\.", "", name): value for name, value in first.state_dict().items()}
+    assert set(former) == {"0.weight", "0.bias", "0.U", "0.V", "0.c"}
+    second.load_state_dict(former)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_names_in_a_state_dict_are_those_of_the_parameters():
+    """What torch.distributed.checkpoint, averaged models and `functional_call` rely on."""
+    layer = make_linear()
+    named = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    assert named.keys() == layer.state_dict().keys()
+    only_trained = StateDictOptions(ignore_frozen_params=True, strict=False)
+    cores = get_model_state_dict(layer, options=only_trained)
+    assert {"core.c"} == {name for name in cores if name in dict(layer.named_parameters())}
+    other = make_linear()
+    set_model_state_dict(other, {"core.c": layer.c.detach() + 1}, options=StateDictOptions(strict=False))
+    assert torch.equal(other.c, layer.c + 1)
+    with pytest.raises(RuntimeError, match=r"size mismatch for core\.c"):
+        layer.load_state_dict({"core.c": torch.zeros(3, 3)}, strict=False)
 
 
 @pytest.mark.parametrize("plan", ["effective", "beside"])
