@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.plan import VALIDATION, Mined, Run
+from experiments.plan import HELD_OUT, VALIDATION, Mined, Run
 from experiments.scale import Bank
 
 
@@ -24,11 +24,11 @@ class Layout:
         return self.out / "scenes" / "tasks"
 
     def scenes(self, task: str, split: str) -> Path:
-        """The data set of a split: train, validation, test, cross or generic, which belongs to no task."""
+        """The data set of a split: train, validation, held-out, test, cross or generic, which belongs to no task."""
         if split == "generic":
             return self.out / "scenes" / "generic" / "generic_00"
-        if split == VALIDATION:
-            return self.task_scenes / f"{task}-{VALIDATION}_train"
+        if split in (VALIDATION, HELD_OUT):
+            return self.task_scenes / f"{task}-{split}_train"
         return self.task_scenes / f"{task}_{split}"
 
     @property

@@ -19,6 +19,8 @@ Source = Literal["attributes", "gradient", "pooled", "random"]
 subspace of the adapters of all attributes; random: directions that come from nowhere."""
 SPLITS = ("test", "cross", "generic")
 VALIDATION = "validation"
+HELD_OUT = "held-out"
+"""Of the direction experiment: scenes that choose the rate, then those that are measured."""
 RATE_SEED = 0
 
 # Seconds on one thread of a process that has a core of its own, measured at nano scale (docs/experiments.md).

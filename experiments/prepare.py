@@ -10,29 +10,22 @@ import torch
 
 from experiments import planted
 from experiments.jobs import Context
-from experiments.plan import VALIDATION, Mined, analyzed
-from experiments.scale import Bank, Scale
+from experiments.plan import HELD_OUT, VALIDATION, Mined, analyzed
+from experiments.scale import Bank, Scale, Task
 from subspace3d.commands.adapt import AdaptConfig
 from subspace3d.commands.analyze import AnalyzeConfig
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.commands.mine import MineConfig
 
 # Root seeds of the scenes: the draws of different kinds have nothing in common.
-_ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED = 0, 1, 2, 3
+_ATTRIBUTE_SEED, _TASK_SEED, _VALIDATION_SEED, _GENERIC_SEED, _HELD_OUT_SEED = 0, 1, 2, 3, 4
 
 
 def render(context: Context, sets: Sequence[Mined]) -> None:
     """Render the tasks, their validation scenes, the generic scenes, and the attribute data sets that ``sets`` need."""
     from subspace3d.commands import generate
 
-    layout, scale = context.layout, context.scale
-    common = GenerateConfig(
-        out=layout.task_scenes,
-        resolution=scale.resolution,
-        spp=scale.spp,
-        workers=context.config.workers,
-        **context.config.cluster_options(),
-    )
+    layout, scale, common = context.layout, context.scale, _rendering(context)
     for bank in _banks(scale, sets):
         for attribute in bank.attributes:
             generate.run(
@@ -48,12 +41,8 @@ def render(context: Context, sets: Sequence[Mined]) -> None:
                 )
             )
     for task in scale.tasks:
-        arc = scale.bodies_arc if task == "bodies" else 360.0
-        views = scale.views[task]
-        wanted = replace(common, task=task, views=views, arc=arc, scenes=scale.train_scenes, seed=_TASK_SEED)
-        generate.run(wanted)
-        name = f"{task}-{VALIDATION}"
-        generate.run(replace(wanted, name=name, scenes=scale.validation_scenes, seed=_VALIDATION_SEED))
+        _render_task(context, task, task, scale.train_scenes, _TASK_SEED)
+        _render_task(context, task, f"{task}-{VALIDATION}", scale.validation_scenes, _VALIDATION_SEED)
     generic = layout.scenes("", "generic").parent
     generate.run(
         replace(
@@ -67,6 +56,31 @@ def render(context: Context, sets: Sequence[Mined]) -> None:
             seed=_GENERIC_SEED,
         )
     )
+
+
+def render_held_out(context: Context, scenes: int) -> None:
+    """Render the scenes of every task on which the direction experiment chooses rates and measures."""
+    for task in context.scale.tasks:
+        _render_task(context, task, f"{task}-{HELD_OUT}", scenes, _HELD_OUT_SEED)
+
+
+def _rendering(context: Context) -> GenerateConfig:
+    return GenerateConfig(
+        out=context.layout.task_scenes,
+        resolution=context.scale.resolution,
+        spp=context.scale.spp,
+        workers=context.config.workers,
+        **context.config.cluster_options(),
+    )
+
+
+def _render_task(context: Context, task: Task, name: str, scenes: int, seed: int) -> None:
+    from subspace3d.commands import generate
+
+    arc = context.scale.bodies_arc if task == "bodies" else 360.0
+    views = context.scale.views[task]
+    wanted = replace(_rendering(context), task=task, views=views, arc=arc, scenes=scenes, seed=seed)
+    generate.run(wanted if name == task else replace(wanted, name=name))
 
 
 def tune_adapters(context: Context, sets: Sequence[Mined]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from torch import nn
 from experiments.directions.bases import Paths, build, load_model
 from experiments.directions.plan import Run, Sizes
 from experiments.jobs import Context
-from experiments.plan import VALIDATION
+from experiments.plan import HELD_OUT, VALIDATION
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.placement import SUBSPACE_SCALE
 from subspace3d.datasets.multiview import MultiViewDataset
@@ -31,7 +32,6 @@ from subspace3d.training.token_cache import TokenCache
 SPLITS = ("test", "generic")
 TERMS = ("loss", "depth", "camera", "depth_error", "rotation", "translation")
 """Of the held-out loss: depth and camera apart, and the errors inside them."""
-_IMAGES_AT_A_TIME = 12
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def do(context: Context, sizes: Sizes, run: Run) -> dict[str, Any]:
     folders = MultiViewDataset(layout.scenes(run.task, "train"), size).folders
     dataset = MultiViewDataset.for_training(folders[: run.scenes or None], size, config)
     held = {split: _held_out(context, run.task, split, size) for split in (*SPLITS, VALIDATION)}
-    curve: dict[str, dict[str, dict[str, float]]] = {}
+    curve: dict[str, dict[str, dict[str, list[float]]]] = {}
     diverged = None
     model = apply_method(plain, "subspace", basis=basis, heads="frozen")
     with TokenCache(context.tokens, plain.aggregator.patch_embed).attached():
-        watch = _Watch(model, held, config, sizes.steps, curve)
+        watch = _Watch(model, held, sizes.steps, curve)
         watch.after_step(0)
         work = Path(tempfile.mkdtemp(prefix="directions-"))
         try:
@@ -89,7 +89,7 @@ def do(context: Context, sizes: Sizes, run: Run) -> dict[str, Any]:
             diverged = str(error)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        validation = None if diverged else watch.measure(VALIDATION)["loss"]
+        validation = None if diverged else statistics.fmean(watch.measure(VALIDATION)["loss"])
     cores = [p.detach().norm() for name, p in model.named_parameters() if name.endswith(".c")]
     weights = [plain.get_submodule(name).get_parameter("base_layer.weight").norm() for name in basis]
     return {
@@ -105,19 +105,22 @@ def do(context: Context, sizes: Sizes, run: Run) -> dict[str, Any]:
     }
 
 
-def _held_out(context: Context, task: str, split: str, size: int) -> tuple[MultiViewDataset, TrainConfig]:
-    """The scenes of a split, and settings by which one batch has all of them with all their views."""
-    views = context.scale.views["generic" if split == "generic" else task]
-    dataset = MultiViewDataset(context.layout.scenes(task, split), size)
-    config = replace(
-        context.scale.tune,
-        seed=0,
-        frames=(views, views),
-        images_per_step=views * len(dataset),
-        max_images=max(views, _IMAGES_AT_A_TIME),
-        device="cpu",
-    )
-    return dataset, config
+@dataclass(frozen=True)
+class _HeldOut:
+    scenes: Sequence[MultiViewDataset]  # of one scene each
+    config: TrainConfig  # by which one batch has all views of a scene
+
+
+def _held_out(context: Context, task: str, split: str, size: int) -> _HeldOut:
+    """The scenes of a split."""
+    scale, layout = context.scale, context.layout
+    folders = MultiViewDataset(layout.scenes(task, "generic" if split == "generic" else HELD_OUT), size).folders
+    if split != "generic":
+        half = len(folders) // 2
+        folders = folders[:half] if split == VALIDATION else folders[half:]
+    views = scale.views["generic" if split == "generic" else task]
+    config = replace(scale.tune, seed=0, frames=(views, views), images_per_step=views, max_images=views, device="cpu")
+    return _HeldOut([MultiViewDataset(folder, size) for folder in folders], config)
 
 
 class _Watch:
@@ -126,12 +129,11 @@ class _Watch:
     def __init__(
         self,
         model: nn.Module,
-        held: dict[str, tuple[MultiViewDataset, TrainConfig]],
-        config: TrainConfig,
+        held: dict[str, _HeldOut],
         steps: Sequence[int],
-        curve: dict[str, dict[str, dict[str, float]]],
+        curve: dict[str, dict[str, dict[str, list[float]]]],
     ) -> None:
-        self._model, self._held, self._config, self._steps, self._curve = model, held, config, steps, curve
+        self._model, self._held, self._steps, self._curve = model, held, steps, curve
 
     def extra_loss(self) -> torch.Tensor:
         return torch.zeros(())
@@ -144,15 +146,17 @@ class _Watch:
             self._curve[str(step)] = {split: self.measure(split) for split in SPLITS}
 
     @torch.no_grad()
-    def measure(self, split: str) -> dict[str, float]:
-        dataset, config = self._held[split]
-        data = draw_step(dataset, config, 0, Processes())
-        totals = dict.fromkeys(TERMS, 0.0)
-        for part in data.parts:
-            terms = loss_terms(self._model, part, data.counts, config, torch.device("cpu"))
+    def measure(self, split: str) -> dict[str, list[float]]:
+        """Every term, scene by scene."""
+        held, device = self._held[split], torch.device("cpu")
+        found: dict[str, list[float]] = {name: [] for name in TERMS}
+        for scene in held.scenes:
+            data = draw_step(scene, held.config, 0, Processes())
+            (part,) = data.parts
+            terms = loss_terms(self._model, part, data.counts, held.config, device)
             for name in TERMS:
-                totals[name] += float(terms[name])
-        return totals
+                found[name].append(float(terms[name]))
+        return found
 
 
 def read(context: Context, run: Run) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from experiments.directions.results import (
     Answer,
     Records,
     Summary,
+    after,
     answers,
     area,
     final,
@@ -59,16 +60,17 @@ def render(
 def verdict_sentence(found: Sequence[Answer]) -> str:
     together = [answer for answer in found if answer.task is None]
     counts = {word: sum(answer.verdict == word for answer in together) for word in ("holds", "contradicted")}
-    pairs = min((answer.pairs.count for answer in together), default=0)
-    few = "" if 2 * len(together) / 2**pairs <= ALPHA else f" {pairs} pairs are too few to show anything of so many."
+    scenes = min((answer.pairs.count for answer in together), default=0)
+    few = "" if 2 * len(together) / 2**scenes <= ALPHA else f" {scenes} scenes are too few to show anything of so many."
     return (
         f"{len(together)} questions about the held-out loss, cores alone, heads frozen: {counts['holds']} shown, "
-        f"{counts['contradicted']} shown the other way round, the others not decided (sign flips, Holm over all).{few}"
+        f"{counts['contradicted']} shown the other way round, the others not decided (differences scene by scene over "
+        f"the means of the seeds, sign flips, Holm over all).{few}"
     )
 
 
 def _answers(found: Sequence[Answer]) -> str:
-    head = ["question", "pairs", "difference of loss (95 % BCa)", "depth part", "camera part"]
+    head = ["question", "scenes", "difference of loss (95 % BCa)", "depth part", "camera part"]
     together = [answer for answer in found if answer.task is None]
     tables = [
         markdown([*head, "p", "p (Holm)", ""], [[*_row(a), f"{a.adjusted:.3f}", f"**{a.verdict}**"] for a in together])
@@ -136,14 +138,13 @@ def _table(records: Records, energies: Mapping[str, Mapping[str, float]], task: 
 
 
 def _at(record: Mapping[str, Any], step: int) -> float:
-    point = record["curve"].get(str(step))
-    return math.inf if point is None or record["diverged"] else point["test"]["loss"]
+    return math.inf if record["diverged"] or str(step) not in record["curve"] else after(record, step)
 
 
 def _common_level(records: Records, task: Task, K: int) -> float:
     """The least held-out loss that every run of the table reaches: there forgetting is compared."""
     runs = [run for cell, seeds in records.items() if (cell.task, cell.K) == (task, K) for run in seeds.values()]
-    reached = [min(point["test"]["loss"] for point in run["curve"].values()) for run in runs if not run["diverged"]]
+    reached = [min(after(run, step) for step in (0, *run["steps"])) for run in runs if not run["diverged"]]
     return max(reached, default=math.inf)
 
 

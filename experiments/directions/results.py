@@ -22,9 +22,14 @@ ORDERS = 0.8
 """Rank correlation of energy and loss from which energy is said to order the bases."""
 
 
-def final(record: Mapping[str, Any], term: str = "loss", split: str = "test") -> float:
+def after(record: Mapping[str, Any], step: int, term: str = "loss", split: str = "test") -> float:
+    """The term after ``step`` steps, mean over the scenes of the split."""
+    return statistics.fmean(record["curve"][str(step)][split][term])
+
+
+def final(record: Mapping[str, Any], term: str = "loss") -> float:
     """The held-out term at the end of the run; infinite where it diverged."""
-    return math.inf if record["diverged"] else record["curve"][str(record["steps"][-1])][split][term]
+    return math.inf if record["diverged"] else after(record, record["steps"][-1], term)
 
 
 def area(record: Mapping[str, Any], term: str = "loss") -> float:
@@ -32,7 +37,7 @@ def area(record: Mapping[str, Any], term: str = "loss") -> float:
     if record["diverged"]:
         return math.inf
     steps = [0, *record["steps"]]
-    values = [record["curve"][str(step)]["test"][term] for step in steps]
+    values = [after(record, step, term) for step in steps]
     return float(np.trapezoid(values, steps)) / steps[-1]
 
 
@@ -73,9 +78,9 @@ class Answer:
     """One question, on one task or on all of them together.
 
     Attributes:
-        task: None: the pairs of all tasks. With six seeds one task alone could show nothing once Holm has counted the
-            questions, so the verdicts are about all tasks.
-        pairs: first minus second, of the held-out loss at the end: negative is better.
+        task: None: the scenes of all tasks, which the verdicts are about.
+        pairs: first minus second, of the held-out loss at the end: negative is better. A pair is a scene, each side
+            the mean of the seeds that both have, so that intervals and p speak of other scenes of these tasks.
         depth, camera: the same of the two parts of the loss.
         adjusted: Holm's p over the questions; NaN for one task.
     """
@@ -99,35 +104,48 @@ class Answer:
 
 
 def answers(records: Records, sizes: Sizes, tasks: Sequence[Task]) -> list[Answer]:
-    """Every question on all tasks together, then on each, where both sides have the same seeds; diverged ones do not
+    """Every question on all tasks together, then on each, by the seeds that both sides have; diverged ones do not
     count."""
     together, single = [], []
     for question in QUESTIONS:
-        by_task = {task: _pairs(records, question, task, sizes.main) for task in tasks}
-        known = {task: pairs for task, pairs in by_task.items() if pairs}
+        by_task = {task: _common_runs(records, question, task, sizes.main) for task in tasks}
+        known = {task: runs for task, runs in by_task.items() if runs}
         if not known:
             continue
-        together.append(_answer(question, None, [pair for pairs in known.values() for pair in pairs]))
-        single += [_answer(question, task, pairs) for task, pairs in known.items()]
+        together.append(_answer(question, None, list(known.values())))
+        single += [_answer(question, task, [runs]) for task, runs in known.items()]
     for answer, adjusted in zip(together, holm([answer.pairs.p for answer in together])):
         answer.adjusted = adjusted
     return [*together, *single]
 
 
-Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+Runs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Seed by seed the run of either side."""
 
 
-def _pairs(records: Records, question: Question, task: Task, K: int) -> list[Pair]:
+def _common_runs(records: Records, question: Question, task: Task, K: int) -> Runs:
     first, second = (_cell_records(records, task, basis, K) for basis in (question.first, question.second))
-    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-    return [pair for pair in pairs if not any(record["diverged"] for record in pair)]
+    runs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    return [both for both in runs if not any(record["diverged"] for record in both)]
 
 
-def _answer(question: Question, task: Task | None, pairs: Sequence[Pair]) -> Answer:
+def _answer(question: Question, task: Task | None, runs: Sequence[Runs]) -> Answer:
+    """Of the runs of several tasks."""
+
     def compare(term: str) -> Paired:
-        return compare_pairs([final(one, term) for one, _ in pairs], [final(two, term) for _, two in pairs])
+        first, second = (
+            [value for each in runs for value in _scene_means([both[side] for both in each], term)] for side in (0, 1)
+        )
+        return compare_pairs(first, second)
 
     return Answer(question, task, compare("loss"), compare("depth"), compare("camera"))
+
+
+def _scene_means(runs: Sequence[Mapping[str, Any]], term: str) -> list[float]:
+    """Scene by scene the held-out term at the end, mean of the runs."""
+    return [
+        statistics.fmean(values) for values in zip(*(run["curve"][str(run["steps"][-1])]["test"][term] for run in runs))
+    ]
 
 
 def _cell_records(records: Records, task: Task, basis: str, K: int) -> Mapping[int, Mapping[str, Any]]:
@@ -149,11 +167,11 @@ def order_by_energy(
         inside = []
         terms: dict[str, list[float]] = {"loss": [], "depth": [], "camera": []}
         for cell, seeds in records.items():
-            known = [run["curve"][str(step)]["test"] for run in seeds.values() if not run["diverged"]]
+            known = [run for run in seeds.values() if not run["diverged"]]
             if cell.task == task and cell.K == K and known and f"{cell.basis} {K}" in shares:
                 inside.append(shares[f"{cell.basis} {K}"]["core"])
                 for term, values in terms.items():
-                    values.append(-statistics.fmean(point[term] for point in known))
+                    values.append(-statistics.fmean(after(run, step, term) for run in known))
         if len(inside) > 2:
             result[task] = ({term: spearman(inside, values) for term, values in terms.items()}, len(inside))
     return result
@@ -178,12 +196,10 @@ def forgetting_at(record: Mapping[str, Any], level: float) -> float | None:
     """The loss on generic scenes where the held-out loss first reaches ``level``, between measured steps linearly."""
     if record["diverged"]:
         return None
-    points = [record["curve"][str(step)] for step in (0, *record["steps"])]
-    for before, after in itertools.pairwise(points):
-        high, low = before["test"]["loss"], after["test"]["loss"]
+    points = [(after(record, step), after(record, step, split="generic")) for step in (0, *record["steps"])]
+    for (high, before), (low, then) in itertools.pairwise(points):
         if low <= level:
             if high <= level:
-                return before["generic"]["loss"]
-            share = (high - level) / (high - low)
-            return before["generic"]["loss"] + share * (after["generic"]["loss"] - before["generic"]["loss"])
+                return before
+            return before + (high - level) / (high - low) * (then - before)
     return None

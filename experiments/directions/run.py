@@ -71,6 +71,7 @@ def _run_all(config: DirectionsConfig, context: Context, sizes: Sizes, chosen: S
     logger.info(f"directions: {len(chosen)} cells, about {hours:.1f} core hours of runs on a quiet core")
     sets = [Mined(bank, scale.adapter_rank, 1) for bank in dict.fromkeys(scale.tasks.values())]
     prepare.render(context, sets)
+    prepare.render_held_out(context, sizes.held_out)
     prepare.tune_adapters(context, sets)
     bases.prepare(context, sizes)
     start = time.monotonic()

@@ -25,8 +25,8 @@ class DirectionsConfig:
     """Only these bases, by the names in experiments.directions.plan; none: all."""
     sizes: tuple[int, ...] = ()
     """Only these K; none: all."""
-    seeds: int = 6
-    """Paired seeds at the main K; fewer than six can show nothing at the 5 % level."""
+    seeds: int = 3
+    """Paired seeds at the main K. Differences are counted scene by scene, over the means of the seeds."""
     workers: int = 0
     """Jobs at a time, each a process of one thread; 0: one per core."""
     weights: Path | None = None
