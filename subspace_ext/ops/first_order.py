@@ -30,6 +30,7 @@ def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[
         with torch.no_grad():
             results = backward(ctx, *grads)
         refuse = torch._C._functions.DelayedError(_MESSAGE, len(results))
-        return refuse(*(None if result is None else result.detach().requires_grad_() for result in results))
+        # None stays None, which its stub does not say
+        return refuse(*(None if result is None else result.detach().requires_grad_() for result in results))  # type: ignore[arg-type]
 
     return run
