@@ -37,18 +37,24 @@ Shots = Mapping[tuple[str, int], Mapping[int, Mapping[str, Any]]]
 
 def render(
     records: Records,
+    grid: Mapping[float, Records],
     energies: Mapping[Task, Mapping[str, Mapping[str, float]]],
     shots: Shots,
     sizes: Sizes,
     tasks: Sequence[Task],
     smoke: bool = False,
 ) -> str:
-    """The block, in Markdown; what has not been run is left out or named."""
+    """The block, in Markdown; what has not been run is left out or named.
+
+    Args:
+        records (Records): every cell at its own rate.
+        grid (Mapping): rate -> every cell at that rate, first seed.
+    """
     if not records:
         return "The direction experiment (`python -m experiments.directions`) has not been run on these weights yet."
     found = answers(records, sizes, tasks)
     parts = ["**Smoke scale: the numbers mean nothing.**"] if smoke else []
-    parts += [verdict_sentence(found), "### Answers", _answers(found), *_order(records, energies, sizes)]
+    parts += [verdict_sentence(found), "### Answers", _answers(found), *_order(records, grid, energies, sizes)]
     for task in tasks:
         for K in sorted({cell.K for cell in records if cell.task == task and cell.basis != "mean-only"}):
             parts += [f"### {TASK_NAMES[task]}, K = {K}", _table(records, energies.get(task, {}), task, K, sizes)]
@@ -92,17 +98,31 @@ def _difference(pairs: Paired) -> str:
     return f"{pairs.mean:+.3f}{ends}"
 
 
-def _order(records: Records, energies: Mapping[Task, Mapping[str, Mapping[str, float]]], sizes: Sizes) -> list[str]:
+def _order(
+    records: Records,
+    grid: Mapping[float, Records],
+    energies: Mapping[Task, Mapping[str, Mapping[str, float]]],
+    sizes: Sizes,
+) -> list[str]:
     step = ORDER_STEP if ORDER_STEP in sizes.steps else sizes.steps[-1]
+    found = {"its own": order_by_energy(records, energies, sizes.main, step)}
+    found |= {f"{rate:g}": order_by_energy(at, energies, sizes.main, step) for rate, at in sorted(grid.items())}
     rows = []
-    for task, (found, count) in order_by_energy(records, energies, sizes.main, step).items():
-        word = "holds" if found["loss"] > ORDERS and count >= 8 else "does not hold" if count >= 8 else "too few bases"
-        cells = ["–" if math.isnan(value) else f"{value:.2f}" for value in found.values()]
-        rows.append([TASK_NAMES[task], f"{count}", *cells, word])
+    for task in found["its own"]:
+        for rate, by_task in found.items():
+            if task not in by_task:
+                continue
+            terms, count = by_task[task]
+            word = "too few bases" if count < 8 else "holds" if terms["loss"] > ORDERS else "does not hold"
+            cells = ["–" if math.isnan(value) else f"{value:.2f}" for value in terms.values()]
+            rows.append([TASK_NAMES[task], rate, f"{count}", *cells, word])
     if not rows:
         return []
-    what = f"Rank correlation (Spearman) of the energy inside with the held-out loss, {step} steps, K = {sizes.main}:"
-    head = ["task", "bases", "loss", "depth part", "camera part", f"loss above {ORDERS:g}"]
+    what = (
+        f"Spearman rank correlation of energy inside and held-out loss, {step} steps, K = {sizes.main}; each "
+        "basis at the rate chosen for it, and all at one rate with the first seed:"
+    )
+    head = ["task", "rate", "bases", "loss", "depth part", "camera part", f"loss above {ORDERS:g}"]
     return ["### Does the energy order the bases?", what, markdown(head, rows)]
 
 

@@ -55,7 +55,8 @@ def run(config: DirectionsConfig) -> Path:
     path = Paths(context.layout).root / "directions.md"
     rates = _rates(context, sizes, chosen)
     found, shots = _read(context, final_runs(scale, chosen, sizes, config.seeds, rates))
-    block = page.render(found, _energies(context), shots, sizes, list(tasks), config.scale == "smoke")
+    grid = {rate: _at_rate(context, chosen, rate) for rate in sizes.rates}
+    block = page.render(found, grid, _energies(context), shots, sizes, list(tasks), config.scale == "smoke")
     page.write(path, block, config.publish)
     logger.info(f"directions -> {path}")
     if failures:
@@ -120,6 +121,12 @@ def _rates(context: Context, sizes: Sizes, chosen: Sequence[Cell]) -> dict[Cell,
         if best is not None:
             rates[cell] = best
     return rates
+
+
+def _at_rate(context: Context, chosen: Sequence[Cell], rate: float) -> dict[Cell, dict[int, Mapping[str, Any]]]:
+    """The runs of the first seed at one rate."""
+    runs = [Run(cell.task, cell.basis, cell.K, rate, RATE_SEED) for cell in dict.fromkeys(c.finder for c in chosen)]
+    return _read(context, runs)[0]
 
 
 def _read(

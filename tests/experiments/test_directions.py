@@ -186,14 +186,15 @@ def test_the_page_has_verdicts_tables_and_what_is_missing() -> None:
     made = made_records(6)
     energies = {"glass": {f"{cell.basis} 8": {"core": 0.01 * i, "U": 0.1, "V": 0.2} for i, cell in enumerate(made)}}
     few = {("mean", 1): {0: record(Run("glass", "mean", 8, 1e-2, 0, 1), (1.5, 1.45, 1.4))}}
-    text = page.render(made, energies, few, sizes, ["glass"])
+    text = page.render(made, {3e-2: made}, energies, few, sizes, ["glass"])
     assert "| mined directions are better than random ones | 6 | -0.15" in text
     assert "6 scenes are too few" in text and "| transparent objects | mined directions are better" in text
-    assert "| transparent objects | 8 | 1.00 | 1.00 | 1.00 | holds |" in text
+    for rate in ("its own", "0.03"):
+        assert f"| transparent objects | {rate} | 8 | 1.00 | 1.00 | 1.00 | holds |" in text
     assert "### Few scenes" in text and "1.400" in text
     assert f"| {BASES['random-0']} | 0 / 0.1 / 0.2 |" in text and BASES["pooled"] not in text
-    assert "has not been run" in page.render({}, {}, {}, sizes, ["glass"])
-    assert "too few" not in page.render(made_records(12), energies, {}, sizes, ["glass"])
+    assert "has not been run" in page.render({}, {}, {}, {}, sizes, ["glass"])
+    assert "too few" not in page.render(made_records(12), {}, energies, {}, sizes, ["glass"])
 
 
 @pytest.mark.slow
