@@ -244,20 +244,20 @@ def test_merged_layers_move_and_save_as_unmerged_ones():
 
 
 def test_state_dicts_of_nested_layers():
-    """Names inside a model are those of the plain layer and U, V, c, as in release 0.1."""
+    """Names inside a model are those of the parameters; those of the plain layer load too."""
     model = nn.Sequential(with_core(nn.Linear(IN, OUT)), nn.ReLU())
     other = nn.Sequential(with_core(nn.Linear(IN, OUT)), nn.ReLU())
     state = model.state_dict()
-    assert set(state) == {f"0.{name}" for name in ("weight", "bias", "U", "V", "c")}
+    assert set(state) == {"0.base_layer.weight", "0.base_layer.bias", "0.core.U", "0.core.V", "0.core.c"}
     other.load_state_dict(state)
     x = torch.randn(80, IN)
     assert torch.equal(other(x), model(x))
     plain = {"0.weight": torch.ones(OUT, IN), "0.bias": torch.zeros(OUT)}
     missing, unexpected = other.load_state_dict({**plain, "0.d": torch.ones(1)}, strict=False)
-    assert set(missing) == {"0.U", "0.V", "0.c"} and unexpected == ["0.base_layer.d"]
+    assert set(missing) == {"0.core.U", "0.core.V", "0.core.c"} and unexpected == ["0.base_layer.d"]
     assert torch.equal(other[0].weight, plain["0.weight"]) and torch.equal(other[0].c, model[0].c)
-    with pytest.raises(RuntimeError, match=r"Missing key.*0\.c"):
-        other.load_state_dict({name: tensor for name, tensor in state.items() if name != "0.c"})
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.core\.c"):
+        other.load_state_dict({name: tensor for name, tensor in state.items() if name != "0.core.c"})
 
 
 def test_a_parametrized_core():
