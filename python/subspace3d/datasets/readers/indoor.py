@@ -124,12 +124,7 @@ def _scannet(folder: Path, config: ReaderConfig, report: Report) -> Content:
     file = folder / "intrinsic/intrinsic_color.txt"
     intrinsic = pinhole(text.matrix(file), str(file))
     intrinsic[:2, 2] += 0.5
-    views = []
-    for image in image_files(folder / "color", report):
-        depth = folder / f"depth/{image.stem}.png"
-        pose = _pose(image, folder / f"pose/{image.stem}.txt", depth, _c2w, report)
-        if pose is not None:
-            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+    views = _views(folder, "color", ".txt", _c2w, intrinsic, report)
     return content(views, config, report, folder, {"kind": "scannet", "scene": folder.name}, DepthFormat(1e-3))
 
 
@@ -203,12 +198,7 @@ def find_hiroom(config: ReaderConfig, root: Path, report: Report) -> list[Source
 
 def _hiroom(folder: Path, config: ReaderConfig, report: Report) -> Content:
     intrinsic = pinhole(read_numbers(folder / "cam_K.npy"), str(folder / "cam_K.npy"))
-    views = []
-    for image in image_files(folder / "image", report):
-        depth = folder / f"depth/{image.stem}.png"
-        pose = _pose(image, folder / f"pose/{image.stem}.npy", depth, _w2c, report)
-        if pose is not None:
-            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+    views = _views(folder, "image", ".npy", _w2c, intrinsic, report)
     source = {"kind": "hiroom", "scene": folder.name}
     return content(views, config, report, folder, source, DepthFormat(_HIROOM_STEP, _hiroom_depth))
 
@@ -220,6 +210,24 @@ def _hiroom_depth(path: Path) -> np.ndarray:
     if mask.is_file():
         depth[np.array(open_image(mask, (depth.shape[0], depth.shape[1])).convert("L")) > 0] = 0
     return depth
+
+
+def _views(
+    folder: Path,
+    images: str,
+    ending: str,
+    read_pose: Callable[[Path], np.ndarray],
+    intrinsic: np.ndarray,
+    report: Report,
+) -> list[View]:
+    """Images of one camera, their poses in pose/ and depth in depth/ by stem; those without a pose are left out."""
+    views = []
+    for image in image_files(folder / images, report):
+        depth = folder / f"depth/{image.stem}.png"
+        pose = _pose(image, folder / f"pose/{image.stem}{ending}", depth, read_pose, report)
+        if pose is not None:
+            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+    return views
 
 
 def _pose(
