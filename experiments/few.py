@@ -8,7 +8,6 @@ OUT/few.md the means over the seeds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import statistics
@@ -18,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.jobs import printed_to
 from subspace3d import outputs, records
 from subspace3d.choices import ATTRIBUTES, TASKS, Method, Task
 from subspace3d.cli import execute
-from subspace3d.files import read_json, write_json
+from subspace3d.files import atomic_folder, read_json, write_json, write_text
 from subspace3d.jobs.pool import run_jobs
 from subspace3d.jobs.work import exit_on_failures
 from subspace3d.log import logger
@@ -132,7 +132,7 @@ def run(config: FewExperiment) -> dict[str, Any]:
     ]
     found = {"settings": _settings(config), "rows": rows}
     write_json(config.out / "few.json", found)
-    (config.out / "few.md").write_text(table(rows), encoding="utf-8")
+    write_text(config.out / "few.md", table(rows))
     logger.info(table(rows))
     logger.info(f"results -> {config.out / 'few.json'}")
     exit_on_failures("few", "runs", failures, len(wanted), config.out)
@@ -190,21 +190,19 @@ def give(config: FewExperiment, job: Job) -> None:
     folder = config.out / job.given
     if folder.is_dir():
         return
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     needed = -(-job.images // VIEWS)
     found = find_scenes(config.out / "scenes" / f"{job.task}_train")[job.seed * needed :][:needed]
     left = job.images
-    for path in found:
-        file = SceneFile(path)
-        count = min(left, VIEWS)
-        left -= count
-        frames = []
-        for index in (i * len(file) // count for i in range(count)):
-            known = (*file.camera(index), file.valid_depth(index)) if job.teacher == "depth" else (None, None, None)
-            frames.append(Frame(file.image(index), *known))
-        write_frames(part / path.name, frames, {"of": str(path)}, unit=file.unit)
-    part.rename(folder)
+    with atomic_folder(folder) as part:
+        for path in found:
+            file = SceneFile(path)
+            count = min(left, VIEWS)
+            left -= count
+            frames = []
+            for index in (i * len(file) // count for i in range(count)):
+                known = (*file.camera(index), file.valid_depth(index)) if job.teacher == "depth" else (None, None, None)
+                frames.append(Frame(file.image(index), *known))
+            write_frames(part / path.name, frames, {"of": str(path)}, unit=file.unit)
 
 
 def _set_up(shared: tuple[FewExperiment, dict[str, Job]], worker: int) -> Callable[[str], object]:
@@ -217,11 +215,7 @@ def _set_up(shared: tuple[FewExperiment, dict[str, Job]], worker: int) -> Callab
         job = named[name]
         log = config.out / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            open(log, "a", encoding="utf-8") as file,
-            contextlib.redirect_stdout(file),
-            contextlib.redirect_stderr(file),
-        ):
+        with printed_to(log):
             write_json(_record(config, job), tune_and_measure(config, job) if job.method else _measure(config, job))
 
     return work

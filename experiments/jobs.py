@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,21 @@ def _set_up(shared: _Shared, worker: int) -> Callable[[str], object]:
         folder = _folder(shared.context, job)
         folder.mkdir(parents=True, exist_ok=True)
         outputs.mark(folder, outputs.RUN)
-        with (
-            open(folder / "log.txt", "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
+        with printed_to(folder / "log.txt"):
             _do(shared.context, job, folder, device)
 
     return work
+
+
+@contextlib.contextmanager
+def printed_to(path: Path) -> Iterator[None]:
+    """Add what is printed meanwhile to a file."""
+    with (
+        open(path, "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
 
 
 def _do(context: Context, job: Job, folder: Path, device: str) -> None:

@@ -22,9 +22,14 @@ ORDERS = 0.8
 """Rank correlation of energy and loss from which energy is said to order the bases."""
 
 
+def by_scene(record: Mapping[str, Any], step: int, term: str, split: str = "test") -> list[float]:
+    """The term after ``step`` steps, scene by scene."""
+    return record["curve"][str(step)][split][term]
+
+
 def after(record: Mapping[str, Any], step: int, term: str = "loss", split: str = "test") -> float:
     """The term after ``step`` steps, mean over the scenes of the split."""
-    return statistics.fmean(record["curve"][str(step)][split][term])
+    return statistics.fmean(by_scene(record, step, term, split))
 
 
 def final(record: Mapping[str, Any], term: str = "loss") -> float:
@@ -143,9 +148,7 @@ def _answer(question: Question, task: Task | None, runs: Sequence[Runs]) -> Answ
 
 def _scene_means(runs: Sequence[Mapping[str, Any]], term: str) -> list[float]:
     """Scene by scene the held-out term at the end, mean of the runs."""
-    return [
-        statistics.fmean(values) for values in zip(*(run["curve"][str(run["steps"][-1])]["test"][term] for run in runs))
-    ]
+    return [statistics.fmean(values) for values in zip(*(by_scene(run, run["steps"][-1], term) for run in runs))]
 
 
 def _cell_records(records: Records, task: Task, basis: str, K: int) -> Mapping[int, Mapping[str, Any]]:
