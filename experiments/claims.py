@@ -1,7 +1,7 @@
 """The paper's claims as comparisons of rows, and what the measured numbers say about them.
 
-A comparison is decided metric by metric: a difference counts where it is larger than the spread over seeds
-(`results.compare`). Nothing here knows how a comparison should end.
+A comparison is decided metric by metric, over pairs of the same scene and seed (`results.compare`). Nothing here knows
+how a comparison should end.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ class Comparison:
 
     what: str
     outcomes: dict[str, Outcome]
-    expected: Literal["better", "level"] = "better"
+    expected: Literal["better", "alike"] = "better"
 
     @property
     def verdict(self) -> str:
-        """holds, contradicted, mixed, open (all within the spread) or unknown.
+        """holds, contradicted, mixed, open (no difference is shown) or unknown.
 
         Expected better: holds where some metric is better and none worse, contradicted the other way round. Expected
-        level: holds where every metric is level, contradicted otherwise.
+        alike: holds where all metrics are, contradicted where one is not and is better or worse, open otherwise.
         """
-        words = {outcome.word for outcome in self.outcomes.values() if outcome.word != "unknown"}
+        known = [outcome for outcome in self.outcomes.values() if outcome.word != "unknown"]
+        words = {outcome.word for outcome in known}
         if not words:
             return "unknown"
-        if self.expected == "level":
-            return "holds" if words == {"level"} else "contradicted"
+        if self.expected == "alike":
+            apart = [outcome.word for outcome in known if not outcome.alike]
+            return "holds" if not apart else "open" if set(apart) == {"level"} else "contradicted"
         if words == {"level"}:
             return "open"
         if "worse" not in words:
@@ -198,7 +200,7 @@ def _source_claims(task: TaskResults, scale: Scale) -> list[Claim]:
     psv = rows("psv", lambda row: row.mined is None)
     pairs = [part for split in TESTS for one, two in zip(mined, psv) for part in _against(one, two, split)]
     same = [
-        part for split in TESTS for one, two in zip(high, mined) for part in _against(one, two, split, expected="level")
+        part for split in TESTS for one, two in zip(high, mined) for part in _against(one, two, split, expected="alike")
     ]
     trend = [part for split in TESTS for part in _against(high[-1], high[0], split)]
     ranks = f"rank {scale.high_rank} instead of {scale.adapter_rank}"

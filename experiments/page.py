@@ -15,7 +15,7 @@ from experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claim
 from experiments.figures import draw_parameters, draw_rows
 from experiments.layout import Layout
 from experiments.plan import budget
-from experiments.results import MAIN, RowResult, load
+from experiments.results import ALPHA, MAIN, MARGIN, RowResult, load
 from experiments.scale import Scale
 from experiments.settings import EXPERIMENTS
 from subspace3d import outputs
@@ -163,12 +163,16 @@ def _missing(results: Results) -> str:
 def _method_of_judgement() -> str:
     metrics = ", ".join(f"{SHOWN[metric].label} {tables.arrow(metric)}" for metric in tables.METRICS)
     return (
-        f"Rows are compared in {metrics}, in-domain and cross-domain. A difference of two means counts where it is "
-        "larger than the spread, the root of the sum of both variances over seeds, a low bar with few seeds; the base "
-        "model has no spread. A comparison holds where a metric is better and none worse, is contradicted the other "
-        "way round, mixed with both, open where all differences are within the spread. A claim holds where some of its "
-        "comparisons hold and none is contradicted or mixed; it is not shown where all are open. Of a family of sizes "
-        f"the one of least {SHOWN[MAIN].label} on the in-domain test takes part, for all families alike."
+        f"Rows are compared in {metrics}, in-domain and cross-domain, scene by scene: rows of one seed saw the same "
+        f"batches. A row is better or worse where the differences of the scenes (mean over seeds) differ from zero by "
+        f"sign flips at {ALPHA:.0%}, which with six scenes takes the same sign on all of them, and the difference has "
+        "the same sign with every seed. Brackets hold the 95 % interval over scenes (BCa bootstrap), positive where "
+        f"the first row is better. Alike are two rows where it lies within {MARGIN:.0%} of the second's value. A "
+        "comparison holds where a metric is better and none worse, is contradicted the other way round, mixed with "
+        "both, open where neither is shown. A claim holds where some of its comparisons hold and none is contradicted "
+        "or mixed; it is not shown where all are open. There are several hundred such differences: some will have come "
+        f"about by chance. Of a family of sizes the one of least {SHOWN[MAIN].label} on the in-domain test takes part, "
+        "for all families alike."
     )
 
 
@@ -253,7 +257,7 @@ def _failures(failures: Mapping[str, str]) -> str:
 
 
 def readme_block(results: Results, scale: Scale, paper: Sequence[Claim], images: Sequence[str]) -> str:
-    """The short table, a sentence on the claims and the figures; or one sentence that nothing has been run."""
+    """The short table, a sentence on the claims and the first figure; or one sentence that nothing has been run."""
     if not images:
         return "The experiments (`make experiments`, a few hours on two cores) have not been run on these weights yet."
     seeds = max(row.seeds for task in results.values() for row in task.rows.values())
@@ -264,7 +268,7 @@ def readme_block(results: Results, scale: Scale, paper: Sequence[Claim], images:
             f"{summary(paper)}{' Some rows have not been run.' if _missing(results) else ''} "
             "[All results](docs/results.md).",
             tables.short_table(results, scale),
-            *(f"![{FIGURES[name][1]}](docs/images/{name}.png)" for name in images),
+            f"![{FIGURES[images[0]][1]}](docs/images/{images[0]}.png)",
         ]
     )
 

@@ -66,7 +66,7 @@ def bca_interval(
     if len(sample) < 2 or not 0 < level < 1:
         raise ValueError(f"values must be at least two and level in (0, 1), got {len(sample)} and {level}")
     mean = float(sample.mean())
-    if np.ptp(sample) == 0:
+    if np.ptp(sample) <= 1e-12 * np.abs(sample).max():  # equal but for rounding
         return mean, mean
     generator = np.random.default_rng(seed)
     means = np.sort(sample[generator.integers(len(sample), size=(draws, len(sample)))].mean(1))

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.jobs import BASE, RECORD
 from experiments.layout import Layout
+from experiments.paired import bca_interval, sign_flip_p
 from experiments.plan import SPLITS, Row, all_rows
 from experiments.rates import CRITERION, Choice, read_choices
 from experiments.scale import Scale, Task
@@ -22,6 +23,10 @@ METRICS = ("accuracy", "completeness", "normal_consistency", "abs_rel")
 """Those the paper reports for its tasks, which decide about its claims."""
 MAIN = CRITERION
 """The one number of a row in the figures and the short table, by which the best row of a family is picked."""
+
+ALPHA = 0.05
+MARGIN = 0.1
+"""Two rows are alike in a metric where the interval of their difference lies within this share of its value."""
 
 Means = Mapping[str, float | None]
 
@@ -43,6 +48,7 @@ class RowResult:
         row: the row; None is the base model, which has no seeds.
         rate: learning rate; None: not chosen yet.
         means: seed -> split -> metric -> mean over the split's scenes.
+        scenes: seed -> split -> scene -> metric -> value.
         costs: seed -> trainable parameters, seconds and bytes.
         diverged: seeds whose training ended without a result.
         failed: scenes on which predictions were not finite, over all seeds and splits; they are in no mean.
@@ -51,6 +57,7 @@ class RowResult:
     row: Row | None
     rate: float | None = None
     means: dict[int, dict[str, Means]] = field(default_factory=dict)
+    scenes: dict[int, dict[str, Mapping[str, Means]]] = field(default_factory=dict)
     costs: dict[int, dict[str, float]] = field(default_factory=dict)
     diverged: list[int] = field(default_factory=list)
     failed: int = 0
@@ -127,6 +134,7 @@ def _read_means(result: RowResult, seed: int, layout: Layout, task: Task, method
         if path.is_file():
             record = read_json(path)
             result.means.setdefault(seed, {})[split] = record["mean"]
+            result.scenes.setdefault(seed, {})[split] = record["per_scene"]
             result.costs[seed] = _costs(record)
             result.failed += len(record["failed"])
 
@@ -145,27 +153,56 @@ class Outcome:
     """How one row compares with another in one metric.
 
     Attributes:
-        word: better, worse, level (no difference beyond the spread) or unknown (a value or its spread is missing).
-        difference: by how much the first is better, in the metric's unit.
-        spread: ``sqrt(s_1^2 + s_2^2)`` with the standard deviations over seeds; 0 for the base model.
+        word: better, worse, level (neither is shown) or unknown (a value is missing, or there are too few seeds).
+        difference: by how much the first is better, in the metric's unit: mean over seeds and scenes.
+        low, high: ends of the BCa interval of the difference over the scenes, at 95 %.
+        alike: the interval lies within `MARGIN` of the second row's value on both sides.
     """
 
     word: str
     difference: float = math.nan
-    spread: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    alike: bool = False
 
 
 def compare(first: RowResult, second: RowResult, split: str, metric: str) -> Outcome:
-    """Whether ``first`` is better than ``second`` by more than the spread over seeds."""
-    stats = [row.stat(split, metric) for row in (first, second)]
-    if stats[0] is None or stats[1] is None:
+    """Whether ``first`` is better than ``second``, which saw the same batches and is measured on the same scenes.
+
+    It is where the differences of the scenes (each the mean over the seeds that both rows have) are not zero by
+    `sign_flip_p` at `ALPHA`, and their mean has the same sign with every seed. Base models have no seeds: theirs stands
+    beside every seed. With one seed nothing is decided.
+    """
+    pairs = _seed_pairs(first, second, split)
+    sign = 1.0 if SHOWN[metric].lower_is_better else -1.0
+    by_scene: dict[str, list[tuple[float, float]]] = {}
+    for one, two in pairs:
+        for scene in one.keys() & two.keys():
+            a, b = one[scene].get(metric), two[scene].get(metric)
+            if a is not None and b is not None:
+                by_scene.setdefault(scene, []).append((sign * (b - a), b))
+    # a scene on which some run failed would set unlike runs side by side
+    whole = [values for _, values in sorted(by_scene.items()) if len(values) == len(pairs)]
+    if not whole:
         return Outcome("unknown")
-    difference = stats[1].mean - stats[0].mean
-    if not SHOWN[metric].lower_is_better:
-        difference = -difference
-    spreads = [0.0 if row.row is None else stat.spread for row, stat in zip((first, second), stats) if stat]
-    if any(spread is None for spread in spreads):
+    differences = [statistics.fmean(difference for difference, _ in values) for values in whole]
+    difference = statistics.fmean(differences)
+    if len(pairs) < 2 or len(differences) < 3:
         return Outcome("unknown", difference)
-    spread = math.hypot(*(spread for spread in spreads if spread is not None))
-    word = "better" if difference > spread else "worse" if -difference > spread else "level"
-    return Outcome(word, difference, spread)
+    seeds = [statistics.fmean(values[seed][0] for values in whole) for seed in range(len(pairs))]
+    low, high = bca_interval(differences)
+    word = "level"
+    if sign_flip_p(differences) <= ALPHA and (min(seeds) > 0 or max(seeds) < 0):
+        word = "better" if difference > 0 else "worse"
+    bound = MARGIN * abs(statistics.fmean(value for values in whole for _, value in values))
+    return Outcome(word, difference, low, high, -bound <= low and high <= bound)
+
+
+def _seed_pairs(first: RowResult, second: RowResult, split: str) -> list[tuple[Mapping[str, Means], ...]]:
+    """The scenes of both rows, seed by seed."""
+    known = [{seed: splits[split] for seed, splits in row.scenes.items() if split in splits} for row in (first, second)]
+    for side, row in enumerate((first, second)):
+        if row.row is None and known[side]:
+            (base,) = known[side].values()
+            known[side] = dict.fromkeys(known[1 - side], base)
+    return [(known[0][seed], known[1][seed]) for seed in sorted(known[0].keys() & known[1].keys())]

@@ -41,9 +41,12 @@ def shown_rows(task: TaskResults, scale: Scale, experiment: Experiment) -> list[
 
 
 def short_table(results: Results, scale: Scale) -> str:
-    """One number per row and task: the `MAIN` error on the in-domain test."""
-    names = list(dict.fromkeys(label_of(row) for task in results.values() for row in shown_rows(task, scale, "tasks")))
-    columns = {name: {label_of(row): row for row in shown_rows(task, scale, "tasks")} for name, task in results.items()}
+    """The `MAIN` error on the in-domain test: base, the middle size of each family, and LoRA of the least rank."""
+    columns = {
+        name: {label_of(row): row for row in shown_rows(task, scale, "tasks") if _is_short(row, scale)}
+        for name, task in results.items()
+    }
+    names = list(dict.fromkeys(label for column in columns.values() for label in column))
     body = []
     for label in names:
         rows = [column.get(label) for column in columns.values()]
@@ -56,6 +59,10 @@ def short_table(results: Results, scale: Scale) -> str:
             cells.append(_bold(number(stat), stat is not None and stat.mean == min(each.mean for each in stats)))
         body.append([label, size, *cells])
     return markdown(["", "trained", *(f"{TASK_NAMES[name]} ↓" for name in results)], body)
+
+
+def _is_short(row: RowResult, scale: Scale) -> bool:
+    return row.row is None or row.row.finds_rate or row.row.name == f"lora-{min(scale.ranks)}"
 
 
 def label_of(row: RowResult) -> str:
@@ -146,6 +153,7 @@ def _costs(row: RowResult) -> list[str]:
 
 def _outcome(part: Comparison, metric: str) -> str:
     outcome: Outcome = part.outcomes[metric]
-    if math.isnan(outcome.spread):
+    if math.isnan(outcome.low):
         return "unknown"
-    return f"{outcome.word} ({outcome.difference:+.2g}, spread {outcome.spread:.2g})"
+    word = f"{outcome.word}{', alike' * outcome.alike}"
+    return f"{word} ({outcome.difference:+.2g} [{outcome.low:+.2g}, {outcome.high:+.2g}])"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 
 import pytest
 from experiment_results import CHOSEN, write_results
@@ -64,26 +63,63 @@ def test_verdicts_follow_from_the_numbers(tmp_path, error, expected):
     assert angles == "not run"
 
 
-def row(values: list[float], metric: str = "accuracy", is_base: bool = False) -> RowResult:
+def row(values: list[list[float]], metric: str = "accuracy", is_base: bool = False) -> RowResult:
+    """Of values by seed and scene."""
     some_row = None if is_base else rate_runs(NANO, ["tasks"])[0].row
-    return RowResult(some_row, 1e-3, {seed: {"test": {metric: value}} for seed, value in enumerate(values)})
+    scenes = {
+        seed: {"test": {f"scene_{number}": {metric: value} for number, value in enumerate(each)}}
+        for seed, each in enumerate(values)
+    }
+    return RowResult(some_row, 1e-3, scenes=scenes)
 
 
-def test_a_difference_counts_where_it_is_larger_than_the_spread():
-    first, second = [0.10, 0.12, 0.14], [0.16, 0.17, 0.18]
-    spread = (statistics.variance(first) + statistics.variance(second)) ** 0.5
-    outcome = compare(row(first), row(second), "test", "accuracy")
-    assert (outcome.word, outcome.difference, outcome.spread) == ("better", pytest.approx(0.05), pytest.approx(spread))
-    assert compare(row(second), row(first), "test", "accuracy").word == "worse"
-    assert compare(row(first), row([0.12, 0.14, 0.16]), "test", "accuracy").word == "level"
-    higher = (row(values, "normal_consistency") for values in (first, second))
+SCENES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.9]
+
+
+def shifted(*shifts: float) -> list[list[float]]:
+    """A seed per shift of all scenes."""
+    return [[value + shift for value in SCENES] for shift in shifts]
+
+
+def test_a_difference_counts_where_all_scenes_and_seeds_agree():
+    second = row(shifted(0.0, 0.02))
+    outcome = compare(row(shifted(-0.01, 0.0)), second, "test", "accuracy")
+    # however far apart the scenes and the seeds are
+    assert (outcome.word, outcome.difference) == ("better", pytest.approx(0.015))
+    assert (outcome.low, outcome.high) == (pytest.approx(0.015), pytest.approx(0.015))
+    assert compare(second, row(shifted(-0.01, 0.0)), "test", "accuracy").word == "worse"
+    higher = (row(values, "normal_consistency") for values in (shifted(-0.01, 0.0), shifted(0.0, 0.02)))
     assert compare(*higher, "test", "normal_consistency").word == "worse"
+    # one seed the other way round
+    assert compare(row(shifted(-0.05, 0.03)), second, "test", "accuracy").word == "level"
+    # one scene the other way round
+    first = shifted(-0.01, 0.0)
+    for seed in first:
+        seed[3] += 0.04
+    assert compare(row(first), second, "test", "accuracy").word == "level"
 
 
-def test_one_seed_decides_nothing_and_the_base_has_no_spread():
-    assert compare(row([0.1]), row([0.2]), "test", "accuracy").word == "unknown"
-    assert compare(row([0.1, 0.12]), row([0.2], is_base=True), "test", "accuracy").word == "better"
-    assert compare(row([0.1, 0.12]), row([]), "test", "accuracy").word == "unknown"
+def test_rows_are_alike_where_the_interval_is_narrow_not_where_it_is_wide():
+    second = row(shifted(0.0, 0.0))  # 0.4 in the mean, so 0.04 is the margin
+    near = compare(row(shifted(0.01, 0.03)), second, "test", "accuracy")
+    assert near.word == "worse" and near.alike
+    far = compare(row([[0.3, 0.0, 0.5, 0.2, 0.7, 0.7]] * 2), second, "test", "accuracy")
+    assert far.word == "level" and not far.alike
+
+
+def test_scenes_that_one_run_lacks_are_in_no_difference():
+    first, second = row(shifted(-0.01, -0.01)), row(shifted(0.0, 0.0))
+    first.scenes[1]["test"] = {key: value for key, value in first.scenes[1]["test"].items() if key != "scene_5"}
+    assert compare(first, second, "test", "accuracy").word == "level"  # five scenes cannot show it
+    first.scenes[1]["test"] = {}
+    assert compare(first, second, "test", "accuracy").word == "unknown"
+
+
+def test_one_seed_decides_nothing_and_the_base_stands_beside_every_seed():
+    assert compare(row(shifted(0.0)), row(shifted(0.1)), "test", "accuracy").word == "unknown"
+    assert compare(row(shifted(0.0, 0.02)), row(shifted(0.1), is_base=True), "test", "accuracy").word == "better"
+    assert compare(row(shifted(0.1), is_base=True), row(shifted(0.0, 0.02)), "test", "accuracy").word == "worse"
+    assert compare(row(shifted(0.0, 0.02)), row([]), "test", "accuracy").word == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -93,13 +129,15 @@ def test_one_seed_decides_nothing_and_the_base_has_no_spread():
         (["worse", "level"], "better", "contradicted"),
         (["better", "worse"], "better", "mixed"),
         (["level", "level"], "better", "open"),
-        (["level", "unknown"], "level", "holds"),
-        (["level", "better"], "level", "contradicted"),
+        (["alike", "unknown"], "alike", "holds"),
+        (["alike", "level"], "alike", "open"),
+        (["alike", "better"], "alike", "contradicted"),
         (["unknown", "unknown"], "better", "unknown"),
     ],
 )
 def test_verdict_of_a_comparison(words, expected, verdict):
-    assert Comparison("", {str(i): Outcome(word) for i, word in enumerate(words)}, expected).verdict == verdict
+    outcomes = {str(i): Outcome(word, alike=word == "alike") for i, word in enumerate(words)}
+    assert Comparison("", outcomes, expected).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -182,11 +220,12 @@ def test_pages_are_written_into_a_checkout_and_notes_survive(tmp_path):
     assert f"{marker}We looked at k.\n<!-- /notes -->" in text
     assert "c0ffee" in text and "Not run" not in text
     assert front.startswith("# Head\n") and front.endswith("<!-- /results -->\ntail\n") and "\nold\n" not in front
-    # subspace k = 16: 0.08 - 0.026
-    assert "**0.0540 ± 0.0010**" in front
+    # subspace k = 8: 0.08 - 0.018; of k = 16 only the page speaks
+    assert "**0.0620 ± 0.0010**" in front and "0.0540 ± 0.0010" in text
     for name in page.FIGURES:
         assert (images / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"docs/images/{name}.png" in front and f"(images/{name}.png)" in text
+        assert f"(images/{name}.png)" in text
+    assert f"docs/images/{next(iter(page.FIGURES))}.png" in front
 
 
 def test_a_readme_without_its_place_is_an_error():

@@ -28,6 +28,8 @@ def test_the_bca_interval_is_scipys(count: int) -> None:
 
 def test_equal_values_have_no_width() -> None:
     assert bca_interval([0.25] * 5) == (0.25, 0.25)
+    # equal but for rounding
+    assert bca_interval([0.1 + shift - shift for shift in (0.2, 0.3, 0.7)]) == pytest.approx((0.1, 0.1))
 
 
 @pytest.mark.parametrize("count", [3, 6, 10])
