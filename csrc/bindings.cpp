@@ -24,6 +24,7 @@ using namespace subspace;
 namespace {
 
 using Address = std::uintptr_t;
+constexpr std::int64_t kMostSize = std::int64_t{1} << 24;
 
 template <class T>
 T* at(Address address) {
@@ -40,6 +41,11 @@ IrlsJob checked_job(const py::bytes& words) {
   SUBSPACE_CHECK(job.layers >= 0 && job.adapters > 0 && job.rank > 0 && job.sb > 0 && job.sa > 0 && job.max_iter >= 0,
                  "irls: sizes must be positive, got layers ", job.layers, ", adapters ", job.adapters, ", rank ",
                  job.rank, ", sb ", job.sb, ", sa ", job.sa, ", max_iter ", job.max_iter);
+  // the sizes of the workspace are sums of products of two of these
+  SUBSPACE_CHECK(
+      job.adapters <= kMostSize && job.rank <= kMostSize / job.adapters && job.sb <= kMostSize && job.sa <= kMostSize,
+      "irls: adapters x rank, sb and sa must be at most ", kMostSize, ", got ", job.adapters, " x ", job.rank, ", ",
+      job.sb, ", ", job.sa);
   SUBSPACE_CHECK(job.k >= 1 && job.k <= job.sb && job.k <= job.sa, "irls: k must be in 1..min(sb, sa), got k ", job.k,
                  ", sb ", job.sb, ", sa ", job.sa);
   SUBSPACE_CHECK(job.model == IrlsModel::kMean || job.model == IrlsModel::kShared, "irls: model must be 0 or 1, got ",
@@ -70,8 +76,8 @@ void rank_update_on_cpu(Address jobs, std::int64_t count, int out_dtype, std::in
   SUBSPACE_CHECK(threads >= 1, "rank_update: threads must be at least 1, got ", threads);
   for (std::int64_t i = 0; i < count; ++i) {
     SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
-                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ",
-                   array[i].columns, ", rank ", array[i].rank, " in job ", i);
+                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ", array[i].columns,
+                   ", rank ", array[i].rank, " in job ", i);
   }
   const DType out = checked_dtype("rank_update", out_dtype);
   py::gil_scoped_release unlocked;
@@ -79,6 +85,7 @@ void rank_update_on_cpu(Address jobs, std::int64_t count, int out_dtype, std::in
 }
 
 bool same_bytes(Address left, Address right, std::int64_t count) {
+  SUBSPACE_CHECK(count >= 0, "same_bytes: count must not be negative, got ", count);
   return std::memcmp(at<const void>(left), at<const void>(right), static_cast<std::size_t>(count)) == 0;
 }
 
@@ -105,8 +112,8 @@ py::tuple plan_rank_updates(Address jobs, std::int64_t count) {
   auto* array = at<RankUpdate>(jobs);
   for (std::int64_t i = 0; i < count; ++i) {
     SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
-                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ",
-                   array[i].columns, ", rank ", array[i].rank, " in job ", i);
+                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ", array[i].columns,
+                   ", rank ", array[i].rank, " in job ", i);
   }
   const RankUpdatePlan plan = rank_update_plan(array, count);
   return py::make_tuple(plan.blocks, plan.tiles_per_block);
@@ -123,12 +130,20 @@ void rank_update(Address jobs, Address device_jobs, std::int64_t count, std::int
 }
 
 void core_grad(Address g, std::int64_t g_stride, Address p, std::int64_t p_stride, int dtype, Address partial,
-               Address dc, std::int64_t tokens, std::int64_t rank, std::int64_t splits, double scale,
-               Address stream) {
+               Address dc, std::int64_t tokens, std::int64_t rank, std::int64_t splits, double scale, Address stream) {
   SUBSPACE_CHECK(tokens >= 0 && rank >= 0, "core_grad: sizes must not be negative, got tokens ", tokens, ", rank ",
                  rank);
-  const CoreGrad arguments{at<const void>(g), g_stride, at<const void>(p), p_stride, checked_dtype("core_grad", dtype),
-                           at<float>(partial), at<float>(dc), tokens, rank, splits, static_cast<float>(scale)};
+  const CoreGrad arguments{at<const void>(g),
+                           g_stride,
+                           at<const void>(p),
+                           p_stride,
+                           checked_dtype("core_grad", dtype),
+                           at<float>(partial),
+                           at<float>(dc),
+                           tokens,
+                           rank,
+                           splits,
+                           static_cast<float>(scale)};
   py::gil_scoped_release unlocked;
   core_grad_cuda(arguments, at<void>(stream));
 }
@@ -185,11 +200,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("tiles_per_block"), py::arg("base_dtype"), py::arg("left_dtype"), py::arg("out_dtype"),
         py::arg("stochastic"), py::arg("seed"), py::arg("stream"));
   m.def("core_grad_splits", &core_grad_splits, py::arg("tokens"), py::arg("rank"));
-  m.def("core_grad", &core_grad, py::arg("g"), py::arg("g_stride"), py::arg("p"), py::arg("p_stride"),
-        py::arg("dtype"), py::arg("partial"), py::arg("dc"), py::arg("tokens"), py::arg("rank"), py::arg("splits"),
-        py::arg("scale"), py::arg("stream"));
-  m.def("irls_cuda_workspace", [](const py::bytes& job) { return irls_cuda_workspace(checked_job(job)); },
-        py::arg("job"));
+  m.def("core_grad", &core_grad, py::arg("g"), py::arg("g_stride"), py::arg("p"), py::arg("p_stride"), py::arg("dtype"),
+        py::arg("partial"), py::arg("dc"), py::arg("tokens"), py::arg("rank"), py::arg("splits"), py::arg("scale"),
+        py::arg("stream"));
+  m.def(
+      "irls_cuda_workspace", [](const py::bytes& job) { return irls_cuda_workspace(checked_job(job)); },
+      py::arg("job"));
   m.def("irls_cuda", &irls_on_gpu, py::arg("job"), py::arg("stream"));
 #else
   m.attr("cuda_built") = false;

@@ -18,8 +18,8 @@ void multiply(std::int64_t m, std::int64_t n, std::int64_t depth, const double* 
               std::int64_t column_stride, const double* b, std::int64_t ldb, double* c, std::int64_t ldc);
 
 // C += A B, where A [m, depth] is row-major with rows of lda.
-void add_product(std::int64_t m, std::int64_t n, std::int64_t depth, const double* a, std::int64_t lda,
-                 const double* b, std::int64_t ldb, double* c, std::int64_t ldc);
+void add_product(std::int64_t m, std::int64_t n, std::int64_t depth, const double* a, std::int64_t lda, const double* b,
+                 std::int64_t ldb, double* c, std::int64_t ldc);
 
 // The lower triangle of G [n, ld] = M^T M, M [m, ld]; packed [m, ld] is scratch.
 void gram(std::int64_t m, std::int64_t n, const double* matrix, std::int64_t ld, double* g, double* packed);

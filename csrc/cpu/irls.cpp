@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "cpu/dense.h"
+#include "cpu/threads.h"
 #include "irls_loop.h"
 
 namespace subspace {
@@ -90,15 +88,13 @@ struct Core {
 
 }  // namespace
 
-std::int64_t irls_workspace(const IrlsJob& job) {
-  return IrlsRoom<Core>(IrlsShape<Core::Index>(job), nullptr).used;
-}
+std::int64_t irls_workspace(const IrlsJob& job) { return IrlsRoom<Core>(IrlsShape<Core::Index>(job), nullptr).used; }
 
 void irls_cpu(const IrlsJob& job) {
   const IrlsShape<Core::Index> shape(job);
   const std::int64_t doubles = irls_workspace(job);
   std::atomic<std::int64_t> next{0};
-  const auto work_on_layers = [&](std::int64_t worker) {
+  run_on_threads(std::min(job.workers, job.layers), [&](std::int64_t worker) {
     double* workspace = job.workspace + worker * doubles;
     std::fill(workspace, workspace + doubles, 0.0);  // padding stays zero from here on
     const IrlsRoom<Core> room(shape, workspace);
@@ -106,17 +102,7 @@ void irls_cpu(const IrlsJob& job) {
       const IrlsOutputs out(job, shape, layer);
       IrlsLayer<Core>(shape, job, room, out).solve();
     }
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (std::int64_t worker = 1; worker < std::min(job.workers, job.layers); ++worker) {
-      helpers.emplace_back(work_on_layers, worker);
-    }
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those there are do all layers.
-  }
-  work_on_layers(0);
-  for (std::thread& helper : helpers) helper.join();
+  });
 }
 
 }  // namespace subspace

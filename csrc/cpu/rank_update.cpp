@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "cpu/lane.h"
+#include "cpu/threads.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define SUBSPACE_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -145,22 +144,14 @@ void rank_update_cpu(const RankUpdate* jobs, std::int64_t count, DType out, std:
   }
   const std::int64_t stripes = first_stripe.back();
   std::atomic<std::int64_t> next{0};
-  const auto do_stripes = [&] {
+  run_on_threads(std::min(threads, stripes), [&](std::int64_t) {
     Scratch scratch;
     for (std::int64_t s = next.fetch_add(1); s < stripes; s = next.fetch_add(1)) {
       const std::int64_t i = std::upper_bound(first_stripe.begin(), first_stripe.end(), s) - first_stripe.begin() - 1;
       (out == DType::kFloat32 ? stripe_to_float : stripe_to_bfloat16)(jobs[i], (s - first_stripe[i]) * kStripe,
                                                                       scratch);
     }
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (std::int64_t thread = 1; thread < std::min(threads, stripes); ++thread) helpers.emplace_back(do_stripes);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those there are do all stripes.
-  }
-  do_stripes();
-  for (std::thread& helper : helpers) helper.join();
+  });
 }
 
 }  // namespace subspace

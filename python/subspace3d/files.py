@@ -29,16 +29,16 @@ T = TypeVar("T")
 _LARGEST_HEADER = 1 << 24  # bytes of a safetensors header; that of a billion parameters has 0.2 million
 _MARK = ".s3d-"  # in the name of everything temporary, so that nobody else's files are taken for it
 _LEFTOVER = re.compile(r"\..+\.s3d-\w{8}\.(tmp|old)(\.\w+)?")
-_ATTEMPTS = 100  # to make a temporary file that no other process sweeps before it is marked
+_ATTEMPTS = 100  # to make a temporary folder that no other process sweeps before it is marked
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _swept: set[str] = set()  # folders this process has cleared of what killed processes left
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; on success flush it to disk and rename it to ``path``.
+    """Yield a path in a temporary folder beside ``path``; on success flush what was written there and rename it.
 
-    On any exception the temporary file is removed and an existing ``path`` is left as it was. What a process that was
+    On any exception the temporary folder is removed and an existing ``path`` is left as it was. What a process that was
     killed left beside ``path`` goes with the first write of the next one.
 
     Raises:
@@ -48,23 +48,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _check_type(path, stat.S_ISREG, "regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    handle, temporary = _temporary_file(path)
-    held = [handle]
-    try:
+    # a folder, which stays where it is and marked: some writers put a file of their own in the place of the one they
+    # are given, and nothing would keep other processes from sweeping that
+    with _temporary_folder(path, ".tmp") as folder:
+        temporary = folder / path.name
         yield temporary
-        # mkstemp makes 0600 files; a result is as readable as any other file the user writes
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        # some writers make files that only their user can read; a result is as readable as any other file
+        os.chmod(temporary, 0o666 & ~_umask())
         with open(temporary, "r+b") as file:  # Windows flushes only what could be written
             os.fsync(file.fileno())
-        if system.HOLDS_OPEN_FILES:
-            os.close(held.pop())
         os.replace(temporary, path)
-    finally:
-        for handle in held:
-            os.close(handle)
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -81,35 +74,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _check_type(path, stat.S_ISDIR, "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    handle, temporary = _temporary_folder(path, ".tmp")
-    try:
+    with _temporary_folder(path, ".tmp") as temporary:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
+        os.chmod(temporary, 0o777 & ~_umask())
         if not path.exists():
             os.replace(temporary, path)
         elif not _exchange(temporary, path):
             _set_aside_and_replace(temporary, path)
-    finally:
-        try:
-            if temporary.exists():
-                shutil.rmtree(temporary)
-        finally:
-            _let_go(handle)
 
 
 def discard(path: Path) -> None:
     """Delete a file or folder; it leaves its name in one step, so that no part of it ever stands there."""
     path = Path(os.path.abspath(path))
-    handle, temporary = _temporary_folder(path, ".tmp")
-    try:
+    with _temporary_folder(path, ".tmp") as temporary:
         os.replace(path, temporary / path.name)
-    finally:
-        try:
-            shutil.rmtree(temporary)
-        finally:
-            _let_go(handle)
 
 
 def sweep(folder: Path) -> None:
@@ -165,19 +143,22 @@ def _check_type(path: Path, is_right: Callable[[int], bool], what: str) -> None:
         raise ValueError(f"{path} must be a {what} to be written, it is a {found}")
 
 
-def _temporary_file(path: Path) -> tuple[int, Path]:
-    """A new file beside ``path``, open and marked as in use."""
-    for _ in range(_ATTEMPTS):
-        # the suffix is kept because image and array writers choose their format by it
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=f".tmp{path.suffix}")
-        if _claim(handle, Path(name)):
-            return handle, Path(name)
-        os.close(handle)
-    raise BlockingIOError(errno.EWOULDBLOCK, "other processes took every temporary file", str(path.parent))
+@contextlib.contextmanager
+def _temporary_folder(path: Path, suffix: str) -> Iterator[Path]:
+    """A new folder beside ``path``, marked as in use where folders can be opened; removed if it is still there."""
+    handle, folder = _new_folder(path, suffix)
+    try:
+        yield folder
+    finally:
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        finally:
+            if handle is not None:
+                os.close(handle)
 
 
-def _temporary_folder(path: Path, suffix: str) -> tuple[int | None, Path]:
-    """A new folder beside ``path``, marked as in use where folders can be opened."""
+def _new_folder(path: Path, suffix: str) -> tuple[int | None, Path]:
     for _ in range(_ATTEMPTS):
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_MARK}", suffix=suffix))
         try:
@@ -186,8 +167,15 @@ def _temporary_folder(path: Path, suffix: str) -> tuple[int | None, Path]:
             continue
         if _claim(handle, folder):
             return handle, folder
-        _let_go(handle)
+        if handle is not None:
+            os.close(handle)
     raise BlockingIOError(errno.EWOULDBLOCK, "other processes took every temporary folder", str(path.parent))
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -200,18 +188,13 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _set_aside_and_replace(temporary: Path, path: Path) -> None:
-    handle, old = _temporary_folder(path, ".old")
-    try:
+    with _temporary_folder(path, ".old") as old:
         os.replace(path, old / path.name)
         try:
             os.replace(temporary, path)
         except BaseException:
             os.replace(old / path.name, path)
-            os.rmdir(old)
             raise
-        shutil.rmtree(old)
-    finally:
-        _let_go(handle)
 
 
 def _put_back(leftover: Path) -> None:
@@ -222,7 +205,7 @@ def _put_back(leftover: Path) -> None:
 
 
 def _claim(handle: int | None, path: Path) -> bool:
-    """Mark a temporary file or folder as in use; the system lets go of it when the process ends, however it ends.
+    """Mark a temporary folder as in use; the system lets go of it when the process ends, however it ends.
 
     Returns:
         bool: False where another process swept it between its making and now.
@@ -236,11 +219,6 @@ def _claim(handle: int | None, path: Path) -> bool:
     except OSError:
         pass  # where there are no locks nothing is ever swept
     return os.path.lexists(path)
-
-
-def _let_go(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
 
 
 def _sweep_once(folder: Path) -> None:

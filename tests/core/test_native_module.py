@@ -60,13 +60,18 @@ def test_without_the_native_module(monkeypatch):
 
 
 def test_native_checks_reach_python_with_values(module):
-    def job(adapters, k, model=0, workers=1):
-        return irls_module._JOB.pack(*[0] * 13, workers, 1, adapters, 3, 4, 5, k, 10, model, 1.0, 1e-3, 1e-6)
+    def job(adapters, k, model=0, workers=1, sb=4):
+        return irls_module._JOB.pack(*[0] * 13, workers, 1, adapters, 3, sb, 5, k, 10, model, 1.0, 1e-3, 1e-6)
 
     with pytest.raises(ValueError, match=r"k must be in 1..min\(sb, sa\), got k 9, sb 4, sa 5"):
         module.irls_workspace(job(2, 9))
     with pytest.raises(ValueError, match="sizes must be positive, got layers 1, adapters 0"):
         module.irls_workspace(job(0, 1))
+    for wrong in (job(2**62, 1), job(2, 1, sb=2**40)):
+        with pytest.raises(ValueError, match="adapters x rank, sb and sa must be at most 16777216, got"):
+            module.irls_workspace(wrong)
+    with pytest.raises(ValueError, match="count must not be negative, got -1"):
+        module.same_bytes(0, 0, -1)
     with pytest.raises(ValueError, match="model must be 0 or 1, got 2"):
         module.irls_workspace(job(2, 1, model=2))
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):

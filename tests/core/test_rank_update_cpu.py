@@ -1,5 +1,7 @@
 """The CPU's kernel that makes effective weights: against its reference, many matrices in one call."""
 
+import os
+
 import pytest
 import torch
 from tolerances import assert_as_exact_as_torch
@@ -80,3 +82,13 @@ def test_what_is_refused():
         module.rank_update_cpu(0, 0, 2, 1)
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         module.rank_update_cpu(0, 0, 0, 0)
+
+
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="the sanitizer's operator new ends the process")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_want_of_memory_in_any_thread_is_an_error(threads):
+    launch = HostLaunch([update(300, 4, 2)], torch.float32)
+    launch._threads = threads
+    launch._table[:, 13] = 2**50  # the rank: more scratch than any machine has
+    with pytest.raises(MemoryError):
+        launch()

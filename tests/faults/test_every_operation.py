@@ -17,7 +17,7 @@ from subspace3d import files
 from subspace3d.training import checkpoints
 
 # of Python's audit events those that change files
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "tempfile.mkstemp"}
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
 
 
 def _is_change(event: str, arguments: tuple) -> bool:

@@ -1,5 +1,6 @@
 """Nothing partial under a final name; broken files are named."""
 
+import os
 import subprocess
 import sys
 
@@ -58,8 +59,7 @@ def test_what_another_process_sweeps_before_it_is_held_is_made_again(tmp_path, m
 
         return call
 
-    for name in ("mkstemp", "mkdtemp"):
-        monkeypatch.setattr(files.tempfile, name, swept_at_first(getattr(files.tempfile, name)))
+    monkeypatch.setattr(files.tempfile, "mkdtemp", swept_at_first(files.tempfile.mkdtemp))
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda first, second: False)
     for content in ("old", "new"):
@@ -74,16 +74,27 @@ def test_what_another_process_sweeps_before_it_is_held_is_made_again(tmp_path, m
 
 
 def test_where_everything_is_swept_at_once_the_write_ends_with_its_reason(tmp_path, monkeypatch):
-    make = files.tempfile.mkstemp
+    make = files.tempfile.mkdtemp
 
     def swept(*args, **kwargs):
         made = make(*args, **kwargs)
         sweep(tmp_path)
         return made
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", swept)
-    with pytest.raises(BlockingIOError, match="other processes took every temporary file"):
+    monkeypatch.setattr(files.tempfile, "mkdtemp", swept)
+    with pytest.raises(BlockingIOError, match="other processes took every temporary folder"):
         write_json(tmp_path / "file.json", {})
+
+
+def test_a_writer_may_put_another_file_in_the_place_of_the_temporary_one(tmp_path):
+    """As safetensors does; other processes sweep meanwhile."""
+    with atomic_path(tmp_path / "file.bin") as temporary:
+        other = temporary.with_name("other")
+        other.write_bytes(b"whole")
+        os.replace(other, temporary)
+        sweep(tmp_path)
+    assert (tmp_path / "file.bin").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
 
 
 def test_nan_is_not_json(tmp_path):

@@ -146,6 +146,7 @@ def test_locks_of_windows_keep_a_second_process_out(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(system, "fcntl", None)
     monkeypatch.setattr(system, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
     monkeypatch.setattr(system, "HOLDS_OPEN_FILES", True)
+    monkeypatch.setattr(system, "open_folder", lambda path: None)
     with locks.exclusive(tmp_path / "out"):
         assert (tmp_path / "out/.lock").is_file()
     assert not (tmp_path / "out").exists()

@@ -87,6 +87,19 @@ def test_cache_is_bounded_and_damaged_files_are_made_again(
     assert mended.misses == 2  # the damaged one and the one that did not fit
 
 
+def test_a_file_that_goes_while_they_are_counted_is_no_error(encoder: ImageEncoder, tmp_path: Path) -> None:
+    cache = TokenCache(tmp_path, encoder)
+    with cache.attached():
+        encoder(torch.rand(1, 3, 28, 28))
+    (whole,) = tmp_path.rglob("*.safetensors")
+    # listed and not there, as a file that another process has just deleted
+    whole.with_name("gone.safetensors").symlink_to(tmp_path / "nowhere")
+    unfinished = whole.parent / ".other.safetensors.s3d-abcdefgh.tmp"
+    unfinished.mkdir()
+    (unfinished / "other.safetensors").write_bytes(b"half")
+    assert cache._count() == whole.stat().st_size
+
+
 def test_training_with_a_full_cache_is_training_with_an_empty_one(tmp_path: Path) -> None:
     dataset = MultiViewDataset(write_plane_scenes(tmp_path / "scenes", scenes=2, views=3), image_size=28)
     config = dataclasses.replace(CONFIG, augment=False, steps=4)

@@ -118,7 +118,8 @@ def _find(run: Path, usual: str, expected: str) -> Document | None:
     """The file at its usual place, else the one of that name nearest to the top."""
     path = run / usual
     if not path.is_file():
-        found = sorted(run.rglob(path.name), key=lambda item: (len(item.parts), item))
+        below = (folder / path.name for folder, _, names in files.walk(run) if path.name in names)
+        found = sorted(below, key=lambda item: (len(item.parts), item))
         if not found:
             return None
         path = found[0]

@@ -107,7 +107,11 @@ class TokenCache:
             logger.warning(f"cache_tokens: {self.folder} {reason}; further images are encoded every time")
 
     def _count(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+        total = 0
+        for path in self.folder.glob("*/*/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process shares the folder, or someone empties it
+                total += path.stat().st_size
+        return total
 
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
