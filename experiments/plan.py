@@ -122,9 +122,9 @@ def table_rows(scale: Scale, experiment: Experiment, task: Task) -> list[Row]:
 
 
 def all_rows(scale: Scale, experiments: Iterable[Experiment], task: Task) -> list[Row]:
-    """Rows of several experiments on a task, each once."""
+    """Rows of several experiments on a task, each once, as far as the scale has them."""
     rows = {row.name: row for name in experiments for row in table_rows(scale, name, task)}
-    return list(rows.values())
+    return [row for name, row in rows.items() if not scale.rows or name in scale.rows]
 
 
 def rate_runs(scale: Scale, experiments: Sequence[Experiment]) -> list[Run]:

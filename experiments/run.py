@@ -16,7 +16,7 @@ import torch
 from experiments import jobs, page, prepare
 from experiments.jobs import Context, Job
 from experiments.layout import Layout
-from experiments.plan import SPLITS, VALIDATION, budget, final_rate_runs, mined_sets, rate_runs, table_runs
+from experiments.plan import SPLITS, VALIDATION, all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_runs
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
 from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
@@ -43,8 +43,8 @@ def run(config: ExperimentsConfig) -> Path:
         OUT/results.md.
 
     Raises:
-        ValueError: OUT holds a run of another scale, other weights or another version; no such task at this scale; or
-            no cluster answers.
+        ValueError: OUT holds a run of another scale, other weights or another version; no such task or row at this
+            scale; or no cluster answers.
         FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
@@ -63,7 +63,11 @@ def run(config: ExperimentsConfig) -> Path:
     failures: dict[str, str] = {}
     check_folder(config.out, config.scale, config.weights, config.collect)
     if not config.collect:
-        failures = _run_all(config, layout, dataclasses.replace(scale, tasks=chosen), experiments)
+        wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows)
+        known = {row.name for task in chosen for row in all_rows(scale, experiments, task)}
+        if unknown := set(config.rows) - known:
+            raise ValueError(f"rows must be among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+        failures = _run_all(config, layout, wanted, experiments)
     path = page.write(layout, scale, failures, config.publish)
     print(f"results -> {path}", flush=True)
     if failures:

@@ -48,6 +48,7 @@ class Scale:
     gradient_steps: int  # of adapters that start at the gradient
     adapt: TrainConfig
     tune: TrainConfig
+    rows: tuple[str, ...] = ()  # only these; empty: all
 
     def bank(self, name: str) -> Bank:
         return next(bank for bank in self.banks if bank.name == name)
@@ -86,7 +87,7 @@ NANO = Scale(
     ranks=(4, 16, 64),
     adalora_ranks=(4, 16),
     ks=(4, 8, 16),
-    rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    rates=(3e-4, 1e-3, 3e-3, 1e-2),
     head_rate=1e-3,
     finalists=2,
     gradient_steps=8,

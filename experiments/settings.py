@@ -27,6 +27,9 @@ class ExperimentsConfig(ClusterOptions):
     against the plain mean, with bad adapters planted. What was not run is named on the page."""
     tasks: tuple[Literal["faces", "bodies", "glass"], ...] = ()
     """Only these tasks; none: all. Tables 4 and 5 and the ablations are about bodies."""
+    rows: tuple[str, ...] = ()
+    """Only these rows of the tables, by the names of their run folders (lora-16, psv-32, subspace-8); none: all. The
+    learning rate of a family is chosen on its middle size all the same."""
     seeds: int = 3
     """Runs of every row; more can be added later."""
     workers: int = 0
