@@ -60,13 +60,13 @@ def run(config: ExperimentsConfig) -> Path:
         raise ValueError(f"tasks must be among {', '.join(scale.tasks)} at {scale.name} scale, got {config.tasks}")
     layout = Layout(config.out)
     experiments: tuple[Experiment, ...] = config.only or EXPERIMENTS
+    known = {row.name for task in chosen for row in all_rows(scale, experiments, task)}
+    if unknown := sorted(set(config.rows) - known):
+        raise ValueError(f"rows must be among {', '.join(sorted(known))}, got {', '.join(unknown)}")
     failures: dict[str, str] = {}
     check_folder(config.out, config.scale, config.weights, config.collect)
     if not config.collect:
         wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows)
-        known = {row.name for task in chosen for row in all_rows(scale, experiments, task)}
-        if unknown := set(config.rows) - known:
-            raise ValueError(f"rows must be among {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
         failures = _run_all(config, layout, wanted, experiments)
     path = page.write(layout, scale, failures, config.publish)
     print(f"results -> {path}", flush=True)

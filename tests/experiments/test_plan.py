@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_rows_of_one_name_are_one_row():
                     computed = (row.family, row.method, row.rank, row.K, row.mined, row.attributes, row.targets)
                     rows.setdefault(row.name, set()).add(computed)
             assert all(len(variants) == 1 for variants in rows.values())
+
+
+def test_only_some_rows_are_run_and_every_family_of_theirs_finds_its_rate():
+    scale = replace(NANO, rows=("lora-4", "psv-32", "subspace-8"))
+    chosen = {task: dict.fromkeys(FAMILIES, 1e-3) for task in scale.tasks}
+    names = [(run.task, run.row.name) for run in table_runs(scale, ["tasks"], 1, chosen)]
+    shared = [(task, name) for task in scale.tasks for name in ("lora-4", "subspace-8")]
+    assert sorted(names) == sorted([*shared, ("bodies", "psv-32"), ("glass", "psv-32")])
+    grid = {(run.task, run.row.name) for run in rate_runs(scale, ["tasks"])}
+    assert (
+        ("faces", "lora-16") in grid and ("bodies", "psv-32") in grid and not any("pissa" in name for _, name in grid)
+    )
 
 
 def test_compared_rows_have_equal_size():

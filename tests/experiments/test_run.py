@@ -86,10 +86,20 @@ def test_smoke_results_are_not_published(tmp_path):
         ExperimentsConfig(scale="smoke", publish=tmp_path)
 
 
-def test_a_task_that_the_scale_does_not_have_is_refused(tmp_path):
-    other = call("--out", str(tmp_path / "run"), "--tasks", "glass")
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--tasks", "glass"), "tasks must be among bodies"),
+        (
+            ("--only", "psv", "--rows", "psv-4", "psv-5"),
+            "rows must be among psv-2, psv-4, subspace-1, subspace-2, got psv-5",
+        ),
+    ],
+)
+def test_what_the_scale_does_not_have_is_refused(tmp_path, arguments, reason):
+    other = call("--out", str(tmp_path / "run"), *arguments)
     assert other.returncode == 2
-    assert "tasks must be among bodies" in other.stderr
+    assert reason in other.stderr
     assert not (tmp_path / "run").exists()
 
 
