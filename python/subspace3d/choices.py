@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 Attribute = Literal["texture", "geometry", "camera", "lighting"]
@@ -20,3 +21,9 @@ Task = Literal["faces", "bodies", "glass"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Variant = Literal["auto", "cuda", "llvm", "scalar"]
 ProtocolName = Literal["subspace3d", "authors", "vggt", "pi3", "cut3r", "da3", "all"]
+
+
+def in_order(attributes: Iterable[str]) -> list[str]:
+    """The names of `ATTRIBUTES` in their order, then others by the alphabet."""
+    order: dict[str, int] = {name: index for index, name in enumerate(ATTRIBUTES)}
+    return sorted(attributes, key=lambda name: (order.get(name, len(order)), name))

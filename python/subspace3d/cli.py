@@ -25,42 +25,41 @@ _QUIET = {"-q", "--quiet"}
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module in `subspace3d.commands` that has its settings and its run, and a line about it."""
+    """A command: `subspace3d.commands.<name>` has its settings, ``<Name>Config``, and its run.
 
-    module: str
-    settings: str
+    Attributes:
+        summary: a line about it.
+        bare: the setting that an argument without a flag is: `report RUN`.
+    """
+
     summary: str
     bare: str = ""
-    """The setting that an argument without a flag before it is: `report RUN`."""
 
 
 COMMANDS: dict[str, Command] = {
-    "doctor": Command("doctor", "DoctorConfig", "Say what this machine has and what is missing."),
-    "generate": Command(
-        "generate", "GenerateConfig", "Render multi-view scenes in which one attribute varies, or the data of a task."
-    ),
-    "convert": Command("convert", "ConvertConfig", "Turn a data set on disk into scenes."),
-    "validate": Command("validate", "ValidateConfig", "Check scenes: do cameras, depth and images fit?", "scenes"),
-    "adapt": Command("adapt", "AdaptConfig", "Tune one stock PEFT LoRA per data set."),
-    "mine": Command("mine", "MineConfig", "Mine the subspace that a folder of adapters shares.", "adapters"),
-    "fit": Command("fit", "FitConfig", "Say before tuning how well a basis suits scenes."),
-    "analyze": Command("analyze", "AnalyzeConfig", "Spectra, disentanglement and stability of subspaces."),
-    "finetune": Command("finetune", "FinetuneConfig", "Tune a backbone on scenes by one method."),
-    "export": Command("export", "ExportConfig", "Write a tuned run in a format that other software loads.", "run"),
-    "evaluate": Command("evaluate", "EvaluateConfig", "Measure a backbone and tuned runs of it on scenes."),
-    "report": Command("report", "ReportConfig", "Write one self-contained HTML page about a run.", "run"),
-    "view": Command("view", "ViewConfig", "Show points and cameras in a browser, live.", "path"),
-    "params": Command("params", "ParamsConfig", "Count the trainable parameters of a method."),
-    "bench": Command("bench", "BenchConfig", "Time the fused layer or the mining beside its peers.", "benchmark"),
-    "demo": Command("demo", "DemoConfig", "Run the whole method at nano scale."),
+    "doctor": Command("Say what this machine has and what is missing."),
+    "generate": Command("Render multi-view scenes in which one attribute varies, or the data of a task."),
+    "convert": Command("Turn a data set on disk into scenes."),
+    "validate": Command("Check scenes: do cameras, depth and images fit?", "scenes"),
+    "adapt": Command("Tune one stock PEFT LoRA per data set."),
+    "mine": Command("Mine the subspace that a folder of adapters shares.", "adapters"),
+    "fit": Command("Say before tuning how well a basis suits scenes."),
+    "analyze": Command("Spectra, disentanglement and stability of subspaces."),
+    "finetune": Command("Tune a backbone on scenes by one method."),
+    "export": Command("Write a tuned run in a format that other software loads.", "run"),
+    "evaluate": Command("Measure a backbone and tuned runs of it on scenes."),
+    "report": Command("Write one self-contained HTML page about a run.", "run"),
+    "view": Command("Show points and cameras in a browser, live.", "path"),
+    "params": Command("Count the trainable parameters of a method."),
+    "bench": Command("Time the fused layer or the mining beside its peers.", "benchmark"),
+    "demo": Command("Run the whole method at nano scale."),
 }
 
 
 def load(name: str) -> tuple[type, Callable[[Any], Any]]:
     """The settings and the run of a command."""
-    command = COMMANDS[name]
-    module = importlib.import_module(f"subspace3d.commands.{command.module}")
-    return getattr(module, command.settings), module.run
+    module = importlib.import_module(f"subspace3d.commands.{name}")
+    return getattr(module, f"{name.title()}Config"), module.run
 
 
 def usage() -> str:

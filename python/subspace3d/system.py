@@ -70,6 +70,16 @@ def open_folder(path: Path) -> int | None:
         raise
 
 
+def memory() -> tuple[int, int] | None:
+    """Bytes the machine has, and those that programs can still take; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kibibytes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in file)}
+        return 1024 * kibibytes["MemTotal"], 1024 * kibibytes["MemAvailable"]
+    except (OSError, KeyError):
+        return None
+
+
 def peak_resident_bytes() -> int:
     """Most memory this process has held; 0 where the system does not say."""
     if resource is None:

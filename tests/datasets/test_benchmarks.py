@@ -126,6 +126,16 @@ def test_what_belongs_to_a_broken_pose_is_counted_as_found(tmp_path: Path, case:
     assert left_out == 1
 
 
+def test_a_translation_that_is_no_number_costs_its_image_alone(tmp_path: Path) -> None:
+    layouts.nrgbd(tmp_path / "root")
+    file = tmp_path / "root/breakfast_room/poses.txt"
+    lines = file.read_text().splitlines()
+    lines[4 * 11] = lines[4 * 11].rpartition(" ")[0] + " nan"
+    file.write_text("\n".join(lines))
+    convert.run(ConvertConfig(out=tmp_path / "out", from_="nrgbd", root=tmp_path / "root"))
+    assert len(SceneFile(tmp_path / "out/nrgbd/breakfast_room")) == 2
+
+
 def test_eth3d_without_its_original_images_is_read_undistorted(tmp_path: Path) -> None:
     import shutil
 

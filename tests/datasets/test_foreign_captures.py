@@ -184,6 +184,8 @@ def test_a_transposed_pose_is_refused_and_a_scaled_rotation_named() -> None:
         np.testing.assert_array_equal(read(pose), read(pose[:3]))
         with pytest.raises(ValueError, match="is it transposed"):
             read(pose.T)
+        with pytest.raises(ValueError, match="translation must be finite"):
+            read(np.c_[pose[:, :3], [np.nan, 0, 0, 1]])
     with pytest.raises(ValueError, match=r"one times 2\.5: divide"):
         nearest_rotation(2.5 * pose[:3, :3])
     with pytest.raises(ValueError, match="a reflection"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -164,6 +165,10 @@ def test_bad_settings_are_refused(run_folder, tmp_path):
         open_source(run_folder, Prediction(tuned=(tmp_path,)))
     with pytest.raises(FileNotFoundError, match="no such folder of scenes"):
         open_source(tmp_path / "missing", Prediction())
+    results = json.loads((run_folder / "evaluation/results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**results, "pictures": []}))
+    with pytest.raises(ValueError, match="evaluate with --kept-scenes 1 or more"):
+        open_source(tmp_path, Prediction())
     with pytest.raises(ValueError, match="frames must be 1 to 8, got 9"):
         ViewConfig(run_folder, frames=9)
     with pytest.raises(ValueError, match="port must be 1 to 65535, got 0"):

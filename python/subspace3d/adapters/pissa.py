@@ -17,15 +17,14 @@ _START = ("pissa_start_b", "pissa_start_a")
 
 
 @torch.no_grad()
-def start_pissa(model: nn.Module, adapter: str = "default") -> None:
+def start_pissa(model: nn.Module) -> None:
     """``A = (S_r / s)^(1/2) V_r^T``, ``B = U_r (S_r / s)^(1/2)``, ``w <- w - s B A`` for ``w = U S V^T``, in place.
 
     s is the LoRA's scaling; a convolution is unrolled. The model computes what it did before. Directions beyond
     min(out, in) keep LoRA's start, with B zero. What the factors started with is kept for `low_rank.adapter_factors`.
 
     Args:
-        model (nn.Module): a PeftModel with a LoRA fresh from PEFT.
-        adapter (str): name of the LoRA.
+        model (nn.Module): a PeftModel with a LoRA fresh from PEFT, called ``default``.
 
     Raises:
         ValueError: the weights are not float32: a residual rounded to fewer digits would not add up to the weight.
@@ -38,7 +37,7 @@ def start_pissa(model: nn.Module, adapter: str = "default") -> None:
             weight = layer.get_base_layer().weight
             if weight.dtype != torch.float32:
                 raise ValueError(f"pissa needs float32 weights, {name} has {weight.dtype}")
-            a, b, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
+            a, b, scaling = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
             k = min(len(a), weight.shape[0], weight[0].numel())
             u, values, v = leading_directions(weight, k)
             root = (values / scaling).sqrt()

@@ -143,10 +143,8 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight[0].numel()
 
 
-def count_parameters(
-    model: nn.Module, method: str, rank: int, K: int = 0, targets: str = "all", head_cores: bool = False
-) -> dict[str, int]:
-    """Parameters that ``method`` trains in each part of ``model`` that has any, and their total.
+def count_parameters(model: nn.Module, method: str, rank: int, K: int = 0, head_cores: bool = False) -> dict[str, int]:
+    """Parameters that ``method`` trains in each part of ``model`` that has any, and their total; targets all.
 
     full: everything that the backbone does not keep frozen. bias: see `trained_as_is`. lora, pissa: ``(in + out) r``
     per adapter. adalora: ``(in + out + 1) r`` with r the target rank. subspace, psv: ``K^2`` per core and
@@ -157,7 +155,6 @@ def count_parameters(
         method (str): none, full, bias, lora, pissa, adalora, psv or subspace.
         rank (int): r.
         K (int): side of a core.
-        targets (str): see `place`.
         head_cores (bool): see `place`.
 
     Raises:
@@ -174,7 +171,7 @@ def count_parameters(
         for name in trained_as_is(model, method):
             add(name, model.get_parameter(name).numel())
     elif method != "none":
-        placement = place(model, method, targets, head_cores)
+        placement = place(model, method, head_cores=head_cores)
         for name in placement.cores:
             smaller = min(matrix_shape(model.get_submodule(name)))
             if smaller < K:

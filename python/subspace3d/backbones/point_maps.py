@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from subspace3d.backbones.losses import LossCounts
+from subspace3d.backbones.pose import centred_intrinsics
 from subspace3d.backbones.protocol import Backbone, Kind, Prediction
 from subspace3d.backbones.scale_free_losses import scale_free_loss
 
@@ -45,9 +46,7 @@ def intrinsics_from_points(points: Tensor, weights: Tensor | None = None) -> Ten
     for slope, offset in ((points[..., 0] / z, columns), (points[..., 1] / z, rows[:, None])):
         squares = (w * slope.square()).sum((-2, -1)).clamp(min=torch.finfo(points.dtype).tiny)
         focal.append(((w * slope * offset).sum((-2, -1)) / squares).clamp(min=1.0))
-    zero, one = torch.zeros_like(focal[0]), torch.ones_like(focal[0])
-    entries = (focal[0], zero, one * (width / 2), zero, focal[1], one * (height / 2), zero, zero, one)
-    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+    return centred_intrinsics(focal[0], focal[1], (height, width))
 
 
 class PointMapBackbone(Backbone):

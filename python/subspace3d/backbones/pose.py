@@ -61,9 +61,15 @@ def decode_pose(pose_enc: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, 
     field_of_view = pose_enc[..., 7:].clamp(MIN_FIELD_OF_VIEW, torch.pi - MIN_FIELD_OF_VIEW)
     half_size = pose_enc.new_tensor((height / 2, width / 2))
     focal_y, focal_x = (half_size / torch.tan(field_of_view / 2)).unbind(-1)
+    return extrinsics, centred_intrinsics(focal_x, focal_y, image_size)
+
+
+def centred_intrinsics(focal_x: Tensor, focal_y: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """``[[fx, 0, W / 2], [0, fy, H / 2], [0, 0, 1]]`` ``[..., 3, 3]`` of focal lengths ``[...]`` in pixels."""
+    height, width = image_size
     zero, one = torch.zeros_like(focal_x), torch.ones_like(focal_x)
     entries = (focal_x, zero, one * (width / 2), zero, focal_y, one * (height / 2), zero, zero, one)
-    return extrinsics, torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
 
 
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:

@@ -233,11 +233,14 @@ class Backbone:
         source = None if weights is None else os.fspath(weights)
         if source == "random":
             return attach(self.checked_network(), self)
-        if source is None and self.shipped is None:
+        if source is not None:
+            path = self.download() if source == "hub" else Path(source)
+        elif self.shipped is not None:
+            path = self.shipped
+        else:
             advice = f": {self.weights_advice}" if self.weights_advice else ""
             raise ValueError(f"weights of {self.name} do not ship with the package{advice}")
-        path = self.shipped if source is None else self.download() if source == "hub" else Path(source)
-        return attach(self.load(path), self)  # type: ignore[arg-type]
+        return attach(self.load(path), self)
 
     def checkpointing(self, model: nn.Module, enabled: bool) -> None:
         """Recompute the modules that ``blocks`` matches in the backward pass, or stop doing so; as for `__call__`."""

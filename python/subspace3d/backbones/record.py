@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from subspace3d.backbones import model_card
-from subspace3d.backbones.model_card import licence_of_card
 from subspace3d.backbones.protocol import find_backbone
 from subspace3d.files import load_metadata, sha256
 from subspace3d.log import logger
@@ -99,7 +98,7 @@ def read_licence(weights: Path) -> str | None:
         named = metadata.get("license") or metadata.get("licence")
         if named:
             return named[:_LONGEST]
-    return licence_of_card(weights.resolve().with_name(model_card.NAME))
+    return model_card.licence_of_card(weights.resolve().with_name(model_card.NAME))
 
 
 def load_backbone(record: BackboneRecord) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from subspace3d.backbones.losses import LossCounts, counted_scenes
+from subspace3d.geometry import unproject
 
 _LARGEST_ERROR = 100.0
 _MOST_POINTS = 1 << 16
@@ -26,8 +27,6 @@ def camera_points(depths: Tensor, intrinsics: Tensor) -> Tensor:
     Returns:
         ``[B, S, H, W, 3]``.
     """
-    from subspace3d.geometry import unproject
-
     still = torch.eye(3, 4, dtype=depths.dtype, device=depths.device).expand(*depths.shape[:2], 3, 4)
     return unproject(depths, still, intrinsics)
 

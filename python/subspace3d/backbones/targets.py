@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from subspace3d.backbones.protocol import backbone_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _BLOCK_LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 _AGGREGATOR = rf"aggregator\.(frame_blocks|global_blocks)\.\d+\.{_BLOCK_LINEARS}"
@@ -54,13 +52,11 @@ def target_modules(model: nn.Module | Iterable[str], preset: str) -> list[str]:
     Raises:
         ValueError: no such preset, or nothing in ``model`` matches it.
     """
-    named_modules = getattr(model, "named_modules", None)
-    if named_modules is None:
-        expressions, names = EXPRESSIONS, list(model)  # type: ignore[arg-type]
+    if isinstance(model, nn.Module):
+        expression = target_regex(preset, backbone_of(model).targets)
+        names = [name for name, _ in model.named_modules()]
     else:
-        expressions = backbone_of(model).targets  # type: ignore[assignment, arg-type]
-        names = [name for name, _ in named_modules()]
-    expression = target_regex(preset, expressions)
+        expression, names = target_regex(preset), list(model)
     found = [name for name in names if re.fullmatch(expression, name)]
     if not found:
         raise ValueError(f"targets {preset!r} match no module of the model; expected names that match {expression}")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ HUB_REPOSITORY = "facebook/VGGT-1B"
 HUB_FILE = "model.safetensors"
 _WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
 _PREFIXES = ("_orig_mod.", "module.")  # torch.compile's, DataParallel's
+_LISTED = 4  # names in a message
 _COMPILED = re.compile(r"(^|\.)_orig_mod\.")
 IGNORED_PARTS = ("point_head", "track_head")
 """Parts of a published checkpoint that this implementation leaves out."""
@@ -110,13 +112,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     return _state_dict(path, read_state_dict(path))
 
 
-def _state_dict(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, which may lie under the one key that training scripts use."""
     wrapper = next((key for key in _WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
     if wrapper is not None:
         others = _first(sorted(str(key) for key in content if key != wrapper)) or "nothing"
         logger.info(f"{path}: the weights are those under {wrapper!r}; beside them: {others}")
-        content = content[wrapper]  # type: ignore[assignment]
+        content = content[wrapper]
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     foreign = [name for name in content if name not in tensors]
     if foreign:
@@ -180,5 +182,5 @@ def _check_fit(path: Path, stored: Mapping[str, Tensor], expected: Mapping[str, 
         raise ValueError(f"{path} does not fit the model: tensors {'; '.join(texts)}")
 
 
-def _first(names: list[str], count: int = 4) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -123,19 +123,19 @@ def run(config: AdaptConfig) -> list[Path]:
     if todo:
         settings.save(config.out / "config.yaml", config)
         jobs = AdapterJobs(
-            config.out,
-            backbone,
-            datasets,
-            wanted,
-            config.rank,
-            config.targets,
-            steps,
-            config.train,
-            config.gradient_only,
-            config.gradient_gigabytes,
-            config.cache_tokens,
-            config.cache_gigabytes,
-            config.overwrite,
+            out=config.out,
+            backbone=backbone,
+            datasets=datasets,
+            wanted=wanted,
+            rank=config.rank,
+            targets=config.targets,
+            gradient_steps=steps,
+            train=config.train,
+            gradient_only=config.gradient_only,
+            gradient_gigabytes=config.gradient_gigabytes,
+            cache_tokens=config.cache_tokens,
+            cache_gigabytes=config.cache_gigabytes,
+            overwrite=config.overwrite,
             together=config.together,
         )
         with joined_cluster(config, on_cpu=config.train.device == "cpu") as cluster:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,17 +146,15 @@ def _held_out(subspaces: Mapping[str, SubspaceFile], roots: tuple[Path, ...]) ->
 
     Modules count alike whatever their energy, as they do in the shares of subspace files beside which it stands.
     """
-    from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters
+    from subspace3d.mining.cross_validation import cross_validate, find_mined_adapters, mean_of_known
 
     if not roots:
         return {}
     explained = cross_validate(subspaces, list(subspaces), find_mined_adapters(subspaces, roots))["explained"]
-    shares: dict[str, float | None] = {}
-    for attribute, rows in explained.items():
-        modules = (rows["held_out"] or {}).get("modules", {}).values()
-        known = [share for share in modules if share is not None]
-        shares[attribute] = round(statistics.fmean(known), 6) if known else None
-    return shares
+    return {
+        attribute: mean_of_known((rows["held_out"] or {}).get("modules", {}).values())
+        for attribute, rows in explained.items()
+    }
 
 
 def _say_left_out(name: str, left_out: Mapping[str, Any], are_compared: bool) -> None:

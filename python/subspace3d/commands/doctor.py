@@ -8,10 +8,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from subspace3d import __version__, extras
+from subspace3d import __version__, extras, system
 from subspace3d.backbones.protocol import PRESETS, Backbone, find_backbone
 from subspace3d.machine import usable_cores
 
@@ -22,16 +21,6 @@ class DoctorConfig:
 
     json: bool = False
     """Print one JSON object instead of text."""
-
-
-def _memory_gib() -> tuple[float, float]:
-    """Total and available memory; 0 where the system does not say."""
-    fields: dict[str, float] = {}
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            key, _, rest = line.partition(":")
-            fields[key] = int(rest.split()[0]) / 2**20
-    return fields.get("MemTotal", 0.0), fields.get("MemAvailable", 0.0)
 
 
 def _gpus() -> list[str]:
@@ -69,7 +58,7 @@ def examine() -> dict[str, Any]:
 
     import subspace_ext
 
-    total, available = _memory_gib() if Path("/proc/meminfo").exists() else (0.0, 0.0)
+    total, available = (size / 2**30 for size in system.memory() or (0, 0))
     backbones = {name: find_backbone(name) for name in PRESETS}
     known = extras.read()
     missing = {extra: extras.missing(extra) for extra in known.in_all}

@@ -68,23 +68,23 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         logger.info(f"{config.out} is where the results go, not a tuned run: left out of --tuned")
     config = outputs.check(dataclasses.replace(config, tuned=runs))
     options = Options(
-        config.frames,
-        config.icp_threshold,
-        config.kept_scenes,
-        config.f_threshold,
-        {"subspace3d": (), "all": tuple(PROTOCOLS)}.get(config.protocol, (config.protocol,)),
-        config.workers,
+        frames=config.frames,
+        icp_threshold=config.icp_threshold,
+        images=config.kept_scenes,
+        f_threshold=config.f_threshold,
+        protocols={"subspace3d": (), "all": tuple(PROTOCOLS)}.get(config.protocol, (config.protocol,)),
+        workers=config.workers,
     )
     with joined_cluster(config, on_cpu=config.device == "cpu") as cluster:
         results = evaluate(
             config.scenes,
             config.out,
-            config.tuned,
-            config.backbone,
-            config.weights,
-            options,
-            config.device,
-            cluster,
+            tuned=config.tuned,
+            backbone=config.backbone,
+            weights=config.weights,
+            options=options,
+            device=config.device,
+            cluster=cluster,
         )
     logger.info(format_table(results))
     if results["protocols"]:

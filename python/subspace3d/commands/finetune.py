@@ -21,8 +21,12 @@ from subspace3d.training.rates import usual_rate
 if TYPE_CHECKING:
     from torch import nn
 
+    from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.formats.basis import Basis
     from subspace3d.training.device import Processes
+    from subspace3d.training.few import FewResult, FewScene
+    from subspace3d.training.fit_start import Start
+    from subspace3d.training.loop import TrainResult
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
@@ -171,66 +175,30 @@ def with_usual_rate(config: FinetuneConfig) -> FinetuneConfig:
 def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     import torch
 
-    from subspace3d.adapters.basis import select_files, warn_of_other_base
-    from subspace3d.adapters.hooks import method_hook
+    from subspace3d.adapters.basis import warn_of_other_base
     from subspace3d.adapters.methods import apply_method
-    from subspace3d.adapters.parameters import count_trainable, head_groups
     from subspace3d.backbones.protocol import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
-    from subspace3d.datasets.multiview import MultiViewDataset
-    from subspace3d.evaluation.scene import abs_rel
     from subspace3d.formats.run import read_tuned
-    from subspace3d.progress import Progress
-    from subspace3d.training.device import choose_device, device_name
-    from subspace3d.training.few import format_few, load_few, tune_few
-    from subspace3d.training.fit_start import start_cores
-    from subspace3d.training.gradients import BATCHES
-    from subspace3d.training.loop import run_settings, train
-    from subspace3d.training.memory import check_memory
-    from subspace3d.training.tuned import save_adapter, save_tuned
+    from subspace3d.training.device import choose_device
+    from subspace3d.training.few import load_few
+    from subspace3d.training.loop import run_settings
+    from subspace3d.training.tuned import save_tuned
 
-    subspaces: list[Path] = []
-    if config.method == "subspace":
-        if not config.subspaces:
-            raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
-        subspaces = list(select_files(config.subspaces, config.attributes).values())
+    subspaces = _subspaces(config)
     described = find_backbone(config.backbone)
     image_size = described.checked_size(config.train.image_size, config.train.frames)
     backbone = record_backbone(config.backbone, config.weights, config.train.seed, config.licence)
-    identity = {
-        "method": config.method,
-        "backbone": backbone.identity,
-        "rank": config.rank,
-        "targets": config.targets,
-        "K": config.core_size,
-        "k": config.k,
-        "head_cores": config.head_cores,
-        "heads": config.heads,
-        "head_lr": config.head_lr or None,
-        "start": config.start,
-        "few": config.few,
-        "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
-        "scenes": str(config.scenes),
-    }
+    identity = _identity(config, backbone.identity, subspaces)
     wanted = run_settings(config.train, identity)
     if config.resume == "auto" and (config.out / "tuned" / "tuned.json").is_file():
-        record = read_tuned(config.out)
-        before = {**_WITHOUT_A_CHOICE, **record["settings"]}
-        # one rate for all, as long as there was no choice
-        before.setdefault("head_lr", before.get("lr") if config.head_lr else None)
-        records.check_same(config.out, before, wanted, "--resume never starts over")
-        logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
-        return dict(record)
+        return _finished(config, wanted)
 
     if subspaces:
         warn_of_other_base(subspaces, backbone.identity)
     base = load_backbone(backbone)
-    if config.few:
-        few = load_few(config.scenes, image_size)
-    else:
-        dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, described.patch_size)
-        if config.method != "none":
-            dataset.require_cameras()
+    few = load_few(config.scenes, image_size) if config.few else None
+    dataset = None if config.few else _dataset(config, image_size, described.patch_size)
     basis = _basis(config, subspaces, base)
     described.checkpointing(base, config.train.checkpointing)
     torch.manual_seed(config.train.seed)
@@ -247,81 +215,176 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     )
     if processes.is_first:
         settings.save(config.out / "config.yaml", config)
-    result = start = found = None
-    if config.few:
-        require(processes.count == 1, "few", "off under torchrun", processes.count)
-        if config.resume == "never":
-            outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
-        with Progress(f"few {config.method}", config.train.steps, "step") as progress:
-            found = tune_few(
-                model,
-                few,
-                config.train,
-                config.generic,
-                config.start == "fit",
-                lambda step, loss: progress.advance(note=f"loss {loss:.4g}"),
-                abs_rel,
-            )
-        logger.info(format_few(found))
-    elif config.method != "none":
-        if processes.is_first:
-            sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
-            check_memory(model, config.train, image_size, processes.count, sharing)
-            if config.resume == "never":
-                # only now, when nothing more keeps the new run from beginning
-                outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
-        processes.wait()
-        with _token_cache(config, base):
-            if config.start == "fit":
-                start = start_cores(model, dataset, config.train, BATCHES, "start of the cores")
-            result = train(
-                model,
-                dataset,
-                config.train,
-                config.out,
-                groups=head_groups(model, config.head_lr / config.train.lr) if config.head_lr else None,
-                resume=config.resume == "auto",
-                label=config.method,
-                settings=identity,
-                hook=method_hook(model),
-                snapshot=(lambda folder: save_adapter(model, folder)) if config.method in SNAPSHOTS else None,
-            )
-    if not processes.is_first:
-        processes.wait()
-        return dict(read_tuned(config.out))
-    save_tuned(
-        config.out,
-        model,
-        config.method,
-        backbone,
-        basis,
-        {
-            "rank": config.rank,
-            "K": max((u.shape[1] for u, _ in basis.values()), default=0) if basis else 0,
-            "basis": identity["basis"],
-            "trainable": count_trainable(model),
-            "training": dataclasses.asdict(result) if result else None,
-            "start": dataclasses.asdict(start) if start else None,
-            "few": dataclasses.asdict(found) if found else None,
-            "environment": {
-                "subspace3d": __version__,
-                "torch": torch.__version__,
-                "device": device_name(config.train.device),
-                "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            },
-            "settings": wanted,
-        },
-    )
-    logger.info(f"tuned -> {config.out / 'tuned'}")
-    out = shlex.quote(str(config.out))
-    named = f" --backbone {config.backbone}" if ":" in config.backbone else ""
-    logger.info(
-        f"next: {f'subspace3d report {out}, ' if config.few else ''}"
-        f"subspace3d evaluate --scenes TEST_SCENES --tuned {out} --out {shlex.quote(str(config.out / 'evaluation'))}"
-        f"{backbone.flags()}, or subspace3d export {out}{named}"
-    )
+    done = _Done()
+    if few is not None:
+        done = _tune_few(config, model, few, processes)
+    elif dataset is not None and config.method != "none":
+        done = _train(config, model, base, dataset, image_size, identity, processes)
+    if processes.is_first:
+        record = _record(config, model, basis, identity["basis"], done)
+        save_tuned(config.out, model, config.method, backbone, basis, {**record, "settings": wanted})
+        logger.info(f"tuned -> {config.out / 'tuned'}")
+        logger.info(f"next: {_next(config, backbone.flags())}")
     processes.wait()
     return dict(read_tuned(config.out))
+
+
+def _subspaces(config: FinetuneConfig) -> list[Path]:
+    from subspace3d.adapters.basis import select_files
+
+    if config.method != "subspace":
+        return []
+    if not config.subspaces:
+        raise ValueError("subspaces must name at least one subspace file or a folder of them, got none")
+    return list(select_files(config.subspaces, config.attributes).values())
+
+
+def _identity(config: FinetuneConfig, backbone: str, subspaces: list[Path]) -> dict[str, Any]:
+    """What the result depends on beside the settings of the training."""
+    return {
+        "method": config.method,
+        "backbone": backbone,
+        "rank": config.rank,
+        "targets": config.targets,
+        "K": config.core_size,
+        "k": config.k,
+        "head_cores": config.head_cores,
+        "heads": config.heads,
+        "head_lr": config.head_lr or None,
+        "start": config.start,
+        "few": config.few,
+        "basis": [{"path": str(path), "sha256": sha256(path)} for path in subspaces],
+        "scenes": str(config.scenes),
+    }
+
+
+def _finished(config: FinetuneConfig, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The tuned.json that is there, which other settings must not have made."""
+    from subspace3d.formats.run import read_tuned
+
+    record = read_tuned(config.out)
+    before = {**_WITHOUT_A_CHOICE, **record["settings"]}
+    # one rate for all, as long as there was no choice
+    before.setdefault("head_lr", before.get("lr") if config.head_lr else None)
+    records.check_same(config.out, before, wanted, "--resume never starts over")
+    logger.info(f"{config.out}: already tuned with these settings; more --train.steps need another --out")
+    return dict(record)
+
+
+def _dataset(config: FinetuneConfig, image_size: int, patch_size: int) -> MultiViewDataset:
+    from subspace3d.datasets.multiview import MultiViewDataset
+
+    dataset = MultiViewDataset.for_training(config.scenes, image_size, config.train, patch_size)
+    return dataset if config.method == "none" else dataset.require_cameras()
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What was done to the model, as tuned.json says it."""
+
+    training: TrainResult | None = None
+    start: Start | None = None
+    few: FewResult | None = None
+
+
+def _tune_few(config: FinetuneConfig, model: nn.Module, few: list[FewScene], processes: Processes) -> _Done:
+    from subspace3d.evaluation.scene import abs_rel
+    from subspace3d.progress import Progress
+    from subspace3d.training.few import format_few, tune_few
+
+    require(processes.count == 1, "few", "off under torchrun", processes.count)
+    if config.resume == "never":
+        outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
+    with Progress(f"few {config.method}", config.train.steps, "step") as progress:
+        found = tune_few(
+            model,
+            few,
+            config.train,
+            config.generic,
+            config.start == "fit",
+            lambda step, loss: progress.advance(note=f"loss {loss:.4g}"),
+            abs_rel,
+        )
+    logger.info(format_few(found))
+    return _Done(few=found)
+
+
+def _train(
+    config: FinetuneConfig,
+    model: nn.Module,
+    base: nn.Module,
+    dataset: MultiViewDataset,
+    image_size: int,
+    identity: dict[str, Any],
+    processes: Processes,
+) -> _Done:
+    from subspace3d.adapters.hooks import method_hook
+    from subspace3d.adapters.parameters import head_groups
+    from subspace3d.training.device import choose_device
+    from subspace3d.training.fit_start import start_cores
+    from subspace3d.training.gradients import BATCHES
+    from subspace3d.training.loop import train
+    from subspace3d.training.memory import check_memory
+    from subspace3d.training.tuned import save_adapter
+
+    if processes.is_first:
+        sharing = 1 if choose_device(config.train.device).type == "cuda" else processes.count
+        check_memory(model, config.train, image_size, processes.count, sharing)
+        if config.resume == "never":
+            # only now, when nothing more keeps the new run from beginning
+            outputs.replace([config.out / "tuned"], outputs.TUNED, "finetune --resume never")
+    processes.wait()
+    start = None
+    with _token_cache(config, base):
+        if config.start == "fit":
+            start = start_cores(model, dataset, config.train, BATCHES, "start of the cores")
+        result = train(
+            model,
+            dataset,
+            config.train,
+            config.out,
+            groups=head_groups(model, config.head_lr / config.train.lr) if config.head_lr else None,
+            resume=config.resume == "auto",
+            label=config.method,
+            settings=identity,
+            hook=method_hook(model),
+            snapshot=(lambda folder: save_adapter(model, folder)) if config.method in SNAPSHOTS else None,
+        )
+    return _Done(result, start)
+
+
+def _record(
+    config: FinetuneConfig, model: nn.Module, basis: Basis | None, basis_files: list[dict[str, str]], done: _Done
+) -> dict[str, Any]:
+    """What tuned.json says of the result, and where it was made."""
+    import torch
+
+    from subspace3d.adapters.parameters import count_trainable
+    from subspace3d.training.device import device_name
+
+    return {
+        "rank": config.rank,
+        "K": max((u.shape[1] for u, _ in basis.values()), default=0) if basis else 0,
+        "basis": basis_files,
+        "trainable": count_trainable(model),
+        **dataclasses.asdict(done),
+        "environment": {
+            "subspace3d": __version__,
+            "torch": torch.__version__,
+            "device": device_name(config.train.device),
+            "finished": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _next(config: FinetuneConfig, backbone_flags: str) -> str:
+    """The commands that take the run further."""
+    out = shlex.quote(str(config.out))
+    report = f"subspace3d report {out}, " if config.few else ""
+    evaluation = shlex.quote(str(config.out / "evaluation"))
+    evaluate = f"subspace3d evaluate --scenes TEST_SCENES --tuned {out} --out {evaluation}{backbone_flags}"
+    named = f" --backbone {config.backbone}" if ":" in config.backbone else ""
+    return f"{report}{evaluate}, or subspace3d export {out}{named}"
 
 
 def _token_cache(config: FinetuneConfig, base: nn.Module) -> contextlib.AbstractContextManager:

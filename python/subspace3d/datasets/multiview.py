@@ -19,12 +19,11 @@ from torch.utils.data import Dataset, Sampler
 
 from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.datasets.augment import jitter_colours, mirror_views
-from subspace3d.formats.scene import Scene, SceneFile, find_scenes
+from subspace3d.formats.scene import Scene, SceneFile, View, find_scenes
 from subspace3d.geometry import near_origin
 from subspace3d.settings import read_table
 
 _OPEN_SCENES = 64 << 20  # bytes of scene.json kept parsed
-View = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # image, depth, intrinsic, extrinsic
 
 
 class Sampling(Protocol):
@@ -143,17 +142,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
         """Scene ``index`` with all its frames as squares of ``image_size``."""
         file = self._file(index)
         square = (self.image_size, self.image_size)
-        images, depths, intrinsics, extrinsics = zip(*(self._view(index, i, square) for i in range(len(file))))
-        return Scene(
-            file.name,
-            np.stack(images),
-            np.stack(depths),
-            np.stack(intrinsics),
-            np.stack(extrinsics),
-            file.provenance,
-            file.has_depth,
-            file.translation_known,
-        )
+        return Scene.of(file, (self._view(index, i, square) for i in range(len(file))))
 
     def batch(self, seed: int, step: int, frames: tuple[int, int], images_per_step: int) -> dict[str, Any]:
         """The batch of one step: the same for the same arguments, whatever was drawn before. See `collate`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -264,11 +265,7 @@ def describe(root: Path, reports: Sequence[SceneReport], with_errors: int) -> It
         yield from (f"  {scene}: {detail}" for scene, detail in places[:_SHOWN])
         if len(places) > _SHOWN:
             yield f"  and {len(places) - _SHOWN} more"
-    reasons: dict[str, int] = {}
-    for report in reports:
-        if report.unchecked:
-            reasons[report.unchecked] = reasons.get(report.unchecked, 0) + 1
-    for reason, count in reasons.items():
+    for reason, count in Counter(report.unchecked for report in reports if report.unchecked).items():
         yield f"cameras of {count} scenes not checked: {reason}"
     agreements = [report.agreement for report in reports if report.agreement is not None]
     if agreements:

@@ -66,7 +66,9 @@ def umeyama(source: Array, target: Array, weights: Array | None = None, with_sca
     """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     _check_points(source, target)
-    share = _check_weights(weights, len(source))
+    weights = np.ones(len(source)) if weights is None else np.asarray(weights, np.float64)
+    check_weights(weights, len(source))
+    share = weights / weights.sum()
 
     mean_source, mean_target = share @ source, share @ target
     centred_source, centred_target = source - mean_source, target - mean_target
@@ -144,16 +146,19 @@ def _check_points(source: Array, target: Array) -> None:
         raise ValueError(f"source and target must both be [n, 3], got {source.shape} and {target.shape}")
     if len(source) < 3:
         raise ValueError(f"source must have at least 3 points, got {len(source)}")
-    for name, value in (("source", source), ("target", target)):
-        bad = int(np.count_nonzero(~np.isfinite(value)))
-        if bad:
-            raise ValueError(f"{name} must be finite, got {bad} of {value.size} values that are not")
+    check_finite("source", source)
+    check_finite("target", target)
 
 
-def _check_weights(weights: Array | None, count: int) -> Array:
-    if weights is None:
-        return np.full(count, 1.0 / count)
-    weights = np.asarray(weights, np.float64)
+def check_finite(name: str, values: Array) -> None:
+    """Raise ValueError, naming ``name``, unless all ``values`` are finite."""
+    bad = int(np.count_nonzero(~np.isfinite(values)))
+    if bad:
+        raise ValueError(f"{name} must be finite, got {bad} of {values.size} values that are not")
+
+
+def check_weights(weights: Array, count: int) -> None:
+    """Raise ValueError unless ``weights`` are [count], finite, not negative and not all zero."""
     if weights.shape != (count,):
         raise ValueError(f"weights must be [{count}], got {weights.shape}")
     if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
@@ -161,4 +166,3 @@ def _check_weights(weights: Array | None, count: int) -> Array:
             "weights must be finite, not negative and not all zero, "
             f"got least {weights.min():.6g} and sum {weights.sum():.6g}"
         )
-    return weights / weights.sum()

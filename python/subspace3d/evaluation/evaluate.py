@@ -305,7 +305,7 @@ def _measure_scene(
     record = empty_record(evaluation.options.protocols)
     try:
         scene, frames = _load(path, evaluation)
-        true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
+        true = Views.of(scene)
         with_depth = check_measurable(true)
     except (OSError, ValueError) as error:
         record["skipped"].append({"scene": scene_name, "reason": str(error)})
@@ -338,7 +338,7 @@ def _measure_scene(
 def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
     try:
         scene, _ = _load(path, evaluation)
-        check_measurable(Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known))
+        check_measurable(Views.of(scene))
     except (OSError, ValueError):
         return False
     return True

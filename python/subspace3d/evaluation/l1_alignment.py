@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subspace3d.evaluation.alignment import Array
+from subspace3d.evaluation.alignment import Array, check_finite, check_weights
 
 # Round-off of a cost summed over a million terms stays below this share of the cost without a fit.
 _GAP = 1e-12
@@ -134,16 +134,7 @@ def _median(values: Array, weights: Array | None) -> tuple[float, Array]:
 def _check(source: Array, target: Array, weights: Array | None) -> None:
     if source.ndim != 2 or source.shape != target.shape or source.size == 0:
         raise ValueError(f"source and target must both be [n >= 1, D], got {source.shape} and {target.shape}")
-    for name, value in (("source", source), ("target", target)):
-        bad = int(np.count_nonzero(~np.isfinite(value)))
-        if bad:
-            raise ValueError(f"{name} must be finite, got {bad} of {value.size} values that are not")
-    if weights is None:
-        return
-    if weights.shape != (len(source),):
-        raise ValueError(f"weights must be [{len(source)}], got {weights.shape}")
-    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
-        raise ValueError(
-            "weights must be finite, not negative and not all zero, "
-            f"got least {weights.min():.6g} and sum {weights.sum():.6g}"
-        )
+    check_finite("source", source)
+    check_finite("target", target)
+    if weights is not None:
+        check_weights(weights, len(source))

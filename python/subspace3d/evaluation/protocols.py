@@ -76,10 +76,7 @@ def load_views(path: Path, frames: list[int], crop: Crop, image_size: int, patch
         intrinsic, extrinsic = file.camera(index)
         box, size = crop(intrinsic, file.size, image_size, patch_size)
         views.append((*crop_resize(file.image(index), file.valid_depth(index), intrinsic, box, size), extrinsic))
-    images, depths, intrinsics, extrinsics = (np.stack(part) for part in zip(*views))
-    return Scene(
-        file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, file.translation_known
-    )
+    return Scene.of(file, views)
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------

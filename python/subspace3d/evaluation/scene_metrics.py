@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from subspace3d.evaluation.pose import (
     trajectory_error,
 )
 from subspace3d.geometry import camera_rays, pixel_centres
+
+if TYPE_CHECKING:
+    from subspace3d.formats.scene import Scene
 
 ALIGNED_CLOUD = (
     "accuracy", "accuracy_median", "completeness", "completeness_median", "chamfer", "f_score", "normal_consistency",
@@ -76,6 +79,11 @@ class Views:
     translation_known: bool = True
     confidence: Array | None = None
     points_in_camera: Array | None = None
+
+    @classmethod
+    def of(cls, scene: Scene) -> Views:
+        """The true depths and cameras of a scene."""
+        return cls(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
 
     @property
     def poses(self) -> Array:

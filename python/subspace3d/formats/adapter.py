@@ -94,7 +94,7 @@ class Adapter:
             each is read when it is asked for.
         ignored: keys of the file that are no part of a LoRA pair: modules_to_save, biases, embeddings.
         unwrapped: prefixes of wrappers that were taken off the names: ``_orig_mod.``, ``module.``.
-        source: gradient where the header of the weights says so (`write_lora`), else tuned.
+        source: gradient where the header of the weights says so (`fill_lora`), else tuned.
         cores: of the modules that the method's authors' code trained in a basis; their products are in ``modules`` too.
     """
 
@@ -346,13 +346,7 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def write_lora(
-    folder: Path,
-    factors: Factors,
-    model: nn.Module,
-    base_model: str | None = None,
-    header: Mapping[str, Any] | None = None,
-) -> Path:
+def write_lora(folder: Path, factors: Factors, model: nn.Module, base_model: str | None = None) -> Path:
     """Write one LoRA folder: alpha = r for every module, so that PEFT's scaling is exactly one.
 
     Modules of another rank than the most common one stand in rank_pattern and alpha_pattern.
@@ -362,15 +356,13 @@ def write_lora(
         factors (dict): see `Factors`; a module's rank may be its own.
         model (nn.Module): the model they belong to, plain or adapted; it gives the kernels of convolutions.
         base_model (str | None): identity of its weights, for base_model_name_or_path.
-        header (Mapping | None): JSON values for the header of the weights, which PEFT does not read; ``source`` among
-            them says what the update is.
 
     Raises:
         ValueError: no factors; or a convolution that PEFT's LoRA cannot represent (dilation, groups, padding mode).
     """
     folder = outputs.claim(folder, outputs.EXPORTED, "folder")
     with files.atomic_folder(folder) as temporary:
-        fill_lora(temporary, factors, model, base_model, header)
+        fill_lora(temporary, factors, model, base_model)
     return folder
 
 
@@ -381,7 +373,11 @@ def fill_lora(
     base_model: str | None = None,
     header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the two files of `write_lora` into a folder that is there, for a caller that puts more beside them."""
+    """Write the two files of `write_lora` into a folder that is there, for a caller that puts more beside them.
+
+    ``header`` are JSON values for the header of the weights, which PEFT does not read; ``source`` among them says what
+    the update is.
+    """
     from peft import LoraConfig
 
     if not factors:

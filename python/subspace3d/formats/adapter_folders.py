@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ def search_adapters(root: Path) -> AdapterFolders:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"adapters: no such folder: {root}")
-    candidates = _walk(root)
+    candidates = sorted(folder for folder, _, names in files.walk(root) if CONFIG_NAME in names)
     for folder in candidates:
         if not (folder / WEIGHTS_NAME).is_file():
             raise ValueError(f"{folder} has {CONFIG_NAME} but {_without_weights(folder)}")
@@ -98,23 +97,6 @@ def _without_weights(folder: Path) -> str:
     if others:
         return f"{others[0]} in the place of {WEIGHTS_NAME}: rename it, if that is what it is"
     return f"no weights, {WEIGHTS_NAME}"
-
-
-def _walk(root: Path) -> list[Path]:
-    """Folders with a configuration, sorted; a folder that links lead to again is entered once."""
-    found, seen = [], set()
-    for name, children, names in os.walk(root, followlinks=True):
-        folder = Path(name)
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            children.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        # the temporary folder of a stage that was cut off has a hidden name
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        if CONFIG_NAME in names:
-            found.append(folder)
-    return sorted(found)
 
 
 def _is_checkpoint(folder: Path, root: Path, adapters: set[Path]) -> bool:

@@ -26,6 +26,7 @@ FORMAT = "subspace3d-scene"
 VERSION = 1
 DEPTH_SCALE = 2e-4  # scene units per step of the 16-bit png: reaches 13.1 units
 PNG_MAX = 65535
+View = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # image, depth, intrinsic, extrinsic
 
 
 @dataclass
@@ -40,6 +41,14 @@ class Scene:
     provenance: dict[str, Any] = field(default_factory=dict)
     has_depth: bool = True  # false: no frame of the scene has a depth map, and depths is zero
     translation_known: bool = True  # false: of the extrinsics only R is known, and t is zero
+
+    @classmethod
+    def of(cls, file: SceneFile, views: Iterable[View]) -> Scene:
+        """The scene of some views of a file, all of one size."""
+        images, depths, intrinsics, extrinsics = map(np.stack, zip(*views))
+        return cls(
+            file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, file.translation_known
+        )
 
 
 @dataclass
@@ -77,10 +86,9 @@ class SceneFile:
         self.translation_known: bool = record.get("translation_known", True)
         self.provenance: dict[str, Any] = record.get("provenance") or {}
         self._frames: list[dict[str, Any]] = record["frames"]
-        self.has_depth = any(frame.get("depth") is not None for frame in self._frames)
-        self.has_cameras = all(
-            frame.get(part) is not None for frame in self._frames for part in ("intrinsics", "extrinsics_w2c")
-        )
+        counts = self.counts()
+        self.has_depth = counts["depths"] > 0
+        self.has_cameras = counts["cameras"] == len(self)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -334,31 +342,15 @@ def load_scene(path: Path, image_size: int | None = None, frames: Sequence[int] 
         ValueError: a file that breaks the format; names the file and the rule.
     """
     scene = SceneFile(path)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    images, depths, intrinsics, extrinsics = [], [], [], []
-    for index in range(len(scene)) if frames is None else frames:
+    views: list[View] = []
+    for index in _chosen(scene, image_size, frames):
         intrinsic, extrinsic = scene.camera(index)
         image, depth = scene.image(index), scene.valid_depth(index)
         if image_size is not None:
             box = scene.square(index, intrinsic)
             image, depth, intrinsic = crop_resize(image, depth, intrinsic, box, (image_size, image_size))
-        images.append(image)
-        depths.append(depth)
-        intrinsics.append(intrinsic)
-        extrinsics.append(extrinsic)
-    if not images:
-        raise ValueError(f"frames must name at least one frame of {scene.file}, got none")
-    return Scene(
-        scene.name,
-        np.stack(images),
-        np.stack(depths),
-        np.stack(intrinsics),
-        np.stack(extrinsics),
-        scene.provenance,
-        scene.has_depth,
-        scene.translation_known,
-    )
+        views.append((image, depth, intrinsic, extrinsic))
+    return Scene.of(scene, views)
 
 
 def load_images(path: Path, image_size: int | None = None, frames: Sequence[int] | None = None) -> np.ndarray:
@@ -368,10 +360,8 @@ def load_images(path: Path, image_size: int | None = None, frames: Sequence[int]
     the intrinsics are unknown. Arguments and errors are those of `load_scene`.
     """
     scene = SceneFile(path)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
     images = []
-    for index in range(len(scene)) if frames is None else frames:
+    for index in _chosen(scene, image_size, frames):
         image, intrinsic = scene.image(index), scene.intrinsic(index)
         if image_size is not None:
             height, width = scene.size
@@ -380,9 +370,16 @@ def load_images(path: Path, image_size: int | None = None, frames: Sequence[int]
             box = scene.square(index, intrinsic)
             image, _, _ = crop_resize(image, np.zeros(scene.size, np.float32), intrinsic, box, (image_size, image_size))
         images.append(image)
-    if not images:
-        raise ValueError(f"frames must name at least one frame of {scene.file}, got none")
     return np.stack(images)
+
+
+def _chosen(scene: SceneFile, image_size: int | None, frames: Sequence[int] | None) -> Sequence[int]:
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    chosen = range(len(scene)) if frames is None else frames
+    if not len(chosen):
+        raise ValueError(f"frames must name at least one frame of {scene.file}, got none")
+    return chosen
 
 
 def _check_frame(frame: Frame, size: tuple[int, ...], depth_scale: float, where: str) -> None:

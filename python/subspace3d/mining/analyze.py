@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import subspace_ext
-from subspace3d.choices import ATTRIBUTES
+from subspace3d.choices import in_order
 from subspace3d.files import natural
 from subspace3d.formats.analysis import FORMAT, VERSION
 from subspace3d.formats.subspace import SubspaceFile
@@ -20,10 +20,7 @@ from subspace3d.mining.cross_validation import SIDES, own_and_nearest
 from subspace3d.mining.interference import compare_attributes
 from subspace3d.mining.mine import mean_relative_weights
 from subspace3d.mining.spectra import BEHAVIOURS, behaviour, find_drops, place, steps
-
-# Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
-_RANDOM_PAIRS = 64
-_RANDOM_SEED = 0
+from subspace3d.mining.stacks import random_cosines
 
 # An adapter is down-weighted in a module where it has less than half of the mean weight.
 _LOW_WEIGHT = 0.5
@@ -35,8 +32,7 @@ def analyze(subspaces: Mapping[str, SubspaceFile]) -> dict[str, Any]:
     Raises:
         ValueError: the files are of different base models or modules.
     """
-    order: dict[str, int] = {name: index for index, name in enumerate(ATTRIBUTES)}
-    attributes = sorted(subspaces, key=lambda name: (order.get(name, len(order)), name))
+    attributes = in_order(subspaces)
     _check_comparable(subspaces)
     first = subspaces[attributes[0]]
     modules = sorted(first.modules, key=natural)
@@ -248,13 +244,7 @@ def random_level(dim: int, k1: int, k2: int) -> dict[str, list[float]]:
         k1: dimension of the first subspace.
         k2: dimension of the second.
     """
-    generator = torch.Generator().manual_seed(_RANDOM_SEED)
-
-    def draw(k: int) -> torch.Tensor:
-        return torch.linalg.qr(torch.randn(_RANDOM_PAIRS, dim, k, generator=generator, dtype=torch.float64)).Q
-
-    cosines = torch.linalg.svdvals(draw(k1).mT @ draw(k2))
-    values = 1 - cosines.clamp(max=1)
+    values = 1 - random_cosines(dim, k1, k2)
     low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
     return {
         name: [round(value, 6) for value in row.tolist()]

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from subspace3d.choices import ATTRIBUTES
+from subspace3d.choices import in_order
 from subspace3d.files import natural
 from subspace3d.formats.comparison import FORMAT, VERSION
 from subspace3d.formats.subspace import ModuleSubspace, SubspaceFile
-from subspace3d.mining.cross_validation import SIDES
+from subspace3d.mining.cross_validation import SIDES, mean_of_known
 from subspace3d.mining.spectra import place
-from subspace3d.mining.stacks import orthonormal
+from subspace3d.mining.stacks import orthonormal, random_cosines
 
 CHECKPOINTS = ("A", "B")
 # One role under two names: VGGT's and VGGT-Omega's blocks over all frames.
 _ALIASES = {"inter_frame_blocks": "global_blocks"}
-_DRAWS = 64
-_SEED = 0
 # A module agrees where its overlap lies above this normal deviate of random subspaces: about 3 in 100,000 do so by
 # chance, none of a network's few hundred modules.
 _DEVIATE = 4.0
@@ -48,8 +45,7 @@ def compare(one: Checkpoint, two: Checkpoint, held_out: Mapping[str, Mapping[str
     Raises:
         ValueError: no attribute is in both; or the files of one checkpoint have several base models.
     """
-    order: dict[str, int] = {name: index for index, name in enumerate(ATTRIBUTES)}
-    attributes = sorted(one.keys() & two.keys(), key=lambda name: (order.get(name, len(order)), name))
+    attributes = in_order(one.keys() & two.keys())
     if not attributes:
         raise ValueError(f"compare must name two checkpoints with an attribute in common, got {[*one]} and {[*two]}")
     sides = dict(zip(CHECKPOINTS, (one, two)))
@@ -122,12 +118,7 @@ def random_overlap(dim: int, k1: int, k2: int) -> dict[str, Any]:
         dict: ``mean``, ``deviation`` and ``threshold`` of the overlap (above it one of about 30,000 lies), and
             ``angles``, the mean principal angles in degrees, ascending, of 64 draws with a fixed seed.
     """
-    generator = torch.Generator().manual_seed(_SEED)
-
-    def draw(k: int) -> torch.Tensor:
-        return torch.linalg.qr(torch.randn(_DRAWS, dim, k, generator=generator, dtype=torch.float64)).Q
-
-    cosines = torch.linalg.svdvals(draw(k1).mT @ draw(k2)).clamp(max=1)
+    cosines = random_cosines(dim, k1, k2)
     mean, fewer = max(k1, k2) / dim, min(k1, k2)
     spread = 2 * k1 * k2 * (dim - k1) * (dim - k2) / (dim**2 * (dim - 1) * (dim + 2)) if dim > 1 else 0.0
     deviation = math.sqrt(spread) / fewer
@@ -181,7 +172,7 @@ def _row(
         "random": size,
         # where one space fills the whole, every other lies in it, and nothing can be told
         "agrees": level["deviation"] > 0 and overlap > level["threshold"] - _ROUNDING,
-        "others": _mean(crossed),
+        "others": mean_of_known(crossed),
     }
 
 
@@ -212,9 +203,9 @@ def _level(rows: list[dict[str, Any]], random: Mapping[str, Mapping[str, Any]]) 
     """Means over modules, and how many of those that could be measured agree."""
     known = [row for row in rows if row["overlap"] is not None]
     return {
-        "overlap": _mean([row["overlap"] for row in known]),
-        "random": _mean([random[row["random"]]["mean"] for row in known]),
-        "others": _mean([row["others"] for row in known]),
+        "overlap": mean_of_known([row["overlap"] for row in known]),
+        "random": mean_of_known([random[row["random"]]["mean"] for row in known]),
+        "others": mean_of_known([row["others"] for row in known]),
         "agree": sum(row["agrees"] for row in known),
         "measured": len(known),
     }
@@ -229,7 +220,7 @@ def _spectrum(file: SubspaceFile) -> dict[str, Any]:
     return {
         "stable_rank": _quartiles(ranks),
         "leading": {
-            str(k): _mean([float(values[:k].sum() / values.sum()) for values in squares])
+            str(k): mean_of_known([float(values[:k].sum() / values.sum()) for values in squares])
             for k in _LEADING
             if k < length
         },
@@ -248,7 +239,7 @@ def _shared(file: SubspaceFile, held_out: float | None) -> dict[str, Any]:
         "rank": max((detail["rank"] for detail in details.values() if "rank" in detail), default=None),
         "k": file.header.get("k"),
         "model": file.header.get("model", "mean"),
-        "explained": _mean(shares),
+        "explained": mean_of_known(shares),
         "held_out": held_out,
     }
 
@@ -261,7 +252,7 @@ def _same_mining(shared: Mapping[str, Mapping[str, Mapping[str, Any]]], attribut
 
 def _orders(spectra: Mapping[str, Any], shared: Mapping[str, Any], attributes: list[str]) -> list[dict[str, Any]]:
     """Attributes from the largest to the smallest value in either checkpoint, and in how many pairs both agree."""
-    measures: dict[str, Callable[[str, str], float | None]] = {
+    measures: dict[str, Callable[[str, str], Any]] = {
         "stable rank": lambda c, a: spectra[c][a]["stable_rank"]["median"],
         "energy shared, of adapters that took part": lambda c, a: shared[c][a]["explained"],
         "energy shared, of an adapter left out": lambda c, a: shared[c][a]["held_out"],
@@ -271,19 +262,14 @@ def _orders(spectra: Mapping[str, Any], shared: Mapping[str, Any], attributes: l
         values = {c: {a: measure(c, a) for a in attributes} for c in CHECKPOINTS}
         if len(attributes) < 2 or any(value is None for column in values.values() for value in column.values()):
             continue
-        ranked = {c: sorted(attributes, key=lambda a: -values[c][a]) for c in CHECKPOINTS}  # type: ignore[operator]
+        ranked = {c: sorted(attributes, key=lambda a: -values[c][a]) for c in CHECKPOINTS}
         alike = sum(
-            (values["A"][x] - values["A"][y]) * (values["B"][x] - values["B"][y]) > 0  # type: ignore[operator]
+            (values["A"][x] - values["A"][y]) * (values["B"][x] - values["B"][y]) > 0
             for x, y in itertools.combinations(attributes, 2)
         )
         pairs = len(attributes) * (len(attributes) - 1) // 2
         orders.append({"by": name, **ranked, "alike": alike, "pairs": pairs})
     return orders
-
-
-def _mean(values: list[Any]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(statistics.fmean(known), 6) if known else None
 
 
 def _quartiles(values: list[float]) -> dict[str, float | None]:
@@ -303,7 +289,9 @@ def _sentence(result: Mapping[str, Any]) -> str:
     for side in SIDES:
         levels = [result["agreement"][attribute][side] for attribute in result["attributes"]]
         agree, measured = (sum(level[key] for level in levels) for key in ("agree", "measured"))
-        overlap, random, others = (_mean([level[key] for level in levels]) for key in ("overlap", "random", "others"))
+        overlap, random, others = (
+            mean_of_known(level[key] for level in levels) for key in ("overlap", "random", "others")
+        )
         if overlap is None:
             continue
         stands_out |= agree > 0

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-import subspace_ext
 from subspace3d import files
 from subspace3d.formats.adapter import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 from subspace3d.formats.adapter_folders import search_adapters
@@ -26,6 +25,7 @@ from subspace3d.mining.stacks import (
     batches,
     energy,
     group_modules,
+    leave_one_out,
     orthonormal,
     projected_energy,
     stack,
@@ -141,10 +141,10 @@ class _Record:
         whole = torch.stack([self.energies[name] for name in projected]).sum(0)
         adapters = [_rounded(share) for share in (inside / whole).tolist()]
         return {
-            "mean": _mean(adapters),
+            "mean": mean_of_known(adapters),
             "adapters": adapters,
             "modules": {
-                name: _mean([_rounded(share) for share in (values / self.energies[name]).tolist()])
+                name: mean_of_known([_rounded(share) for share in (values / self.energies[name]).tolist()])
                 for name, values in projected.items()
             },
         }
@@ -153,10 +153,10 @@ class _Record:
         result = {}
         for side, modules in self.overlaps.items():
             rows = {name: [_rounded(value) for value in values.tolist()] for name, values in modules.items()}
-            adapters = [_mean([row[n] for row in rows.values()]) for n in range(self.adapters)]
+            adapters = [mean_of_known([row[n] for row in rows.values()]) for n in range(self.adapters)]
             result[side] = {
-                "mean": _mean(adapters),
-                "random": _mean(list(self.chance[side].values())),
+                "mean": mean_of_known(adapters),
+                "random": mean_of_known(list(self.chance[side].values())),
                 "adapters": adapters,
                 "modules": rows,
             }
@@ -209,14 +209,11 @@ def _leave_out(
 ) -> None:
     settings = {name: own.header[name] for name in _SETTINGS if name != "k"}
     settings["model"] = own.header.get("model", "mean")
-    k = min(group.k, (record.adapters - 1) * group.rank)
     full = {side: torch.stack([getattr(own.modules[name], key) for name in names]) for side, key in SIDES.items()}
     held_out: list[torch.Tensor] = []
     overlaps: dict[str, list[torch.Tensor]] = {side: [] for side in SIDES}
-    for n in range(record.adapters):
-        kept = [other for other in range(record.adapters) if other != n]
-        mined = subspace_ext.mine_subspace(lora_b[:, kept], lora_a[:, kept], k, **settings)
-        held_out.append(projected_energy(lora_b[:, [n]], lora_a[:, [n]], mined.u, mined.v)[:, 0])
+    for left_b, left_a, mined in leave_one_out(group, lora_b, lora_a, settings):
+        held_out.append(projected_energy(left_b, left_a, mined.u, mined.v)[:, 0])
         for side, key in SIDES.items():
             overlaps[side].append(overlap(full[side], getattr(mined, key)))
     record.projected.setdefault("held out", {}).update(zip(names, torch.stack(held_out, 1)))
@@ -247,6 +244,7 @@ def _rounded(value: float) -> float | None:
     return None if value != value else round(value, 6)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of what is not None, to six digits; None where nothing is left."""
     known = [value for value in values if value is not None]
     return round(statistics.fmean(known), 6) if known else None

@@ -182,8 +182,8 @@ def add_up(modules: Sequence[Measured]) -> Measured:
     result = Measured(torch.stack([each.total for each in modules]).sum(0), held)
     for name in modules[0].alone:
         result.alone[name] = torch.stack([each.alone[name] for each in modules]).sum(0)
-        pairs = [each.without[name] for each in modules]
-        result.without[name] = tuple(torch.stack(side).sum(0) for side in zip(*pairs))  # type: ignore[assignment]
+        left, cut = (torch.stack(side).sum(0) for side in zip(*(each.without[name] for each in modules)))
+        result.without[name] = left, cut
     for k in sorted({k for each in modules for k in each.by_k}):
         found = [each.by_k.get(k) or each.by_k[max(each.by_k)] for each in modules]
         result.by_k[k] = (torch.stack([energy for energy, _ in found]).sum(0), max(size for _, size in found))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from subspace3d.formats.subspace import SubspaceFile
+from subspace3d.mining.cross_validation import mean_of_known
 
 _DRAWS = 16
 _SEED = 0
@@ -84,12 +85,11 @@ def compare_attributes(
             if size not in levels:
                 levels[size] = random_interference(*size)
             random.append(levels[size])
-        known = [score for score in scores.values() if score is not None]
         pairs.append(
             {
                 "attributes": [one, two],
-                "mean": round(statistics.fmean(known), 6) if known else None,
-                "mean_random": round(statistics.fmean(random), 6) if known else None,
+                "mean": mean_of_known(scores.values()),
+                "mean_random": mean_of_known(random),
                 "modules": scores,
             }
         )

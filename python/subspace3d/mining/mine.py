@@ -105,7 +105,7 @@ def mine_adapters(
     sizes: int | dict[str, int]
     if k == "auto":
         chosen = choose_k(factors, model, options)
-        notes.append(sharing(list(chosen), chosen))
+        notes.append(sharing(chosen))
         sizes = {name: max(1, value) for name, value in chosen.items()}
     else:
         sizes = k

@@ -7,7 +7,7 @@ adapter's on its own. What such adapters seem to share is chance.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from subspace3d.mining.stacks import (
     energy,
     group_modules,
     largest_rank,
+    leave_one_out,
     projected_energy,
     stack,
 )
@@ -126,13 +127,10 @@ def _left_out(
     b: torch.Tensor, a: torch.Tensor, group: Group, model: Model, settings: Mapping[str, Any]
 ) -> torch.Tensor:
     """Energy of each adapter in what the others share, summed over the layers: ``[N]``."""
-    count = b.shape[1]
-    k = min(group.k, (count - 1) * group.rank)
-    found = []
-    for n in range(count):
-        kept = [other for other in range(count) if other != n]
-        mined = subspace_ext.mine_subspace(b[:, kept], a[:, kept], k, model=model, **settings)
-        found.append(projected_energy(b[:, [n]], a[:, [n]], mined.u, mined.v).sum())
+    found = [
+        projected_energy(left_b, left_a, mined.u, mined.v).sum()
+        for left_b, left_a, mined in leave_one_out(group, b, a, {**settings, "model": model})
+    ]
     return torch.stack(found).cpu()
 
 
@@ -162,9 +160,9 @@ def choose_k(
     return chosen
 
 
-def sharing(names: Sequence[str], chosen: Mapping[str, int]) -> str:
+def sharing(chosen: Mapping[str, int]) -> str:
     """What `choose_k` found, in words."""
-    kept = sorted(max(1, chosen[name]) for name in names)
-    none = sum(chosen[name] == 0 for name in names)
+    kept = sorted(max(1, k) for k in chosen.values())
+    none = sum(k == 0 for k in chosen.values())
     nothing = f"; {none} of {len(kept)} modules share nothing beyond chance and keep one direction" if none else ""
     return f"k by module: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}{nothing}"

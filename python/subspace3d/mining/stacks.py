@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
+import subspace_ext
 from subspace3d.files import natural
 from subspace3d.formats.adapter import Adapter
 from subspace_ext.mining import vanishing
@@ -15,6 +17,9 @@ from subspace_ext.mining import vanishing
 # A batch of modules may take this much memory: its float64 factors, and about three times that as workspace.
 _BATCH_BYTES = 1 << 30
 _WORKSPACE_FACTOR = 4
+# Random pairs drawn per size, and their seed: enough that mean and 5 % to 95 % range move by about 0.01.
+_RANDOM_PAIRS = 64
+_RANDOM_SEED = 0
 
 Factors = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -97,6 +102,25 @@ def stack(group: Group, batch: Sequence[Factors]) -> tuple[torch.Tensor, torch.T
     return lora_b, lora_a
 
 
+def leave_one_out(
+    group: Group, lora_b: torch.Tensor, lora_a: torch.Tensor, settings: Mapping[str, Any]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, subspace_ext.MinedSubspace]]:
+    """For each adapter its own factors ``[L, 1, out, r]`` and ``[L, 1, r, in]``, and what all the others share.
+
+    Args:
+        group: of the modules; k is less where the others' ranks add up to less.
+        lora_b: ``[L, N, out, r]``, N of 2 or more.
+        lora_a: ``[L, N, r, in]``.
+        settings: of `subspace_ext.mine_subspace`.
+    """
+    count = lora_b.shape[1]
+    k = min(group.k, (count - 1) * group.rank)
+    for n in range(count):
+        others = [other for other in range(count) if other != n]
+        mined = subspace_ext.mine_subspace(lora_b[:, others], lora_a[:, others], k, **settings)
+        yield lora_b[:, [n]], lora_a[:, [n]], mined
+
+
 def explained_energy(lora_b: torch.Tensor, lora_a: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """``||P_u delta P_v||_F^2 / ||delta||_F^2``, P the projector on the columns: in 0..1, NaN for a zero update.
 
@@ -139,3 +163,17 @@ def orthonormal(columns: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns with the same span, float64; columns beyond the numerical rank become zero."""
     u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     return u * (s > 1e-12 * s[..., :1]).unsqueeze(-2)
+
+
+def random_cosines(dim: int, k1: int, k2: int) -> torch.Tensor:
+    """Cosines of the principal angles between random subspaces of ``dim`` dimensions, descending.
+
+    Returns:
+        ``[64, min(k1, k2)]`` float64, a row for each pair drawn; the same sizes always give the same numbers.
+    """
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+
+    def draw(k: int) -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(_RANDOM_PAIRS, dim, k, generator=generator, dtype=torch.float64)).Q
+
+    return torch.linalg.svdvals(draw(k1).mT @ draw(k2)).clamp(max=1)

@@ -10,6 +10,7 @@ from subspace3d.reporting.analysis_style import (
     attribute_colour,
     by_layer,
     families,
+    finish_layers,
     kinds,
     legend,
     title,
@@ -54,7 +55,6 @@ def draw_weights(analysis: Mapping[str, Any]) -> Figure:
 def draw_stability(analysis: Mapping[str, Any]) -> Figure | None:
     """Overlap of the subspace with the one mined without one adapter, over the layers: mean, least and largest."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     modules, validation = analysis["modules"], analysis["cross_validation"]
     stability = {name: entry for name, entry in (validation or {"stability": {}})["stability"].items() if entry}
@@ -84,12 +84,7 @@ def draw_stability(analysis: Mapping[str, Any]) -> Figure | None:
             chance = [k[names[0]]["k"] / modules[names[0]][key] for names in layers.values()]
             axis.plot(list(layers), chance, color=RANDOM_COLOUR, linewidth=1.4, linestyle="--")
         row[0].set_ylabel(f"{side} side\nmean $\\cos^2\\theta$", fontsize=9, color=INK)
-    for axis, kind in zip(axes[0], columns):
-        title(axis, kind)
-    for axis in axes[-1]:
-        axis.set_xlabel("layer", fontsize=8.5)
-    axes[0][0].set_ylim(-0.03, 1.05)
-    axes[0][0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    finish_layers(axes, columns)
     handles = [
         Line2D([], [], color=attribute_colour(name, index), marker="o", markersize=3, label=name)
         for index, name in enumerate(analysis["attributes"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from subspace3d.reporting.collect import Document
-from subspace3d.reporting.html import Html, details, element, picture, section, table
+from subspace3d.reporting.html import Html, details, element, plot, section, table
 
 
 def _missing(anchor: str, title: str, what: str) -> Html:
@@ -40,7 +40,7 @@ def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
         if figure is None:
             return Html("")
         image = to_png(figure)
-    return element("div", picture(image, alt, caption), class_="wide", tabindex="0")
+    return plot(image, alt, caption)
 
 
 def spectra(analysis: Document | None) -> Html:

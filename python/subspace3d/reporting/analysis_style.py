@@ -39,6 +39,18 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
+def finish_layers(axes: Sequence[Sequence[Axes]], columns: Sequence[str]) -> None:
+    """Heads and axes of a grid of panels of values in 0..1 over the layers, a column for each kind of module."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis, kind in zip(axes[0], columns):
+        title(axis, kind)
+    for axis in axes[-1]:
+        axis.set_xlabel("layer", fontsize=8.5)
+    axes[0][0].set_ylim(-0.03, 1.05)
+    axes[0][0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
 def kinds(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The kinds with the most modules: those of a transformer block first, the others by name."""
     counts = Counter(module["kind"] for module in modules.values())

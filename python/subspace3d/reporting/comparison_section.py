@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subspace3d.reporting.collect import Document
-from subspace3d.reporting.html import Html, details, element, picture, section, table
+from subspace3d.reporting.html import Html, details, element, plot, section, table
 
 _TITLE = "In which layers do two checkpoints agree?"
 _SIDES = ("output", "input")
@@ -32,8 +32,8 @@ def comparison(document: Document | None) -> Html | None:
     drawn = "Stable rank and shared energy of both checkpoints."
     if directions:
         drawn = f"Overlap by block on either side, beside that of random subspaces. {drawn}"
-    figure = picture(comparison_png(record), drawn, (_DIRECTIONS if directions else "") + _BELOW)
-    body = [element("p", record["sentence"] + "."), element("div", figure, class_="wide", tabindex="0")]
+    figure = plot(comparison_png(record), drawn, (_DIRECTIONS if directions else "") + _BELOW)
+    body = [element("p", record["sentence"] + "."), figure]
     if directions:
         body += [_layers(record), details("Every block", _blocks(record))]
     if not record["same_mining"]:

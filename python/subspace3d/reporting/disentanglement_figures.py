@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from subspace3d.reporting.analysis_style import RANDOM_COLOUR, by_layer, families, kinds, legend, pair_colour, title
+from subspace3d.reporting.analysis_style import (
+    RANDOM_COLOUR,
+    by_layer,
+    families,
+    finish_layers,
+    kinds,
+    legend,
+    pair_colour,
+    title,
+)
 from subspace3d.reporting.figures import INK, panels
 
 if TYPE_CHECKING:
@@ -83,7 +92,6 @@ def draw_disentanglement_layers(analysis: Mapping[str, Any]) -> Figure | None:
     """Smallest eigenvalue over the layers: a row per side and family, a column per kind, a line per pair."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
     modules, result = analysis["modules"], analysis["disentanglement"]
     pairs = [" / ".join(pair["attributes"]) for pair in result["output"]]
@@ -111,12 +119,7 @@ def draw_disentanglement_layers(analysis: Mapping[str, Any]) -> Figure | None:
                 if points:
                     axis.plot(*zip(*points), color=pair_colour(index), marker="o", markersize=2.6, linewidth=1.2)
         line[0].set_ylabel(f"{side}\n{family.rpartition('.')[2]}", fontsize=8.5, color=INK)
-    for axis, kind in zip(axes[0], columns):
-        title(axis, kind)
-    for axis in axes[-1]:
-        axis.set_xlabel("layer", fontsize=8.5)
-    axes[0][0].set_ylim(-0.03, 1.05)
-    axes[0][0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    finish_layers(axes, columns)
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=pair_colour(index), marker="o", markersize=3, label=pair)
         for index, pair in enumerate(pairs)

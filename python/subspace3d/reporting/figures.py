@@ -14,10 +14,10 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 INK = "#333333"
 
 
-def to_png(figure: Figure, dpi: int = 130) -> bytes:
+def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # no software version in the file, so that the same numbers give the same bytes
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from subspace3d.reporting.collect import Document
-from subspace3d.reporting.html import Html, element, picture, section, table
+from subspace3d.reporting.html import Html, element, plot, section, table
 
 _ROWS = {
     "basis": "the basis",
@@ -17,26 +17,21 @@ def fit(document: Document | None) -> Html:
     title = "Does the basis suit the task?"
     if document is None:
         return section("fit", title, element("p", "There is no fit.json: run subspace3d fit.", class_="missing"))
-    record = document.value
     from subspace3d.reporting.fit_figure import fit_png
 
+    record = document.value
     shares = record["shares"]
     rows = [[label, *(_percent(shares[name][side]) for side in ("core", "U", "V"))] for name, label in _ROWS.items()]
     return section(
         "fit",
         title,
         element("p", record["sentence"]),
-        element(
-            "div",
-            picture(
-                fit_png(record),
-                "Share of the gradient's energy by the number of directions, by side, and by block.",
-                "Share of the energy of the loss's gradient on the task's scenes that directions hold before anything "
-                "is trained. Those of the gradient itself come from one half of the batches; all are measured on the "
-                "other half.",
-            ),
-            class_="wide",
-            tabindex="0",
+        plot(
+            fit_png(record),
+            "Share of the gradient's energy by the number of directions, by side, and by block.",
+            "Share of the energy of the loss's gradient on the task's scenes that directions hold before anything is "
+            "trained. Those of the gradient itself come from one half of the batches; all are measured on the other "
+            "half.",
         ),
         table(
             [f"directions, K = {record['K']}", "both sides", "output side alone", "input side alone"],

@@ -19,6 +19,11 @@ class Html(str):
     __slots__ = ()
 
 
+def number(value: float | None) -> str:
+    """Four digits; a dash for none."""
+    return "–" if value is None else f"{value:#.4g}".rstrip(".")
+
+
 def element(tag: str, *children: str | None, **attributes: str | bool | None) -> Html:
     """``<tag name="value">children</tag>``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from subspace3d.reporting.html import Html, details, element, join, table
+from subspace3d.reporting.html import Html, details, element, join, number, table
 
 _TOLD = {"source": "source", "frames": "frames", "size": "image size", "mask": "mask", "alignment": "alignment"}
 _OWN = ("frames", "size")  # what a protocol chooses where it is the only one
@@ -55,11 +55,11 @@ def protocols(measured: Mapping[str, Any]) -> Html | None:
 
 def _cells(metric: Mapping[str, Any], name: str, methods: Mapping[str, Any], protocol: str) -> list[str]:
     values = _means(name, methods, protocol)
-    texts = ["–" if value is None else f"{value:#.4g}".rstrip(".") for value in values]
+    texts = [number(value) for value in values]
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return texts
-    best = f"{(min if metric['lower_is_better'] else max)(known):#.4g}".rstrip(".")
+    best = number((min if metric["lower_is_better"] else max)(known))
     return [element("strong", text) if text == best else text for text in texts]
 
 

@@ -9,7 +9,7 @@ from subspace3d.progress import format_duration
 from subspace3d.reporting import result_figures
 from subspace3d.reporting.collect import RunContent
 from subspace3d.reporting.figures import to_png
-from subspace3d.reporting.html import Html, bar, details, element, join, plot, section, table
+from subspace3d.reporting.html import Html, bar, details, element, join, number, plot, section, table
 from subspace3d.reporting.protocol_section import protocols
 
 _UNITS = {"scene": "scene units", "deg": "degrees"}
@@ -79,10 +79,6 @@ def _best(measured: Mapping[str, Any], metric: str) -> str | None:
     if not known:
         return None
     return number(min(known) if measured["metrics"][metric]["lower_is_better"] else max(known))
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:#.4g}".rstrip(".")
 
 
 def _count(value: int | None) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 from subspace3d import __version__
 from subspace3d.progress import format_duration
 from subspace3d.reporting.collect import RunContent
-from subspace3d.reporting.html import Html, definitions, details, element, join, section, table
-from subspace3d.reporting.result_sections import number
+from subspace3d.reporting.html import Html, definitions, details, element, join, number, section, table
 
 _SETTINGS = (
     ("method", "method"), ("rank", "rank r"), ("K", "K"), ("lr", "learning rate"),

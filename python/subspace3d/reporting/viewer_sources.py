@@ -78,7 +78,7 @@ class Evaluated:
         self.folder = results.parent
         self._entries: dict[str, Mapping[str, Any]] = {entry["scene"]: entry for entry in record.get("pictures", [])}
         if not self._entries:
-            raise ValueError(f"{results} must keep at least one scene; evaluate with --images 1 or more")
+            raise ValueError(f"{results} must keep at least one scene; evaluate with --kept-scenes 1 or more")
         self.scenes, self.methods = list(self._entries), list(record["methods"])
 
     def truth(self, scene: str) -> ShownViews:
@@ -126,7 +126,7 @@ class Predicted:
         path = self._paths[scene]
         frames = choose_frames(len(SceneFile(path)), self._frames)
         loaded = load_scene(path, image_size=find_backbone(self._backbone.name).image_size, frames=frames)
-        return loaded.images, Views(loaded.depths, loaded.intrinsics, loaded.extrinsics, loaded.translation_known)
+        return loaded.images, Views.of(loaded)
 
     def _model(self, method: str) -> torch.nn.Module:
         from subspace3d.backbones.record import load_backbone

@@ -58,12 +58,8 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that tensors can still take on ``device``, or none where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":") for line in file)
-        return 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, KeyError):
-        return None
+    memory = system.memory()
+    return None if memory is None else memory[1]
 
 
 @dataclass(frozen=True)

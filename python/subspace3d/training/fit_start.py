@@ -115,7 +115,8 @@ def _line_search(
 ) -> Start:
     """Put every core at the best length of its step, one length for all; see `start_cores`."""
     weight_norm = torch.stack([layer.base_layer.weight.norm().square() for layer, _ in cores.values()]).sum().sqrt()
-    update_norm = _norm(torch.stack([(cores[name][1].scale * step).norm() for name, step in steps.items()]))
+    updates = torch.stack([(cores[name][1].scale * step).norm() for name, step in steps.items()])
+    update_norm = float(updates.double().square().sum().sqrt())
     if not update_norm:
         before = loss()
         return Start(0.0, before, before, 0)
@@ -137,10 +138,6 @@ def _line_search(
         size *= _FACTOR
     set_size(chosen)
     return Start(chosen, before, best, tried)
-
-
-def _norm(norms: torch.Tensor) -> float:
-    return float(norms.double().square().sum().sqrt())
 
 
 @torch.no_grad()

@@ -30,7 +30,6 @@ def start_at_gradient(
     steps: int,
     label: str = "train",
     quiet: bool = False,
-    adapter: str = "default",
 ) -> None:
     """``lora_A <- V_r^T / sqrt(3)`` in place, for ``G = U S V^T`` the gradient of the loss by the layer's weight.
 
@@ -39,13 +38,12 @@ def start_at_gradient(
     random start. Memory and passes are those of `gradients.summed_gradients`.
 
     Args:
-        model (nn.Module): a PeftModel with a LoRA fresh from PEFT, on the device of ``config``.
+        model (nn.Module): a PeftModel with a LoRA fresh from PEFT, called ``default``, on the device of ``config``.
         dataset (BatchSource): source of the batches.
         config (TrainConfig): of the training that follows.
         steps (int): batches, at least 1.
         label (str): name in the progress display.
         quiet (bool): no progress display.
-        adapter (str): name of the LoRA.
 
     Raises:
         FloatingPointError: a gradient is not finite.
@@ -60,7 +58,7 @@ def start_at_gradient(
         for name, (gradient,) in sums:
             if not gradient.any():
                 continue
-            a = layers[name].lora_A[adapter].weight
+            a = layers[name].lora_A["default"].weight
             k = min(len(a), len(gradient), gradient[0].numel())
             _, _, v = leading_directions(gradient.to(a.device), k)
             a[:k] = (_ROW_NORM * v.T).reshape(a[:k].shape)

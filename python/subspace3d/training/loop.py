@@ -446,8 +446,9 @@ class Run:
         totals: dict[str, torch.Tensor] = {}
         for number, part in enumerate(data.parts, 1):
             last = number == len(data.parts)
-            alone = isinstance(self.wrapped, DistributedDataParallel) and not last
-            with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            wrapped = self.wrapped
+            alone = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else None
+            with alone or contextlib.nullcontext():
                 terms = loss_terms(self.wrapped, part, data.counts, self.config, self.device, self.objective)
                 total = terms["loss"]
                 if self.hook is not None and last:

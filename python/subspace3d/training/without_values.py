@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_ROTARY = ("_compute_frequency_components", "_apply_1d_rope", "frequency_cache")
-_CROCO_ROTARY = ("get_cos_sin", "apply_rope1d", "cache")
+# of a rotary embedding: what makes its tables, what turns half a head by them, where it keeps them
+_ROTARY = (
+    ("_compute_frequency_components", "_apply_1d_rope", "frequency_cache"),  # VGGT's
+    ("get_cos_sin", "apply_rope1d", "cache"),  # CroCo's, which Pi3 and its relatives use
+)
 
 
 @contextlib.contextmanager
@@ -24,18 +28,17 @@ def without_values(model: nn.Module) -> Iterator[None]:
     """
     tables = list(_tables(model))
     before = [dict(table) for table in tables]
-    kinds = ((_ROTARY, _Rotary), (_CROCO_ROTARY, _CrocoRotary))
     rotary = [
-        (module, kind)
+        (module, names)
         for module in model.modules()
-        for names, kind in kinds
+        for names in _ROTARY
         if all(hasattr(module, name) for name in names)
     ]
     try:
         for table in tables:
             table.clear()
-        for module, kind in rotary:
-            module.forward = kind(module)
+        for module, (tables_of, turn, _) in rotary:
+            module.forward = functools.partial(_rotate, getattr(module, tables_of), getattr(module, turn))
         with _Draws():
             yield
     finally:
@@ -80,29 +83,9 @@ def _tables(model: nn.Module) -> Iterator[dict[Any, Any]]:
                     yield value
 
 
-class _Rotary:
+def _rotate(tables_of: Any, turn: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The rotary embedding of one module, with a table of as many rows as there are tokens."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        rows = positions.shape[-2] + 1
-        tables = self.module._compute_frequency_components(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
-        halves = tokens.chunk(2, dim=-1)
-        turned = [self.module._apply_1d_rope(half, positions[..., axis], *tables) for axis, half in enumerate(halves)]
-        return torch.cat(turned, dim=-1)
-
-
-class _CrocoRotary:
-    """That of CroCo, which Pi3 and its relatives use."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        rows = positions.shape[-2] + 1
-        tables = self.module.get_cos_sin(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
-        halves = tokens.chunk(2, dim=-1)
-        turned = [self.module.apply_rope1d(half, positions[..., axis], *tables) for axis, half in enumerate(halves)]
-        return torch.cat(turned, dim=-1)
+    rows = positions.shape[-2] + 1
+    tables = tables_of(tokens.size(-1) // 2, rows, tokens.device, tokens.dtype)
+    halves = tokens.chunk(2, dim=-1)
+    return torch.cat([turn(half, positions[..., axis], *tables) for axis, half in enumerate(halves)], dim=-1)

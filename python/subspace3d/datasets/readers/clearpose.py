@@ -18,7 +18,8 @@ import numpy as np
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.matlab import LARGEST, check_elements
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, invert_pose, limit_side
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, limit_side
+from subspace3d.datasets.readers.views import pose_from_c2w
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
 from subspace3d.reading import read_bytes
@@ -132,4 +133,4 @@ def _frame(folder: Path, key: str, fields: dict[str, np.ndarray], scale: float, 
         depth[depth > np.percentile(depth[depth > 0], _TRAINING_QUANTILE)] = 0
     intrinsic = fields["intrinsics"].copy()
     intrinsic[:2, 2] += 0.5
-    return Frame(image, intrinsic, invert_pose(fields["rotation_translation_matrix"]), depth, file=file)
+    return Frame(image, intrinsic, pose_from_c2w(fields["rotation_translation_matrix"]), depth, file=file)

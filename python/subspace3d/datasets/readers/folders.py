@@ -55,14 +55,8 @@ def named_file(folder: Path, name: str) -> Path:
     for path in (plain, folder / name.replace("\\", "/")):
         endings = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
         # not with_suffix: what looks like one may be none, as in v.1
-        found = next(
-            (
-                whole
-                for whole in (path.with_name(path.name + end) for end in endings if path.name)
-                if os.path.isfile(whole)
-            ),
-            None,
-        )
+        spelled = (path.with_name(path.name + end) for end in endings if path.name)
+        found = next(filter(os.path.isfile, spelled), None)
         if found is not None:
             return found
     return _spelled_alike(folder / name.replace("\\", "/")) or plain
@@ -148,7 +142,7 @@ def unlisted(folder: Path, names: Iterable[str], report: Report, why: str) -> No
     for base, _, inside in walk(folder):
         for name in inside:
             path = str((base / name).relative_to(folder))
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES and path not in listed:
+            if not name.startswith(".") and _is_image(name) and path not in listed:
                 report.leave_out(f"{path}: {why}")
 
 

@@ -70,7 +70,7 @@ def _read(file: Path, config: ReaderConfig, report: Report) -> Content:
         folder = file.parent / used.pop()
         names = [str((file.parent / name).relative_to(folder)) for name in listed]
         unlisted(folder, names, report, f"{file.name} does not name it")
-    if any(_numbers(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
+    if any(_is_on(values.get("rolling_shutter")) for values in (record, *frames) if isinstance(values, dict)):
         report("rolling_shutter: used as if all rows of an image were taken at one time")
     source = {"kind": "nerfstudio", "file": file.name}
     step = finite_number(record, "integer_depth_scale", 0.0)
@@ -149,6 +149,6 @@ def _path(folder: Path, frame: Mapping[str, Any], *keys: str) -> Path | None:
     return named_file(folder, frame[key])
 
 
-def _numbers(value: Any) -> bool:
+def _is_on(value: Any) -> bool:
     """Whether a list holds anything but zeros."""
     return isinstance(value, list) and any(value)

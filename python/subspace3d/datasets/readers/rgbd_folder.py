@@ -27,6 +27,7 @@ IMAGE_FOLDERS = ("rgb", "images", "color")
 DEPTH_FOLDERS = ("depth", "depths")
 _LARGEST_GAP_S = 0.02  # between the times of an image, its depth and its pose
 _TUM_STEP = 2e-4  # metres per step of a depth png
+_POSES = ("groundtruth.txt", "poses.txt")
 _WIDTHS = (8, 12, 16)  # numbers in a line of a pose
 
 
@@ -201,13 +202,13 @@ def _read_list(path: Path) -> list[tuple[float, Path]]:
     return [(text.floats(row[:1], path)[0], file) for row, file in zip(rows, files)]
 
 
-def read_poses(folder: Path, names: tuple[str, ...] = ("groundtruth.txt", "poses.txt")) -> list[Pose]:
-    """The lines of the first of these files that is there; what is no pose has a fault and keeps its place.
+def read_poses(folder: Path) -> list[Pose]:
+    """The lines of groundtruth.txt, else of poses.txt; what is no pose has a fault and keeps its place.
 
     Raises:
         ValueError: there is no such file, or its lines are none of the kinds that are known.
     """
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    path = next((folder / name for name in _POSES if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(f"{folder} must have a groundtruth.txt (TUM) or a poses.txt (one matrix per line)")
     rows = text.rows(path)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from subspace3d import geometry
 from subspace3d.cropping import Box, crop_resize
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
@@ -101,12 +100,6 @@ def upper_rows(pose: np.ndarray, what: str = "a pose") -> np.ndarray:
     if len(pose) == 4 and np.abs(pose[3] - [0, 0, 0, 1]).max() > _ROTATION_ERROR:
         raise ValueError(f"{what} must have the last row 0 0 0 1, got {pose[3].tolist()}; is it transposed?")
     return pose[:3]
-
-
-def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """[R | t] -> [R^T | -R^T t] float64 [3, 4], of a pose [3, 4] or [4, 4]: c2w to w2c, or back."""
-    pose = upper_rows(pose)
-    return geometry.invert_pose(np.concatenate([nearest_rotation(pose[:, :3]), pose[:, 3:]], axis=1))
 
 
 def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:

@@ -23,7 +23,6 @@ from subspace3d.datasets.readers.source import (
     Report,
     cut,
     depth_at,
-    invert_pose,
     limit_side,
     nearest_rotation,
     upper_rows,
@@ -39,7 +38,7 @@ from subspace3d.formats.images import (
     turn_upright,
 )
 from subspace3d.formats.scene import PNG_MAX, Frame
-from subspace3d.geometry import FLIP, near_origin
+from subspace3d.geometry import FLIP, invert_pose, near_origin
 
 _ASPECT_ERROR = 0.01  # up to which an image is its camera's, at another resolution
 _METRES = 200.0  # median depth beyond which floating point is asked for its unit
@@ -149,25 +148,22 @@ def _once(views: Sequence[View], report: Report) -> list[View]:
 
 def pose_from_c2w(pose: np.ndarray) -> np.ndarray:
     """w2c [3, 4] of a c2w pose [3, 4] or [4, 4] in OpenCV axes."""
-    return invert_pose(pose)
+    return invert_pose(pose_from_w2c(pose))
 
 
 def pose_from_opengl(pose: np.ndarray) -> np.ndarray:
     """w2c [3, 4] in OpenCV axes of a c2w pose in OpenGL axes (x right, y up, z backward)."""
     pose = upper_rows(pose)
-    return invert_pose(np.concatenate([pose[:, :3] @ FLIP, pose[:, 3:]], axis=1))
+    return pose_from_c2w(np.concatenate([pose[:, :3] @ FLIP, pose[:, 3:]], axis=1))
 
 
 def pose_from_w2c(pose: np.ndarray) -> np.ndarray:
     """The pose itself, its rotation freed of rounding."""
     pose = upper_rows(pose)
-    return np.concatenate([nearest_rotation(pose[:, :3]), _finite(pose[:, 3:])], axis=1)
-
-
-def _finite(translation: np.ndarray) -> np.ndarray:
+    rotation, translation = nearest_rotation(pose[:, :3]), pose[:, 3:]
     if not np.isfinite(translation).all():
         raise ValueError(f"a camera's translation must be finite, got {translation.ravel().tolist()}")
-    return translation
+    return np.concatenate([rotation, translation], axis=1)
 
 
 class _FrameMaker:
