@@ -153,6 +153,7 @@ class MultiViewDataset(Dataset[dict[str, Any]]):
             file.provenance,
             file.has_depth,
             file.translation_known,
+            file.unit,
         )
 
     def batch(self, seed: int, step: int, frames: tuple[int, int], images_per_step: int) -> dict[str, Any]:

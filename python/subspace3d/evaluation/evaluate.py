@@ -29,7 +29,7 @@ from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
 from subspace3d.evaluation.results import BASE, KeptResults, add, assemble, empty_record
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
-from subspace3d.evaluation.table import ALIGNMENTS, mean_over_scenes, scenes_in_mean
+from subspace3d.evaluation.table import ALIGNMENTS, RAW, mean_over_scenes, scenes_in_mean
 from subspace3d.files import sha256, write_json
 from subspace3d.formats.run import read_tuned_record
 from subspace3d.jobs.cluster import Cluster
@@ -300,12 +300,10 @@ def _measure_scene(
     with_pictures: bool,
 ) -> dict[str, Any]:
     """The record of one scene, measured or failed (this method's fault) or skipped (the scene's)."""
-    from subspace3d.formats.scene import SceneFile
-
     record = empty_record(evaluation.options.protocols)
     try:
         scene, frames = _load(path, evaluation)
-        true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
+        true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known, unit=scene.unit)
         with_depth = check_measurable(true)
     except (OSError, ValueError) as error:
         record["skipped"].append({"scene": scene_name, "reason": str(error)})
@@ -323,7 +321,7 @@ def _measure_scene(
     record["details"][scene_name] = {**result.details, **seen}
     if result.reasons:
         record["reasons"][scene_name] = result.reasons
-    measured = Measured(pred, true, SceneFile(path).unit)
+    measured = Measured(pred, true)
     for protocol, values in record["protocols"].items():
         found = PROTOCOLS[protocol].measure(measured)
         values["per_scene"][scene_name] = found.metrics
@@ -371,18 +369,18 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
     from subspace3d.backbones.protocol import find_backbone
 
-    options = evaluation.options
+    options, backbone = evaluation.options, find_backbone(evaluation.backbone.name)
     frames = f"floor(i * available / {options.frames or FRAMES}); all when fewer"
     if options.frames is None and options.alone:
         frames = PROTOCOLS[options.alone].frames_in_words
     return {
-        "image_size": find_backbone(evaluation.backbone.name).image_size,
+        "image_size": backbone.image_size,
         "protocols": {name: PROTOCOLS[name].in_words() for name in options.protocols},
         "frames": options.frames,
         "frame_choice": frames,
         "size": PROTOCOLS[options.alone].size_in_words if options.alone else "centred square of image_size",
         "mask": "true depth > 0; no confidence filter, no outlier cut",
-        "alignments": ALIGNMENTS,
+        "alignments": {**ALIGNMENTS, "raw": RAW[backbone.scale]},
         "icp": {
             "threshold": options.icp_threshold,
             "most_source_points": ICP_SOURCE_POINTS,

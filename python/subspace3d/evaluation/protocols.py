@@ -77,9 +77,8 @@ def load_views(path: Path, frames: list[int], crop: Crop, image_size: int, patch
         box, size = crop(intrinsic, file.size, image_size, patch_size)
         views.append((*crop_resize(file.image(index), file.valid_depth(index), intrinsic, box, size), extrinsic))
     images, depths, intrinsics, extrinsics = (np.stack(part) for part in zip(*views))
-    return Scene(
-        file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, file.translation_known
-    )
+    known = file.translation_known
+    return Scene(file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, known, file.unit)
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "points of the middle square alone, whose side is 224 / 512 of the width",
         alignment="points in the first camera: shift of z and scale by medians, then ICP as Open3D's, 0.1 (scenes in "
         "mm: 100); trajectory: Sim(3) of the centres; video depth: one scale (reweighted), one scale and shift, or the "
-        "prediction as it is",
+        "prediction as it is, of models that predict metres in scenes in m or mm",
         mask="true depth > 0; video depth in metres: also < 70, and predictions beyond count as 70",
         differs=f"{_SAMPLED}; {_GLOBAL}",
         metrics=(

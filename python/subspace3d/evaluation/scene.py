@@ -42,6 +42,6 @@ def evaluate_scene(model: torch.nn.Module, scene: Scene, icp_threshold: float = 
         ValueError: fewer than 3 pixels of a scene of one view have depth.
         ImportError: SciPy cannot be imported.
     """
-    true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
+    true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known, unit=scene.unit)
     device = next(model.parameters()).device
     return measure(predict(model, scene.images, device), true, icp_threshold)

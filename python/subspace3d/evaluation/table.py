@@ -27,9 +27,15 @@ class Metric:
     main: bool = False
 
 
+# by the scale of the backbone
+RAW: dict[str, str] = {
+    "scene": "nothing is fitted: predicted unit = mean distance of the true points from the first camera; first "
+    "cameras coincide",
+    "metric": "nothing is fitted: predicted unit = a metre, of scenes in m or mm; first cameras coincide",
+    "free": "not measured: the model predicts each scene in a unit of its own",
+}
 ALIGNMENTS: dict[str, str] = {
-    "raw": "nothing is fitted: predicted unit = mean distance of the true points from the first camera; first cameras "
-    "coincide",
+    "raw": RAW["scene"],
     "none": "needs none: relative poses of frame pairs",
     "sim3_icp": "Umeyama Sim(3) on all corresponding valid pixels of the scene, unweighted, then point-to-point ICP",
     "sim3_cameras": "Umeyama Sim(3) on the camera centres, unweighted",
