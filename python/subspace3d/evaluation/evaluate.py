@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class _Evaluation:
     backbone: BackboneRecord
     options: Options
     device: str
+    files: Mapping[str, str]  # scene -> digest
 
 
 def evaluate(
@@ -157,13 +159,36 @@ def evaluate(
 
     out = outputs.claim(out, outputs.EVALUATION, "out")
     outputs.mark(out, outputs.EVALUATION)
-    evaluation = _Evaluation(out, found, record, options, device)
+    files, units = _digests(found, options)
+    evaluation = _Evaluation(out, found, record, options, device, files)
     if options.workers > 1 or cluster is not None:
         _measure_side_by_side(methods, evaluation, cluster)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = {**assemble(measured, _in_words(evaluation)), "backbone": _about(record, measured[BASE])}
+    results = {**assemble(measured, _in_words(evaluation), units), "backbone": _about(record, measured[BASE])}
     write_json(out / "results.json", results)
     return results
+
+
+def _digests(scenes: Mapping[str, Path], options: Options) -> tuple[dict[str, str], dict[str, str]]:
+    """Scene -> sha256 over the images, depth maps and masks that are measured, and scene -> unit.
+
+    Scenes that cannot be read are in neither: they are skipped, with the reason, when their turn comes.
+    """
+    from subspace3d.formats.scene import SceneFile
+
+    digests: dict[str, str] = {}
+    units: dict[str, str] = {}
+    for name, path in scenes.items():
+        try:
+            scene = SceneFile(path)
+            digest = hashlib.sha256()
+            for index in options.choose(len(scene)):
+                for file in scene.paths(index):
+                    digest.update(sha256(file).encode())
+        except (OSError, ValueError):
+            continue
+        digests[name], units[name] = digest.hexdigest(), scene.unit
+    return digests, units
 
 
 def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation, cluster: Cluster | None) -> None:
@@ -219,7 +244,7 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
         "weights": backbone.sha256 or backbone.identity,
         "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
     }
-    kept = KeptResults(evaluation.out, name, key)
+    kept = KeptResults(evaluation.out, name, key, evaluation.files)
     record = kept.method()
     if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
         record = None  # what was damaged then is whole now
@@ -301,6 +326,8 @@ def _measure_scene(
 ) -> dict[str, Any]:
     """The record of one scene, measured or failed (this method's fault) or skipped (the scene's)."""
     record = empty_record(evaluation.options.protocols)
+    if scene_name in evaluation.files:
+        record["files"][scene_name] = evaluation.files[scene_name]
     try:
         scene, frames = _load(path, evaluation)
         true = Views(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known, unit=scene.unit)
@@ -348,6 +375,7 @@ def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
 
     frames = evaluation.options.choose(len(SceneFile(path)))
     sizes = find_backbone(evaluation.backbone.name)
+    sizes.checked_size(0, (len(frames), len(frames)))
     if evaluation.options.alone:
         crop = PROTOCOLS[evaluation.options.alone].crop
         return load_views(path, frames, crop, sizes.image_size, sizes.patch_size), frames
