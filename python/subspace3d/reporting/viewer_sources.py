@@ -78,7 +78,7 @@ class Evaluated:
         self.folder = results.parent
         self._entries: dict[str, Mapping[str, Any]] = {entry["scene"]: entry for entry in record.get("pictures", [])}
         if not self._entries:
-            raise ValueError(f"{results} must keep at least one scene; evaluate with --images 1 or more")
+            raise ValueError(f"{results} must keep at least one scene; evaluate with --kept-scenes 1 or more")
         self.scenes, self.methods = list(self._entries), list(record["methods"])
 
     def truth(self, scene: str) -> ShownViews:
