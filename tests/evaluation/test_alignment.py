@@ -162,6 +162,8 @@ def test_scale_alignment_has_the_least_abs_rel(rng):
         (np.ones(3), np.array([1.0, 0.0, 1.0]), np.ones(3, bool), "true must be positive"),
         (np.array([1.0, np.nan, 1.0]), np.ones(3), np.ones(3, bool), "pred must be finite"),
         (np.zeros(3), np.ones(3), np.ones(3, bool), "0 everywhere"),
+        # the best scale of all real ones is -1, with an Abs Rel of 0
+        (np.array([-1.0, -1.0, 1.0]), np.ones(3), np.ones(3, bool), "positive depth for the most part, got 2 of 3"),
         (np.ones(3), np.ones(4), np.ones(3, bool), "one shape"),
         (np.ones(3), np.ones(3), np.ones(3), "mask must be boolean"),
     ],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evaluation.analytic_scene import ball_and_wall, write_analytic_scene
+from PIL import Image
 
 from subspace3d.backbones.pose import encode_pose
+from subspace3d.backbones.vggt_preset import VGGTBackbone
 from subspace3d.commands import evaluate as command
 from subspace3d.commands import finetune, report
 from subspace3d.commands.evaluate import EvaluateConfig
@@ -278,3 +282,58 @@ def test_bad_run_folders_are_refused(tuned, tmp_path):
         evaluate.method_folders((tmp_path,))
     with pytest.raises(ValueError, match="different names"):
         evaluate.method_folders((tuned, tuned / "tuned"))
+
+
+def test_changed_files_of_a_scene_are_measured_anew(tmp_path, capsys):
+    scenes, out = tmp_path / "scenes", tmp_path / "out"
+    write_analytic_scene(scenes / "one", views=2, size=28, every=4)
+    kept = scenes.parent / "kept"
+    first = command.run(config_of(scenes, out))["methods"]["base"]
+    shutil.copytree(out, kept)
+    mask = scenes / "one" / "mask" / "0001.png"
+    with Image.open(mask) as image:
+        pixels = np.array(image)
+    pixels[:, 14:] = 0
+    Image.fromarray(pixels).save(mask)
+    second = command.run(config_of(scenes, out))["methods"]["base"]
+    assert second["details"]["one"]["points"] < first["details"]["one"]["points"]
+    assert second["mean"] != first["mean"] and "files" not in second
+    # records of before the digests are taken for what they are
+    for file in kept.glob("methods/*.json"):
+        record = json.loads(file.read_text())
+        del record["files"]
+        file.write_text(json.dumps(record))
+    assert command.run(config_of(scenes, kept))["methods"]["base"]["mean"] == first["mean"]
+
+
+def test_lengths_of_scenes_in_different_units_have_no_mean(tmp_path, capsys):
+    images, true = ball_and_wall(views=2, size=28)
+    for unit, name, scale in (("m", "a", 1), ("meters", "b", 1), ("mm", "c", 1000)):
+        moved = true.extrinsics * [1, 1, 1, scale]
+        frames = (
+            Frame(images[i], true.intrinsics[i], moved[i], (scale * true.depths[i]).astype(np.float32), exact=True)
+            for i in range(2)
+        )
+        write_frames(tmp_path / "scenes" / name, frames, {}, unit)
+    results = command.run(replace(config_of(tmp_path / "scenes", tmp_path / "out"), protocol="cut3r"))
+    assert results["units"] == {"a": "m", "b": "m", "c": "mm"}
+    base = results["methods"]["base"]
+    for name, metric in METRICS.items():
+        values = [base["per_scene"][scene][name] for scene in "abc"]
+        assert (base["mean"][name] is None) == (metric.unit == "scene" or None in values), name
+        assert base["scenes_in_mean"][name] == (0 if metric.unit == "scene" else 3 - values.count(None))
+    cut3r = base["protocols"]["cut3r"]
+    assert cut3r["mean"]["accuracy"] is None and cut3r["per_scene"]["c"]["accuracy"] is not None
+    assert cut3r["mean"]["abs_rel_scale"] is not None
+    assert "distances have no mean: the scenes are in m and mm" in capsys.readouterr().out
+    alone = command.run(config_of(tmp_path / "scenes" / "a", tmp_path / "alone"))
+    assert alone["methods"]["base"]["mean"]["accuracy"] is not None
+
+
+def test_scenes_of_fewer_frames_than_the_backbone_takes_are_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(VGGTBackbone, "frames", (2, None))
+    write_analytic_scene(tmp_path / "scenes" / "one", views=1, size=28)
+    write_analytic_scene(tmp_path / "scenes" / "two", views=2, size=28)
+    results = command.run(config_of(tmp_path / "scenes", tmp_path / "out"))
+    assert results["scenes"] == ["two"]
+    assert results["skipped"] == [{"scene": "one", "reason": "frames must be at least 2 for vggt-nano, got 1 to 1"}]

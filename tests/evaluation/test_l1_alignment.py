@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.optimize import linprog
@@ -107,3 +109,11 @@ def test_a_source_without_spread_fits_the_median():
 def test_bad_input_is_refused(source, target, weights, message):
     with pytest.raises(ValueError, match=message):
         align_scale_shift(source, target, weights)
+
+
+def test_a_target_without_spread_is_fitted_by_it_alone(rng):
+    target = np.full((6, 1), 3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # 0 / 0 of both ends of the bracket
+        fit = align_scale_shift(rng.standard_normal((6, 1)), target)
+    assert (fit.scale, fit.shift.tolist(), fit.cost, fit.bound) == (0.0, [3.0], 0.0, 0.0)

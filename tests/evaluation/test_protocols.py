@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def _fewer_points(monkeypatch):
 @pytest.fixture
 def scene(rng) -> Measured:
     _, true = ball_and_wall(views=5, size=42)
-    return Measured(random_prediction(rng, true), true, "m")
+    return Measured(replace(random_prediction(rng, true), scale="metric"), replace(true, unit="m"))
 
 
 # ---- frames and sizes ------------------------------------------------------------------------------------------------
@@ -406,7 +407,7 @@ def test_video_depth_by_hand():
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_a_perfect_prediction_is_perfect_under_every_protocol(name):
     _, true = ball_and_wall(views=4, size=42)
-    found = PROTOCOLS[name].measure(Measured(true, true, "m"))
+    found = PROTOCOLS[name].measure(Measured(replace(true, scale="metric"), replace(true, unit="m")))
     assert set(found.metrics) == set(PROTOCOLS[name].metrics)
     for metric, value in found.metrics.items():
         if value is None:
@@ -419,9 +420,9 @@ def test_a_perfect_prediction_is_perfect_under_every_protocol(name):
 
 
 def test_where_true_cameras_stand_may_be_unknown(scene):
-    true = Views(scene.true.depths, scene.true.intrinsics, scene.true.extrinsics, translation_known=False)
+    true = replace(scene.true, translation_known=False)
     for name, protocol in PROTOCOLS.items():
-        found = protocol.measure(Measured(scene.pred, true, "m"))
+        found = protocol.measure(Measured(scene.pred, true))
         assert set(found.metrics) == set(protocol.metrics), name
         for metric, value in found.metrics.items():
             if "abs_rel" in metric or "delta" in metric:
@@ -487,3 +488,30 @@ def test_settings_of_the_command_are_checked(tmp_path):
         config = EvaluateConfig(scenes=tmp_path / "scenes", out=tmp_path / "out", weights="random", **change)
         with pytest.raises(ValueError, match="must be at least 1, images at least 0, icp_threshold and f_threshold"):
             command.run(config)
+
+
+def test_metres_are_compared_where_the_model_and_the_scene_have_them(scene):
+    known = PROTOCOLS["cut3r"].measure(scene).metrics
+    expected = np.abs(scene.pred.depths - scene.true.depths)[scene.mask] / scene.true.depths[scene.mask]
+    assert known["abs_rel_metric"] == pytest.approx(expected.mean())
+    millimetres = replace(
+        scene.true, depths=1000 * scene.true.depths, extrinsics=scene.true.extrinsics * [1, 1, 1, 1000], unit="mm"
+    )
+    found = PROTOCOLS["cut3r"].measure(Measured(scene.pred, millimetres)).metrics
+    for name in ("abs_rel_metric", "delta_metric", "abs_rel_scale_shift"):
+        assert found[name] == pytest.approx(known[name]), name
+    for pred, true in (
+        (replace(scene.pred, scale="scene"), scene.true),
+        (scene.pred, replace(scene.true, unit="scan")),
+    ):
+        result = PROTOCOLS["cut3r"].measure(Measured(pred, true))
+        assert (result.metrics["abs_rel_metric"], result.metrics["delta_metric"]) == (None, None)
+        assert "metres" in result.reasons["abs_rel_metric"] and result.metrics["abs_rel_scale"] is not None
+
+
+def test_values_that_are_not_finite_are_not_defined(scene):
+    # where all is behind the camera the truth that is fitted to it is nowhere positive
+    behind = Measured(replace(scene.pred, depths=-scene.pred.depths), scene.true)
+    result = PROTOCOLS["authors"].measure(behind)
+    assert result.metrics["abs_rel_frame_affine"] is None and result.metrics["delta_frame_affine"] == 0
+    assert "the value is nan" in result.reasons["abs_rel_frame_affine"]

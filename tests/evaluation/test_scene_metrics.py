@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation.analytic_scene import ball_and_wall
@@ -129,6 +131,9 @@ def test_bad_predictions_are_refused():
         measure(Views(holes, true.intrinsics, true.extrinsics), true, 0.1)
     with pytest.raises(ValueError, match="one shape"):
         measure(Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1]), true, 0.1)
+    stretched = true.extrinsics * [2, 2, 2, 1]
+    with pytest.raises(ValueError, match=r"rotations in extrinsics, got \|R R\^T - I\| = 3 and det R = 8"):
+        measure(Views(true.depths, true.intrinsics, stretched), true, 0.1)
     single = Views(true.depths[:1], true.intrinsics[:1], true.extrinsics[:1])
     with pytest.raises(ValueError, match="at least 3 pixels must have true depth, got 0"):
         measure(single, Views(single.depths * 0, single.intrinsics, single.extrinsics), 0.1)
@@ -161,3 +166,35 @@ def test_cameras_that_only_turn_leave_depth_and_rotations():
     assert set(result.metrics) == set(METRICS) == defined | set(result.reasons)
     assert "only how they turn" in result.reasons["chamfer"]
     assert result.metrics["rotation_error_deg"] == pytest.approx(0, abs=1e-6)
+
+
+RAW = {name for name, metric in METRICS.items() if metric.alignment == "raw"}
+
+
+@pytest.mark.parametrize(("unit", "per_metre"), [("m", 1.0), ("mm", 1000.0)])
+def test_raw_values_of_metres_are_compared_in_metres(unit, per_metre):
+    _, metres = ball_and_wall(views=2, size=28)
+    moved = metres.extrinsics * [1, 1, 1, per_metre]
+    true = Views(per_metre * metres.depths, metres.intrinsics, moved, unit=unit)
+    pred = Views(1.1 * metres.depths, metres.intrinsics, metres.extrinsics, scale="metric")
+    result = measure(pred, true, icp_threshold=0.1 * per_metre)
+    assert result.metrics["abs_rel_raw"] == pytest.approx(0.1)
+    assert result.metrics["point_rel_raw"] == pytest.approx(0.1)
+    # the cameras are right, in metres
+    assert result.metrics["camera_centre_error_raw"] == pytest.approx(0, abs=1e-9 * per_metre)
+    assert result.details["unit"] == per_metre
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit", "reason"),
+    [
+        ("free", "m", "predicts depths and translations up to scale, not in metres"),
+        ("metric", "scene", "predicted in metres, the scene's unit is 'scene' and not m or mm"),
+    ],
+)
+def test_raw_values_without_a_common_unit_are_not_defined(rng, scale, unit, reason):
+    _, true = ball_and_wall(views=2, size=28)
+    pred = Views(true.depths, true.intrinsics, true.extrinsics, scale=scale)
+    result = measure(pred, replace(true, unit=unit), 0.1)
+    assert {name for name, value in result.metrics.items() if value is None and name != "trajectory_error"} == RAW
+    assert all(reason in result.reasons[name] for name in RAW)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from subspace3d.evaluation.table import ALIGNMENTS, METRICS, format_table, mean_over_scenes, scenes_in_mean
+from subspace3d.evaluation.table import (
+    ALIGNMENTS,
+    METRICS,
+    format_protocols,
+    format_table,
+    is_comparable,
+    mean_over_scenes,
+    partial_means,
+    scenes_in_mean,
+)
 
 
 def results(**methods: dict) -> dict:
@@ -77,3 +86,44 @@ def test_every_metric_says_what_is_fitted_first():
     # a value after an alignment of the prediction to the truth has a raw one beside it, whatever the alignment
     for name in ("accuracy", "completeness", "chamfer", "normal_consistency", "abs_rel", "delta_1_25", "point_rel"):
         assert f"{name}_raw" in METRICS
+
+
+def test_a_method_that_failed_on_the_hardest_scene_is_not_the_best():
+    base = {"per_scene": {"a": {"abs_rel": 0.1}, "hard": {"abs_rel": 0.7}}, "mean": {"abs_rel": 0.4}}
+    lora = {"per_scene": {"a": {"abs_rel": 0.2}}, "mean": {"abs_rel": 0.2}, "failed": {"hard": "not finite"}}
+    # another that is defined nowhere takes nothing from the comparison of the others
+    none = {"per_scene": {"a": {"abs_rel": None}}, "mean": {"abs_rel": None}}
+    table = format_table(results(base=base, lora=lora, none=none))
+    assert "0.2000" in table and "0.2000*" not in table and "0.4000*" not in table
+    assert "means of lora are over 1 of 2 scenes in AbsRel: not to be compared" in table
+    assert "means of base" not in table and "means of none" not in table
+    whole = {**lora, "per_scene": {"a": {"abs_rel": 0.2}, "hard": {"abs_rel": 0.2}}}
+    table = format_table(results(base=base, lora=whole, none=none))
+    assert "0.2000*" in table and "means of" not in table
+
+
+def test_methods_that_miss_one_scene_each_are_not_compared():
+    methods = {
+        "base": {"per_scene": {"a": {"accuracy": 1.0, "abs_rel": 0.1}}},
+        "lora": {"per_scene": {"b": {"accuracy": 2.0, "abs_rel": 0.3}}},
+    }
+    assert not is_comparable(methods.values(), "accuracy")
+    assert partial_means(methods, {"accuracy": "Acc", "abs_rel": "AbsRel"}) == [
+        "means of base are over 1 of 2 scenes in all metrics: not to be compared",
+        "means of lora are over 1 of 2 scenes in all metrics: not to be compared",
+    ]
+
+
+def test_protocols_mark_only_what_is_over_the_same_scenes():
+    def under(**scenes: float) -> dict:
+        mean = sum(scenes.values()) / len(scenes)
+        record = {"per_scene": {name: {"auc_30": value} for name, value in scenes.items()}, "mean": {"auc_30": mean}}
+        return {"protocols": {"pi3": record}}
+
+    protocols = {"pi3": {"metrics": {"auc_30": {}}, "alignment": "none"}}
+    same = {"base": under(a=0.4, b=0.2), "lora": under(a=0.6, b=0.6)}
+    assert "0.6000*" in format_protocols({"protocols": protocols, "methods": same})
+    other = {"base": under(a=0.4, b=0.2), "lora": under(a=0.6)}
+    text = format_protocols({"protocols": protocols, "methods": other})
+    assert "*" not in text
+    assert "pi3: means of lora are over 1 of 2 scenes in all metrics: not to be compared" in text

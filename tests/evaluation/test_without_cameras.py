@@ -31,7 +31,7 @@ POSES = set(METRICS) - DEPTH - set(POINTS) - CLOUD
 @pytest.fixture
 def pair(rng: np.random.Generator) -> tuple[Views, Views]:
     _, true = ball_and_wall(views=4, size=42)
-    return random_prediction(rng, true), true
+    return replace(random_prediction(rng, true), scale="metric"), replace(true, unit="m")
 
 
 def points_of(views: Views) -> np.ndarray:
@@ -79,15 +79,15 @@ def test_points_that_are_not_finite_are_refused(pair: tuple[Views, Views]) -> No
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols_measure_what_needs_no_camera(name: str, pair: tuple[Views, Views]) -> None:
     pred, true = pair
-    whole = PROTOCOLS[name].measure(Measured(pred, true, "m"))
-    alone = PROTOCOLS[name].measure(Measured(replace(pred, extrinsics=None, intrinsics=None), true, "m"))
+    whole = PROTOCOLS[name].measure(Measured(pred, true))
+    alone = PROTOCOLS[name].measure(Measured(replace(pred, extrinsics=None, intrinsics=None), true))
     depth = {metric for metric in whole.metrics if metric.startswith(("abs_rel", "delta"))}
     assert set(alone.metrics) == set(whole.metrics) and defined(alone.metrics) == depth
     assert all(alone.metrics[metric] == whole.metrics[metric] for metric in depth)
     for metric in set(whole.metrics) - depth - {"overall_dtu"}:
         assert alone.reasons[metric].startswith("not predicted: "), metric
     with_points = replace(pred, intrinsics=None, points_in_camera=points_of(pred))
-    found = PROTOCOLS[name].measure(Measured(with_points, true, "m"))
+    found = PROTOCOLS[name].measure(Measured(with_points, true))
     fused = {"f_score", "precision", "recall", "accuracy", "completeness", "overall"} if name == "da3" else set()
     for metric, value in whole.metrics.items():
         # depth maps are fused by their intrinsics; seen from the true cameras they need none of their own

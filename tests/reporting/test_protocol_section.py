@@ -63,6 +63,16 @@ def test_a_row_per_metric_and_method_and_a_column_per_protocol() -> None:
     assert "every 5th" not in page and "same predictions" in unescape(page)
 
 
+def test_methods_of_different_scenes_are_not_compared() -> None:
+    record = record_of("vggt")
+    for name, scenes in (("base", ("a", "b")), ("run", ("a",))):
+        record["methods"][name]["protocols"]["vggt"]["per_scene"] = {scene: {"accuracy": 0.5} for scene in scenes}
+    page = protocols(record)
+    assert page is not None
+    assert [row[2] for row in rows_of(page)[1:]] == ["0.5000", "0.1250", "<strong>0.2500</strong>", "0.06250"]
+    assert "vggt: means of run are over 1 of 2 scenes in Acc: not to be compared" in page
+
+
 def test_a_single_protocol_says_its_frames_and_sizes() -> None:
     page = protocols(record_of("vggt"))
     assert page is not None and "frames: every 5th" in page and "image size: 518 wide" in page

@@ -17,9 +17,10 @@ from reporting.synthetic_run import METHODS
 from subspace3d.commands import report
 from subspace3d.commands.report import ReportConfig
 from subspace3d.evaluation import pictures
-from subspace3d.reporting import depth_section, space_section
+from subspace3d.reporting import depth_section, result_figures, space_section
 from subspace3d.reporting.analysis_figures import DRAWERS
 from subspace3d.reporting.collect import collect
+from subspace3d.reporting.figures import to_png
 from subspace3d.reporting.html import Html, data_block, element, table
 
 
@@ -272,3 +273,109 @@ def test_data_cannot_end_its_block():
     block = data_block("x", {"name": "</script><!--&"})
     assert block.count("<") == 2
     assert json.loads(block[block.index(">") + 1 : block.rindex("<")]) == {"name": "</script><!--&"}
+
+
+@pytest.fixture
+def changed(run_folder, tmp_path):
+    """A page of the results after a change to them, and of a run that is named as given."""
+
+    def page(change):
+        shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+        file = tmp_path / "evaluation" / "results.json"
+        record = json.loads(file.read_text())
+        change(record)
+        file.write_text(json.dumps(record))
+        return report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+
+    return page
+
+
+def test_how_many_frames_were_measured_is_said(text):
+    assert "3, up to 4 frames each" in text and "None" not in text[text.index('id="run"') : text.index('id="results"')]
+
+
+def test_means_over_other_scenes_are_not_compared(changed, text):
+    def without_one_scene(record):
+        lora = record["methods"]["lora"]
+        lora["per_scene"]["scene_0001"]["abs_rel"] = None
+        lora["mean"]["abs_rel"] = 1e-3  # the least of all
+
+    page = changed(without_one_scene)
+    main = page[page.index('id="results"') : page.index("All other metrics")]
+    assert "means of lora are over 2 of 3 scenes in AbsRel: not to be compared" in main
+    assert main.count("<strong>") == 7 and "<strong>0.001000</strong>" not in main
+    assert "Least AbsRel" in text and "Least AbsRel" not in page
+    assert "Error over size" in text and "Error over size" not in page
+
+
+def test_lengths_are_in_the_scenes_unit(changed, text):
+    assert "<small>scene units</small>" in text
+
+    page = changed(lambda record: record.update(units=dict.fromkeys(record["scenes"], "mm")))
+    assert "<small>mm</small>" in page and "<small>scene units</small>" not in page
+
+
+def test_lengths_in_several_units_have_no_mean(changed):
+    page = changed(lambda record: record.update(units=dict(zip(record["scenes"], ("m", "mm", "m")))))
+    assert "distances have no mean: the scenes are in m and mm" in page
+
+
+def test_a_frame_that_one_method_gets_no_scale_for_is_shown_of_the_others(run_folder, tmp_path, text):
+    shutil.copytree(run_folder / "evaluation", tmp_path / "evaluation")
+    file = tmp_path / "evaluation" / "pictures" / "scene_0001" / "lora.safetensors"
+    shown = pictures.load(file)
+    shown.views.depths[0] = 0
+    pictures.save(file, shown)
+    page = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert "lora: pred must not be 0 everywhere" in page
+    for method, count in (("lora", 5), ("full", 6)):
+        assert len(re.findall(rf'alt="depth of [^"]*, frame \d by {method}"', page)) == count
+    assert len(re.findall(r'alt="depth of [^"]*, frame \d by lora"', text)) == 6
+
+
+def test_a_run_that_was_tuned_after_it_was_measured_is_named(run_folder, tmp_path):
+    for name in ("evaluation", "tuned"):
+        shutil.copytree(run_folder / name, tmp_path / name)
+    results = tmp_path / "evaluation" / "results.json"
+    record = json.loads(results.read_text())
+    for name in ("lora", "full"):
+        tuned = json.loads((tmp_path / "tuned" / name / "tuned" / "tuned.json").read_text())
+        record["methods"][name]["training"] = tuned["training"] | ({"seconds": 3.5} if name == "lora" else {})
+    results.write_text(json.dumps(record))
+    page = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert "lora was tuned anew after it was evaluated" in page and "full was tuned anew" not in page
+
+
+@pytest.mark.parametrize("name", ["a$^$b", "_first"])
+def test_names_are_drawn_as_they_are(run_folder, tmp_path, name):
+    """The first is no TeX and would be taken for it, the second would be left out of the legend."""
+    shutil.copytree(run_folder / "tuned" / "lora", tmp_path / name)
+    shutil.copytree(run_folder / "tuned" / "full", tmp_path / "full")
+    assert f"{name} 0." in report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    curves = {name: [(1, 10.0), (2, 0.1)], "full": [(1, 1.0), (2, 2.0)]}
+    figure = result_figures.draw_training(curves)
+    to_png(figure)
+    drawn = figure.axes[0]
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == list(curves)
+    assert not any(text.get_parse_math() for text in drawn.get_legend().get_texts())
+    # the numbers of a logarithmic axis are powers of ten
+    assert drawn.get_yscale() == "log" and all(label.get_parse_math() for label in drawn.get_yticklabels())
+
+
+def test_a_first_prediction_that_takes_long_is_not_the_cost_of_a_method(changed):
+    def slow_start(record):
+        record["methods"]["base"]["details"]["scene_0001"]["inference_seconds"] = 90.0
+
+    page = changed(slow_start)
+    costs = page[page.index('id="costs"') : page.index('id="space"')]
+    assert "0.25" in costs and "30." not in costs
+
+
+def test_results_that_are_not_shown_are_named(run_folder, tmp_path):
+    for name in ("on_a", "on_b"):
+        shutil.copytree(run_folder / "evaluation", tmp_path / name)
+    page = report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")
+    assert "on_b/results.json is not shown: this page is about on_a/results.json" in page
+    # at its usual place it needs no choice
+    (tmp_path / "on_a").rename(tmp_path / "evaluation")
+    assert "is not shown" not in report.run(ReportConfig(tmp_path)).read_text(encoding="utf-8")

@@ -180,7 +180,7 @@ def _check_units(report: SceneReport, scene: SceneFile, views: Sequence[tuple[in
         if not 1 / 20 <= value / median <= 20:
             message = "the depth of single frames is in another unit than that of the others"
             report.add("error", message, f"frame {index}: median depth {value:.4g}, the scene's {median:.4g}")
-    if scene.unit in ("m", "metre", "metres", "meter", "meters") and not _METRES[0] <= median <= _METRES[1]:
+    if scene.unit == "m" and not _METRES[0] <= median <= _METRES[1]:
         message = "the median depth is not plausible in metres: depth_scale must give metres per step of the png"
         report.add("warning", message, f"median depth {median:.4g} m, depth_scale {scene.depth_scale:g}")
 

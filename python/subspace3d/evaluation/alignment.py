@@ -90,7 +90,7 @@ def umeyama(source: Array, target: Array, weights: Array | None = None, with_sca
 
 
 def scale_alignment(pred: Array, true: Array, mask: NDArray[np.bool_]) -> float:
-    """``argmin_s sum_mask |s pred - true| / true``: the scale with the least Abs Rel, found exactly.
+    """``argmin_{s > 0} sum_mask |s pred - true| / true``: the scale with the least Abs Rel, found exactly.
 
     The sum equals ``sum w |s - r|`` with ``r = true / pred`` and ``w = |pred| / true``, which a weighted median of r
     minimises. One scale is fitted to all pixels given, so pass a whole sequence to get one scale per sequence.
@@ -105,7 +105,8 @@ def scale_alignment(pred: Array, true: Array, mask: NDArray[np.bool_]) -> float:
 
     Raises:
         ValueError: shapes differ, the mask is empty, a masked value is not finite, a masked true depth is not
-            positive, or every masked prediction is 0.
+            positive, every masked prediction is 0, or so much of it lies behind the cameras that no positive scale is
+            the best.
     """
     predicted, truth = masked_depths(pred, true, mask)
     used = predicted != 0
@@ -115,7 +116,11 @@ def scale_alignment(pred: Array, true: Array, mask: NDArray[np.bool_]) -> float:
     ratio, weight = truth / predicted, np.abs(predicted) / truth
     order = np.argsort(ratio)
     cumulative = np.cumsum(weight[order])
-    return float(ratio[order[np.searchsorted(cumulative, 0.5 * cumulative[-1])]])
+    scale = float(ratio[order[np.searchsorted(cumulative, 0.5 * cumulative[-1])]])
+    if scale <= 0:
+        behind = np.count_nonzero(predicted < 0)
+        raise ValueError(f"pred must be positive depth for the most part, got {behind} of {used.size} values below 0")
+    return scale
 
 
 def masked_depths(pred: Array, true: Array, mask: NDArray[np.bool_]) -> tuple[Array, Array]:

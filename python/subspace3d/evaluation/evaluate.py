@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
 from subspace3d.evaluation.results import BASE, KeptResults, add, assemble, empty_record
 from subspace3d.evaluation.scene_metrics import RAW_QUERIES, SceneResult, Views, check_measurable, measure
-from subspace3d.evaluation.table import ALIGNMENTS, mean_over_scenes, scenes_in_mean
+from subspace3d.evaluation.table import ALIGNMENTS, RAW, mean_over_scenes, scenes_in_mean
 from subspace3d.files import sha256, write_json
 from subspace3d.formats.run import read_tuned_record
 from subspace3d.jobs.cluster import Cluster
@@ -103,6 +104,7 @@ class _Evaluation:
     backbone: BackboneRecord
     options: Options
     device: str
+    files: Mapping[str, str]  # scene -> digest
 
 
 def evaluate(
@@ -157,13 +159,36 @@ def evaluate(
 
     out = outputs.claim(out, outputs.EVALUATION, "out")
     outputs.mark(out, outputs.EVALUATION)
-    evaluation = _Evaluation(out, found, record, options, device)
+    files, units = _digests(found, options)
+    evaluation = _Evaluation(out, found, record, options, device, files)
     if options.workers > 1 or cluster is not None:
         _measure_side_by_side(methods, evaluation, cluster)
     measured = {name: _measured(name, folder, evaluation) for name, folder in methods.items()}
-    results = {**assemble(measured, _in_words(evaluation)), "backbone": _about(record, measured[BASE])}
+    results = {**assemble(measured, _in_words(evaluation), units), "backbone": _about(record, measured[BASE])}
     write_json(out / "results.json", results)
     return results
+
+
+def _digests(scenes: Mapping[str, Path], options: Options) -> tuple[dict[str, str], dict[str, str]]:
+    """Scene -> sha256 over the images, depth maps and masks that are measured, and scene -> unit.
+
+    Scenes that cannot be read are in neither: they are skipped, with the reason, when their turn comes.
+    """
+    from subspace3d.formats.scene import SceneFile
+
+    digests: dict[str, str] = {}
+    units: dict[str, str] = {}
+    for name, path in scenes.items():
+        try:
+            scene = SceneFile(path)
+            digest = hashlib.sha256()
+            for index in options.choose(len(scene)):
+                for file in scene.paths(index):
+                    digest.update(sha256(file).encode())
+        except (OSError, ValueError):
+            continue
+        digests[name], units[name] = digest.hexdigest(), scene.unit
+    return digests, units
 
 
 def _measure_side_by_side(methods: Mapping[str, Path | None], evaluation: _Evaluation, cluster: Cluster | None) -> None:
@@ -219,7 +244,7 @@ def _measured(name: str, run_folder: Path | None, evaluation: _Evaluation) -> di
         "weights": backbone.sha256 or backbone.identity,
         "tuned": None if run_folder is None else sha256(run_folder / "tuned" / "tuned.json"),
     }
-    kept = KeptResults(evaluation.out, name, key)
+    kept = KeptResults(evaluation.out, name, key, evaluation.files)
     record = kept.method()
     if record is not None and any(_can_be_read(scenes[entry["scene"]], evaluation) for entry in record["skipped"]):
         record = None  # what was damaged then is whole now
@@ -300,9 +325,9 @@ def _measure_scene(
     with_pictures: bool,
 ) -> dict[str, Any]:
     """The record of one scene, measured or failed (this method's fault) or skipped (the scene's)."""
-    from subspace3d.formats.scene import SceneFile
-
     record = empty_record(evaluation.options.protocols)
+    if scene_name in evaluation.files:
+        record["files"][scene_name] = evaluation.files[scene_name]
     try:
         scene, frames = _load(path, evaluation)
         true = Views.of(scene)
@@ -323,7 +348,7 @@ def _measure_scene(
     record["details"][scene_name] = {**result.details, **seen}
     if result.reasons:
         record["reasons"][scene_name] = result.reasons
-    measured = Measured(pred, true, SceneFile(path).unit)
+    measured = Measured(pred, true)
     for protocol, values in record["protocols"].items():
         found = PROTOCOLS[protocol].measure(measured)
         values["per_scene"][scene_name] = found.metrics
@@ -350,6 +375,7 @@ def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
 
     frames = evaluation.options.choose(len(SceneFile(path)))
     sizes = find_backbone(evaluation.backbone.name)
+    sizes.checked_size(0, (len(frames), len(frames)))
     if evaluation.options.alone:
         crop = PROTOCOLS[evaluation.options.alone].crop
         return load_views(path, frames, crop, sizes.image_size, sizes.patch_size), frames
@@ -371,18 +397,18 @@ def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
     from subspace3d.backbones.protocol import find_backbone
 
-    options = evaluation.options
+    options, backbone = evaluation.options, find_backbone(evaluation.backbone.name)
     frames = f"floor(i * available / {options.frames or FRAMES}); all when fewer"
     if options.frames is None and options.alone:
         frames = PROTOCOLS[options.alone].frames_in_words
     return {
-        "image_size": find_backbone(evaluation.backbone.name).image_size,
+        "image_size": backbone.image_size,
         "protocols": {name: PROTOCOLS[name].in_words() for name in options.protocols},
         "frames": options.frames,
         "frame_choice": frames,
         "size": PROTOCOLS[options.alone].size_in_words if options.alone else "centred square of image_size",
         "mask": "true depth > 0; no confidence filter, no outlier cut",
-        "alignments": ALIGNMENTS,
+        "alignments": {**ALIGNMENTS, "raw": RAW[backbone.scale]},
         "icp": {
             "threshold": options.icp_threshold,
             "most_source_points": ICP_SOURCE_POINTS,

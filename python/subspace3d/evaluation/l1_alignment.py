@@ -75,7 +75,8 @@ def align_scale_shift(source: Array, target: Array, weights: Array | None = None
     start = _tangent(columns, weights, 0.0)
     # without a target the cost at s = 1 is the spread of the source
     spread = _tangent([(x, -x) for x, _ in columns], weights, 0.0).cost
-    if spread == 0 or start.slope == 0:
+    # with a cost of 0 the target has no spread either, and both ends of the bracket would be s = 0
+    if spread == 0 or start.slope == 0 or start.cost == 0:
         return ScaleShift(0.0, start.shift, start.cost, start.cost)
     # |s| spread - cost(0) <= cost(s), so no minimum lies further out; the margin is for round-off
     far = _tangent(columns, weights, -np.sign(start.slope) * 2.1 * start.cost / spread)

@@ -101,7 +101,7 @@ def save(path: Path, shown: ShownViews) -> None:
 
     views, fitted = shown.views, shown.alignment
     tensors = {
-        "depth": torch.from_numpy(np.minimum(views.depths, _LARGEST_HALF).astype(np.float16)),
+        "depth": torch.from_numpy(np.clip(views.depths, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)),
     }
     for name, cameras in (("intrinsics", views.intrinsics), ("extrinsics", views.extrinsics)):
         if cameras is not None:

@@ -68,4 +68,5 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
         array(extrinsics),
         confidence=array(prediction.confidence),
         points_in_camera=None if intrinsics is not None else array(prediction.points),
+        scale=backbone.scale,
     )

@@ -22,7 +22,15 @@ from subspace3d.evaluation.pose import (
     step_errors,
     trajectory_error,
 )
-from subspace3d.evaluation.scene_metrics import NO_POSES, ONLY_TURNS, SceneResult, Views, valid_mask
+from subspace3d.evaluation.scene_metrics import (
+    NO_POSES,
+    ONLY_TURNS,
+    PER_METRE,
+    SceneResult,
+    Views,
+    metric_unit,
+    valid_mask,
+)
 from subspace3d.evaluation.video_depth import video_depth_errors
 
 ICP_THRESHOLDS = {"mm": 100.0}  # by the unit's name: that of DTU
@@ -49,12 +57,10 @@ class Measured:
     Args:
         pred (Views): prediction in any world frame and unit.
         true (Views): truth; its unit is the unit of all distances.
-        unit (str): its name; ``m`` and ``mm`` are understood.
     """
 
     pred: Views
     true: Views
-    unit: str = "scene"
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -74,12 +80,13 @@ class Measured:
 
     @property
     def icp_threshold(self) -> float:
-        return ICP_THRESHOLDS.get(self.unit, ICP_THRESHOLD)
+        return ICP_THRESHOLDS.get(self.true.unit, ICP_THRESHOLD)
 
     @cached_property
     def depth_errors(self) -> dict[str, tuple[float, float]]:
-        most = {"m": MOST_DEPTH, "mm": 1000 * MOST_DEPTH}.get(self.unit)
-        return video_depth_errors(self.pred.depths, self.true.depths, self.mask, most)
+        metre = PER_METRE.get(self.true.unit)
+        most = None if metre is None else metre * MOST_DEPTH
+        return video_depth_errors(self.pred.depths, self.true.depths, self.mask, most, metre or 1.0)
 
 
 def measure_vggt(scene: Measured) -> SceneResult:
@@ -141,10 +148,10 @@ def measure_da3(scene: Measured) -> SceneResult:
 
     _tried(result, unposed, own)
     _tried(result, posed, given)
-    if scene.unit == "mm":
+    if scene.true.unit == "mm":
         _tried(result, ("overall_dtu",), lambda: _dtu(scene))
     else:
-        result.undefined(("overall_dtu",), f"DTU's limits are in millimetres, the scene's unit is {scene.unit}")
+        result.undefined(("overall_dtu",), f"DTU's limits are in millimetres, the scene's unit is {scene.true.unit}")
     return result
 
 
@@ -241,7 +248,7 @@ def _tried(
         result.undefined(names, ONLY_TURNS)
         return
     try:
-        result.metrics |= measured()
+        result.add(measured())
     except ValueError as error:
         result.undefined(names, str(error))
 
@@ -417,10 +424,12 @@ def _dtu(scene: Measured) -> dict[str, float]:
 
 
 def _video_depth(result: SceneResult, scene: Measured, alignments: tuple[str, ...]) -> None:
-    names = tuple(f"{metric}_{alignment}" for alignment in alignments for metric in ("abs_rel", "delta"))
+    for alignment in alignments:
+        names = (f"abs_rel_{alignment}", f"delta_{alignment}")
 
-    def measured() -> dict[str, float]:
-        errors = [value for alignment in alignments for value in scene.depth_errors[alignment]]
-        return dict(zip(names, errors))
+        def measured(alignment: str = alignment, names: tuple[str, ...] = names) -> dict[str, float]:
+            if alignment == "metric":
+                metric_unit(scene.pred, scene.true)
+            return dict(zip(names, scene.depth_errors[alignment]))
 
-    _tried(result, names, measured)
+        _tried(result, names, measured)

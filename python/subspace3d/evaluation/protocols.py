@@ -203,7 +203,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "points of the middle square alone, whose side is 224 / 512 of the width",
         alignment="points in the first camera: shift of z and scale by medians, then ICP as Open3D's, 0.1 (scenes in "
         "mm: 100); trajectory: Sim(3) of the centres; video depth: one scale (reweighted), one scale and shift, or the "
-        "prediction as it is",
+        "prediction as it is, of models that predict metres in scenes in m or mm",
         mask="true depth > 0; video depth in metres: also < 70, and predictions beyond count as 70",
         differs=f"{_SAMPLED}; {_GLOBAL}",
         metrics=(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d.evaluation.protocols import PROTOCOLS
-from subspace3d.evaluation.table import METRICS, QUANTITIES
+from subspace3d.evaluation.table import METRICS, QUANTITIES, Metric
 from subspace3d.files import discard, read_record, write_json
 from subspace3d.formats.results import FORMAT, KeptRecord, KeptScene
 from subspace3d.log import logger
 from subspace3d.records import digest
 
 BASE = "base"
+_KEPT_ALONE = ("key", "skipped", "pictures", "files")  # in the record of a method and not in results.json
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,14 @@ class KeptResults:
         out: folder of the evaluation.
         name: of the method.
         key: what the numbers depend on; records with another one are not read.
+        files: scene -> digest of the images, depth maps and masks that are measured; where a record has another one, it
+            is not read either.
     """
 
     out: Path
     name: str
     key: Mapping[str, Any]
+    files: Mapping[str, str]
 
     def method(self) -> dict[str, Any] | None:
         """The record of the method over all scenes, if there is one."""
@@ -74,7 +78,8 @@ class KeptResults:
         except ValueError as error:
             logger.info(f"measuring anew: {error}")
             return None
-        if record["key"] != key:
+        # records of before digests were kept have none
+        if record["key"] != key or any(self.files.get(name) != it for name, it in record.get("files", {}).items()):
             return None
         named = [self.out / entry[kind] for entry in record["pictures"] for kind in ("true", "prediction")]
         return dict(record) if all(path.is_file() for path in named) else None
@@ -90,14 +95,15 @@ def empty_record(protocols: Iterable[str]) -> dict[str, Any]:
         "skipped": [],
         "pictures": [],
         "protocols": {protocol: {"per_scene": {}, "reasons": {}} for protocol in protocols},
+        "files": {},
         "seconds": 0.0,
     }
 
 
 def add(record: dict[str, Any], part: Mapping[str, Any]) -> None:
     """Add the record of one scene to that of all."""
-    for name in ("per_scene", "reasons", "details", "failed"):
-        record[name] |= part[name]
+    for name in ("per_scene", "reasons", "details", "failed", "files"):
+        record[name] |= part.get(name, {})
     for name in ("skipped", "pictures", "seconds"):
         record[name] += part[name]
     for protocol, values in record["protocols"].items():
@@ -105,8 +111,16 @@ def add(record: dict[str, Any], part: Mapping[str, Any]) -> None:
             values[name] |= part["protocols"][protocol][name]
 
 
-def assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> dict[str, Any]:
+def assemble(
+    measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any], units: Mapping[str, str]
+) -> dict[str, Any]:
     """results.json from the records of all methods.
+
+    Args:
+        measured (Mapping): method -> its record.
+        protocol (Mapping): what the numbers depend on, in words.
+        units (Mapping): scene -> name of its unit. If the scenes that are measured differ in it, means of lengths are
+            None.
 
     Raises:
         ValueError: no method has measured a scene; gives the reasons.
@@ -119,6 +133,9 @@ def assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, A
             f"{name} on {scene}: {why}" for name, rec in measured.items() for scene, why in rec["failed"].items()
         ]
         raise ValueError("no scene could be evaluated; " + "; ".join(reasons[:4]))
+    units = {scene: units[scene] for scene in evaluated if scene in units}
+    if len(set(units.values())) > 1:
+        measured = {name: _without_lengths(record) for name, record in measured.items()}
     shown: dict[str, dict[str, Any]] = {}
     for name, record in measured.items():
         for entry in record["pictures"]:
@@ -128,6 +145,7 @@ def assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, A
         "format": FORMAT,
         "version": 1,
         "scenes": evaluated,
+        "units": units,
         "skipped": base["skipped"],
         "protocol": dict(protocol),
         "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
@@ -146,8 +164,25 @@ def assemble(measured: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, A
             for name in protocol["protocols"]
         },
         "methods": {
-            name: {key: value for key, value in record.items() if key not in ("key", "skipped", "pictures")}
+            name: {key: value for key, value in record.items() if key not in _KEPT_ALONE}
             for name, record in measured.items()
         },
         "pictures": list(shown.values()),
+    }
+
+
+def _without_lengths(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a method without the means of lengths."""
+
+    def known(values: Mapping[str, Any], metrics: Mapping[str, Metric], instead: int | None) -> dict[str, Any]:
+        return {name: instead if metrics[name].unit == "scene" else value for name, value in values.items()}
+
+    return {
+        **record,
+        "mean": known(record["mean"], METRICS, None),
+        "scenes_in_mean": known(record.get("scenes_in_mean", {}), METRICS, 0),
+        "protocols": {
+            name: {**values, "mean": known(values["mean"], QUANTITIES, None)}
+            for name, values in record["protocols"].items()
+        },
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,12 @@ POINTS = (
 DEPTH = (
     "abs_rel", "abs_rel_raw", "abs_rel_frame_affine", "delta_1_25", "delta_1_25_raw", "delta_1_25_frame_affine", *POINTS
 )  # fmt: skip
+_RAW = (*RAW_CLOUD, *(name for name in DEPTH if name.endswith("_raw")))
 NO_POSES = "not predicted: camera poses"
 NO_INTRINSICS = "not predicted: intrinsics, and no points either"
 ONLY_TURNS = "where the true cameras stand is not known, only how they turn"
+PER_METRE = {"m": 1.0, "mm": 1000.0}  # units of a scene, by their name
+_ROTATION_TOLERANCE = 0.05  # of R R^T; quaternions in bfloat16 stay below it
 RAW_QUERIES = 20_000  # unaligned clouds can be far apart, where every search is slow
 
 
@@ -71,6 +75,8 @@ class Views:
         confidence (Array | None): [S, H, W], higher is surer, of a prediction; no metric uses it.
         points_in_camera (Array | None): [S, H, W, 3], each in the coordinates of the camera that sees it, of a model
             that predicts points and no intrinsics.
+        unit (str): of a truth, the name of its unit; ``m`` and ``mm`` are understood.
+        scale (str): of a prediction, what it is a multiple of; see `subspace3d.backbones.protocol.Backbone`.
     """
 
     depths: Array
@@ -79,11 +85,13 @@ class Views:
     translation_known: bool = True
     confidence: Array | None = None
     points_in_camera: Array | None = None
+    unit: str = "scene"
+    scale: Literal["scene", "metric", "free"] = "scene"
 
     @classmethod
     def of(cls, scene: Scene) -> Views:
-        """The true depths and cameras of a scene."""
-        return cls(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known)
+        """The true depths and cameras of a scene, in its unit."""
+        return cls(scene.depths, scene.intrinsics, scene.extrinsics, scene.translation_known, unit=scene.unit)
 
     @property
     def poses(self) -> Array:
@@ -168,6 +176,14 @@ class SceneResult:
     details: dict[str, Any] = field(default_factory=dict)
     depth_scale: float = 1.0
 
+    def add(self, values: Mapping[str, float]) -> None:
+        """Metrics; one that is not finite is not defined."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.metrics[name] = value
+            else:
+                self.undefined((name,), f"the prediction is so far off that the value is {value}")
+
     def undefined(self, names: tuple[str, ...], reason: str) -> None:
         for name in names:
             self.metrics[name] = None
@@ -201,6 +217,19 @@ def check_measurable(true: Views) -> bool:
     return True
 
 
+def metric_unit(pred: Views, true: Views) -> float:
+    """Units of ``true`` per unit of ``pred``, if both have a length.
+
+    Raises:
+        ValueError: the model does not predict metres, or the scene's unit is not known in metres.
+    """
+    if pred.scale != "metric":
+        raise ValueError("the model predicts depths and translations up to scale, not in metres")
+    if true.unit not in PER_METRE:
+        raise ValueError(f"predicted in metres, the scene's unit is {true.unit!r} and not {' or '.join(PER_METRE)}")
+    return PER_METRE[true.unit]
+
+
 def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float = F_THRESHOLD) -> SceneResult:
     """Every metric of one scene; of views without depth those of the cameras alone.
 
@@ -213,7 +242,8 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
         f_threshold (float): largest distance that counts for the F-score, in true units.
 
     Raises:
-        ValueError: shapes differ, a single view has too few pixels with true depth, or the prediction is not finite.
+        ValueError: shapes differ, a single view has too few pixels with true depth, or the prediction is not finite
+            or has extrinsics without rotations.
         ImportError: SciPy cannot be imported.
     """
     if pred.depths.shape != true.depths.shape:
@@ -223,6 +253,7 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
         bad = 0 if values is None else int(np.count_nonzero(~np.isfinite(values)))
         if bad:
             raise ValueError(f"the prediction must be finite, got {bad} values in {name} that are not")
+    _check_rotations(pred)
     if not check_measurable(true):
         return _measure_without_depth(pred, true)
     mask = valid_mask(true)
@@ -230,8 +261,14 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
     true_points = true.to_world(true_camera, mask)
     has_points = pred.intrinsics is not None or pred.points_in_camera is not None
     pred_camera = pred.camera_points(mask) if has_points else None
-    # the unit VGGT is trained to predict in: mean distance of the true points from the first camera
+    # the unit that backbones of the scale "scene" learn: mean distance of the true points from the first camera
     unit = float(np.linalg.norm(true.first_camera().apply(true_points), axis=1).mean())
+    no_unit = ""
+    if pred.scale != "scene":
+        try:
+            unit = metric_unit(pred, true)
+        except ValueError as error:
+            no_unit = str(error)
 
     result = SceneResult(details={"frames": len(mask), "points": len(true_points), "unit": unit})
     # NumPy and SciPy leave the interpreter's lock while they work, so two threads are two cores
@@ -242,11 +279,25 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
             result.metrics |= part.metrics
             result.reasons |= part.reasons
             result.details |= part.details
+    if no_unit:
+        result.undefined(_RAW, no_unit)
+        del result.details["unit"]
     result.depth_scale = result.details["depth_scale"]
-    for name, value in result.metrics.items():
-        if value is not None and not math.isfinite(value):
-            result.undefined((name,), f"the prediction is so far off that the value is {value}")
+    result.add({name: value for name, value in result.metrics.items() if value is not None})
     return result
+
+
+def _check_rotations(pred: Views) -> None:
+    """Angles between matrices that do more than turn mean nothing, nor do normals that they stretch."""
+    if pred.extrinsics is not None:
+        rotations = pred.extrinsics[:, :, :3]
+        error = float(np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max())
+        least = float(np.linalg.det(rotations).min())
+        if error > _ROTATION_TOLERANCE or least < 0:
+            raise ValueError(
+                "the prediction must have rotations in extrinsics, "
+                f"got |R R^T - I| = {error:.2g} and det R = {least:.3g}"
+            )
 
 
 def _measure_without_depth(pred: Views, true: Views) -> SceneResult:

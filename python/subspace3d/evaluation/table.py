@@ -27,9 +27,15 @@ class Metric:
     main: bool = False
 
 
+# by the scale of the backbone
+RAW: dict[str, str] = {
+    "scene": "nothing is fitted: predicted unit = mean distance of the true points from the first camera; first "
+    "cameras coincide",
+    "metric": "nothing is fitted: predicted unit = a metre, of scenes in m or mm; first cameras coincide",
+    "free": "not measured: the model predicts each scene in a unit of its own",
+}
 ALIGNMENTS: dict[str, str] = {
-    "raw": "nothing is fitted: predicted unit = mean distance of the true points from the first camera; first cameras "
-    "coincide",
+    "raw": RAW["scene"],
     "none": "needs none: relative poses of frame pairs",
     "sim3_icp": "Umeyama Sim(3) on all corresponding valid pixels of the scene, unweighted, then point-to-point ICP",
     "sim3_cameras": "Umeyama Sim(3) on the camera centres, unweighted",
@@ -143,6 +149,38 @@ def scenes_in_mean(per_scene: Mapping[str, Mapping[str, float | None]]) -> dict[
     return {name: sum(metrics.get(name) is not None for metrics in per_scene.values()) for name in METRICS}
 
 
+def scenes_of(record: Mapping[str, Any], metric: str) -> frozenset[str]:
+    """The scenes where a method, or a method under a protocol, has a value of a metric."""
+    per_scene = record.get("per_scene", {})
+    return frozenset(scene for scene, values in per_scene.items() if values.get(metric) is not None)
+
+
+def is_comparable(records: Iterable[Mapping[str, Any]], metric: str) -> bool:
+    """Whether all methods that have a metric have it for the same scenes: only then is one mean better than another."""
+    return len({found for record in records if (found := scenes_of(record, metric))}) <= 1
+
+
+def partial_means(methods: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
+    """A line per method whose means leave out scenes that another method has, in words.
+
+    Args:
+        methods (Mapping): name -> its record, or its record under a protocol.
+        labels (Mapping): metric -> label.
+    """
+    left_out: dict[tuple[str, int, int], list[str]] = {}
+    for metric, label in labels.items():
+        found = {name: scenes_of(record, metric) for name, record in methods.items()}
+        every = frozenset[str]().union(*found.values())
+        for name, scenes in found.items():
+            if 0 < len(scenes) < len(every):
+                left_out.setdefault((name, len(scenes), len(every)), []).append(label)
+    return [
+        f"means of {name} are over {some} of {every} scenes in "
+        f"{'all metrics' if len(found) == len(labels) else ', '.join(found)}: not to be compared"
+        for (name, some, every), found in left_out.items()
+    ]
+
+
 def format_table(results: Mapping[str, Any]) -> str:
     """One row per method, one column per main metric, the best mean of a column marked with ``*``.
 
@@ -156,7 +194,9 @@ def format_table(results: Mapping[str, Any]) -> str:
     columns = [name for name, metric in METRICS.items() if metric.main]
     head = ["method", "trained", *(head_of(METRICS[name]) for name in columns)]
     values = {name: [method["mean"].get(name) for method in methods.values()] for name in columns}
-    cells = {name: marked(METRICS[name], column) for name, column in values.items()}
+    cells = {
+        name: marked(METRICS[name], column, is_comparable(methods.values(), name)) for name, column in values.items()
+    }
     rows = [head]
     for index, (label, method) in enumerate(methods.items()):
         trained = method.get("trainable_parameters")
@@ -179,16 +219,23 @@ def format_protocols(results: Mapping[str, Any]) -> str:
         shown.update(protocol["metrics"])
     order = [name for name in QUANTITIES if name in shown]
     rows = [["metric", "method", *protocols]]
+    methods = results["methods"]
+    under = {
+        protocol: {label: method["protocols"].get(protocol, {}) for label, method in methods.items()}
+        for protocol in protocols
+    }
     for name in order:
-        metric, methods = QUANTITIES[name], results["methods"]
-        means = [
-            [method["protocols"].get(protocol, {}).get("mean", {}).get(name) for method in methods.values()]
-            for protocol in protocols
-        ]
-        columns = [marked(metric, column) if len(methods) > 1 else [format_value(column[0])] for column in means]
+        metric, columns = QUANTITIES[name], []
+        for records in under.values():
+            means = [record.get("mean", {}).get(name) for record in records.values()]
+            comparable = is_comparable(records.values(), name)
+            columns.append(marked(metric, means, comparable) if len(methods) > 1 else [format_value(means[0])])
         for index, label in enumerate(methods):
             rows.append([head_of(metric) if index == 0 else "", label, *(column[index] for column in columns)])
     notes = [f"{name}: {protocol['alignment']}" for name, protocol in protocols.items()]
+    for name, records in under.items():
+        labels = {metric: QUANTITIES[metric].label for metric in protocols[name]["metrics"]}
+        notes += [f"{name}: {line}" for line in partial_means(records, labels)]
     return "\n".join([*aligned(rows, left=2), *notes])
 
 
@@ -197,11 +244,11 @@ def head_of(metric: Metric) -> str:
     return f"{metric.label} {'v' if metric.lower_is_better else '^'} "
 
 
-def marked(metric: Metric, values: Iterable[float | None]) -> list[str]:
-    """The values as text, the best of them marked; what is equal in print is equally good."""
+def marked(metric: Metric, values: Iterable[float | None], comparable: bool = True) -> list[str]:
+    """The values as text, the best of them marked if they are comparable; what is equal in print is equally good."""
     values = list(values)
     known = [value for value in values if value is not None]
-    best = format_value((min if metric.lower_is_better else max)(known)) if known else None
+    best = format_value((min if metric.lower_is_better else max)(known)) if known and comparable else None
     texts = [format_value(value) for value in values]
     return [f"{text}*" if text != "-" and text == best else f"{text} " for text in texts]
 
@@ -224,11 +271,19 @@ def format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:#.4g}".rstrip(".")
 
 
+def mixed_units(results: Mapping[str, Any]) -> list[str]:
+    """In words, that lengths have no mean where the scenes' units differ."""
+    units = sorted(set(results.get("units", {}).values()))
+    return [f"distances have no mean: the scenes are in {' and '.join(units)}"] if len(units) > 1 else []
+
+
 def _notes(results: Mapping[str, Any]) -> list[str]:
     scenes = len(results["scenes"])
     notes = [f"mean over {scenes} scene{'s' if scenes != 1 else ''}; v lower is better, ^ higher is better, * best"]
     for entry in results.get("skipped", []):
         notes.append(f"skipped {entry['scene']}: {entry['reason']}")
+    notes += mixed_units(results)
+    notes += partial_means(results["methods"], {name: METRICS[name].label for name in METRICS if METRICS[name].main})
     absent = [name for name, source in (results.get("backbone") or {}).get("lacks", {}).items() if source == "missing"]
     if absent:
         notes.append(f"not predicted: {', '.join(absent)}; - where a metric needs them")

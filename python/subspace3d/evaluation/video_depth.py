@@ -33,19 +33,20 @@ def reweighted_scale(pred: Array, true: Array) -> float:
 
 
 def video_depth_errors(
-    pred: Array, true: Array, mask: NDArray[np.bool_], most_depth: float | None = None
+    pred: Array, true: Array, mask: NDArray[np.bool_], most_depth: float | None = None, metre: float = 1.0
 ) -> dict[str, tuple[float, float]]:
     """Relative error and share within 1.25 of one sequence, by alignment.
 
     ``scale``: one s, `reweighted_scale`. ``scale_shift``: one s and one t of least ``sum |s pred + t - true|``, the
-    global minimum. ``metric``: the prediction as it is. An aligned depth counts as ``most_depth`` where it is beyond;
-    one that is not positive never counts as within.
+    global minimum. ``metric``: the prediction, taken for metres. An aligned depth counts as ``most_depth`` where it is
+    beyond; one that is not positive never counts as within.
 
     Args:
         pred (Array): [S, H, W] predicted z-depth.
         true (Array): [S, H, W] true z-depth.
         mask (NDArray[np.bool_]): [S, H, W], pixels that count, of those with true depth below ``most_depth``.
         most_depth (float | None): in the unit of ``true``; none: no limit.
+        metre (float): in the unit of ``true``.
 
     Returns:
         dict: alignment -> (``mean |d - true| / true``, ``mean [max(d / true, true / d) < 1.25]``).
@@ -62,7 +63,7 @@ def video_depth_errors(
     aligned = {
         "scale": reweighted_scale(predicted, truth) * predicted,
         "scale_shift": fit.apply(predicted[:, None])[:, 0],
-        "metric": predicted,
+        "metric": metre * predicted,
     }
     errors = {}
     for name, depth in aligned.items():

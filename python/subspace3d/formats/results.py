@@ -25,6 +25,7 @@ class _Training(TypedDict):
 
 
 class _Details(TypedDict):
+    frames: NotRequired[Count]
     inference_seconds: NotRequired[_Time | None]
 
 
@@ -61,6 +62,7 @@ class KeptRecord(MethodRecord):
     key: dict[str, Any]
     skipped: list[_Skipped]
     pictures: list[_Picture]
+    files: NotRequired[dict[str, str]]
 
 
 class _KeptProtocol(TypedDict):
@@ -79,6 +81,7 @@ class KeptScene(TypedDict):
     skipped: list[_Skipped]
     pictures: list[_Picture]
     protocols: dict[str, _KeptProtocol]
+    files: NotRequired[dict[str, str]]
     seconds: _Time
 
 
@@ -111,6 +114,7 @@ class ResultsRecord(TypedDict):
     format: Literal["subspace3d-results"]
     version: Literal[1]
     scenes: list[str]
+    units: NotRequired[dict[str, str]]
     skipped: NotRequired[list[_Skipped]]
     protocol: NotRequired[dict[str, Any]]
     protocols: NotRequired[dict[str, _Protocol]]

@@ -27,6 +27,10 @@ VERSION = 1
 DEPTH_SCALE = 2e-4  # scene units per step of the 16-bit png: reaches 13.1 units
 PNG_MAX = 65535
 View = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # image, depth, intrinsic, extrinsic
+_UNITS = {
+    **dict.fromkeys(("metre", "metres", "meter", "meters"), "m"),
+    **dict.fromkeys(("millimetre", "millimetres", "millimeter", "millimeters"), "mm"),
+}
 
 
 @dataclass
@@ -41,14 +45,14 @@ class Scene:
     provenance: dict[str, Any] = field(default_factory=dict)
     has_depth: bool = True  # false: no frame of the scene has a depth map, and depths is zero
     translation_known: bool = True  # false: of the extrinsics only R is known, and t is zero
+    unit: str = "scene"  # name of the unit of depths and translations; "m" and "mm" have a meaning
 
     @classmethod
     def of(cls, file: SceneFile, views: Iterable[View]) -> Scene:
         """The scene of some views of a file, all of one size."""
         images, depths, intrinsics, extrinsics = map(np.stack, zip(*views))
-        return cls(
-            file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, file.translation_known
-        )
+        known = file.translation_known
+        return cls(file.name, images, depths, intrinsics, extrinsics, file.provenance, file.has_depth, known, file.unit)
 
 
 @dataclass
@@ -80,7 +84,8 @@ class SceneFile:
         self.file = self.folder / "scene.json"
         record = _read_record(self.file)
         self.name = self.folder.name
-        self.unit = str(record.get("unit", "scene"))
+        unit = record.get("unit", "scene")
+        self.unit: str = _UNITS.get(unit, unit)
         self.size: tuple[int, int] = (record["height"], record["width"])
         self.depth_scale = float(record["depth_scale"])
         self.translation_known: bool = record.get("translation_known", True)
@@ -151,15 +156,17 @@ class SceneFile:
         return None if path is None else read_depth(path, self.depth_scale, self.size)
 
     def depth_path(self, index: int) -> Path | None:
-        frame, where = self._frame(index)
-        return None if frame.get("depth") is None else inside(self.folder, frame["depth"], f"{where}.depth")
+        return self._path(index, "depth")
 
     def mask(self, index: int) -> np.ndarray | None:
         """bool [H, W], where depth counts; None: everywhere."""
-        frame, where = self._frame(index)
-        if frame.get("mask") is None:
-            return None
-        return np.array(open_image(inside(self.folder, frame["mask"], f"{where}.mask"), self.size).convert("L")) > 0
+        path = self._path(index, "mask")
+        return None if path is None else np.array(open_image(path, self.size).convert("L")) > 0
+
+    def paths(self, index: int) -> list[Path]:
+        """The image, the depth map and the mask of a frame, those that it names."""
+        found = (self._path(index, name) for name in ("image", "depth", "mask"))
+        return [path for path in found if path is not None]
 
     def valid_depth(self, index: int) -> np.ndarray:
         """float32 [H, W]: the depth inside the mask, 0 elsewhere and in a frame without depth."""
@@ -174,6 +181,10 @@ class SceneFile:
             return centred_box(intrinsic, self.size)
         except ValueError as error:
             raise ValueError(f"{self.file}: frames[{index}]: {error}") from error
+
+    def _path(self, index: int, name: str) -> Path | None:
+        frame, where = self._frame(index)
+        return None if frame.get(name) is None else inside(self.folder, frame[name], f"{where}.{name}")
 
     def _frame(self, index: int) -> tuple[dict[str, Any], str]:
         if not 0 <= index < len(self._frames):

@@ -83,7 +83,7 @@ def draw_stability(analysis: Mapping[str, Any]) -> Figure | None:
             k = analysis["spectra"][analysis["attributes"][0]]
             chance = [k[names[0]]["k"] / modules[names[0]][key] for names in layers.values()]
             axis.plot(list(layers), chance, color=RANDOM_COLOUR, linewidth=1.4, linestyle="--")
-        row[0].set_ylabel(f"{side} side\nmean $\\cos^2\\theta$", fontsize=9, color=INK)
+        row[0].set_ylabel(f"{side} side\nmean cos² θ", fontsize=9, color=INK)
     finish_layers(axes, columns)
     handles = [
         Line2D([], [], color=attribute_colour(name, index), marker="o", markersize=3, label=name)

@@ -22,10 +22,14 @@ _LARGEST_SETTINGS = 1 << 18  # bytes
 
 @dataclass(frozen=True)
 class Document:
-    """A JSON file of a run: where it stands, which its pictures are named relative to, and what it says."""
+    """A JSON file of a run: where it stands, which its pictures are named relative to, and what it says.
+
+    ``others`` are the files of the same name that it was chosen from, which the page does not show.
+    """
 
     path: Path
     value: dict[str, Any]
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,17 @@ def _inside(run: Path, path: Path) -> Path:
 def _find(run: Path, usual: str, expected: str) -> Document | None:
     """The file at its usual place, else the one of that name nearest to the top."""
     path = run / usual
+    others: list[Path] = []
     if not path.is_file():
         below = (folder / path.name for folder, _, names in files.walk(run) if path.name in names)
         found = sorted(below, key=lambda item: (len(item.parts), item))
         if not found:
             return None
-        path = found[0]
+        path, *others = found
     value = files.read_json(_inside(run, path))
     if not isinstance(value, dict) or value.get("format") != expected:
         raise ValueError(f"{path}: format must be {expected!r}")
-    return Document(path, value)
+    return Document(path, value, tuple(others))
 
 
 def _training_folders(run: Path) -> list[Path]:

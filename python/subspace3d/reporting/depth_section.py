@@ -115,7 +115,12 @@ def _strip(name: str, true: pictures.ShownViews, predicted: Mapping[str, picture
     ]
     for method, views in predicted.items():
         pred = views.views.depths[index][box]
-        fitted, error = fit_scale(pred, frame.true), relative_error(pred * views.depth_scale, frame.true)
+        try:
+            fitted = fit_scale(pred, frame.true)
+        except ValueError as failure:
+            columns.append(element("div", element("p", f"{method}: {failure}", class_="missing")))
+            continue
+        error = relative_error(pred * views.depth_scale, frame.true)
         mean = float(error[frame.true > 0].mean())
         columns.append(
             element(

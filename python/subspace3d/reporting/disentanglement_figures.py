@@ -39,7 +39,7 @@ def draw_disentanglement(analysis: Mapping[str, Any]) -> Figure | None:
     figure, axes = panels(2, 1 + len(typical), 2.9, 2.5)
     for row, side in zip(axes, ("output", "input")):
         _draw_smallest(row[0], result, side, colours)
-        row[0].set_ylabel(f"{side} side\n$1 - \\cos\\theta$", fontsize=9.5, color=INK)
+        row[0].set_ylabel(f"{side} side\n1 − cos θ", fontsize=9.5, color=INK)
         for axis, name in zip(row[1:], typical):
             level = result["random"][result[side][0]["modules"][name]["random"]]
             axis.fill_between(

@@ -15,6 +15,16 @@ INK = "#333333"
 
 
 def to_png(figure: Figure) -> bytes:
+    """The drawn figure. Text is shown as it is, so that no name of a run can be taken for TeX."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # powers of ten
+            for label in axis.get_ticklabels(which="both") if axis.get_scale() == "log" else ():
+                label.set_parse_math(True)
     buffer = io.BytesIO()
     # no software version in the file, so that the same numbers give the same bytes
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from subspace3d.evaluation.table import is_comparable, partial_means
 from subspace3d.reporting.html import Html, details, element, join, number, table
 
 _TOLD = {"source": "source", "frames": "frames", "size": "image size", "mask": "mask", "alignment": "alignment"}
@@ -46,9 +47,17 @@ def protocols(measured: Mapping[str, Any]) -> Html | None:
         )
         for name, record in records.items()
     ]
+    partial = [
+        f"{name}: {line}"
+        for name, record in records.items()
+        for line in partial_means(
+            _under(name, methods), {key: value["label"] for key, value in record["metrics"].items()}
+        )
+    ]
     return details(
         f"Published protocols ({', '.join(records)})",
         table(["metric", "method", *records], rows, caption),
+        element("ul", *(element("li", line) for line in partial)) if partial else None,
         *told,
     )
 
@@ -57,14 +66,19 @@ def _cells(metric: Mapping[str, Any], name: str, methods: Mapping[str, Any], pro
     values = _means(name, methods, protocol)
     texts = [number(value) for value in values]
     known = [value for value in values if value is not None]
-    if len(known) < 2:
+    if len(known) < 2 or not is_comparable(_under(protocol, methods).values(), name):
         return texts
     best = number((min if metric["lower_is_better"] else max)(known))
     return [element("strong", text) if text == best else text for text in texts]
 
 
 def _means(name: str, methods: Mapping[str, Any], protocol: str) -> list[float | None]:
-    return [method.get("protocols", {}).get(protocol, {}).get("mean", {}).get(name) for method in methods.values()]
+    return [record.get("mean", {}).get(name) for record in _under(protocol, methods).values()]
+
+
+def _under(protocol: str, methods: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What each method has measured under a protocol."""
+    return {label: method.get("protocols", {}).get(protocol, {}) for label, method in methods.items()}
 
 
 def _head(metric: Mapping[str, Any]) -> str:

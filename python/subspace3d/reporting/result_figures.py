@@ -10,6 +10,7 @@ from subspace3d.reporting.figures import COLOURS, INK, panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 TRUTH_COLOUR = "#8a8a8a"
 _PANEL = (3.9, 2.9)  # inches
@@ -104,17 +105,19 @@ def draw_training(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure
     figure, axes = panels(1, 1, 7.4, 3.0)
     axis = axes[0][0]
     colours = method_colours(curves)
+    lines: list[Line2D] = []
     for name, points in curves.items():
         steps, losses = zip(*points)
         window = max(1, len(losses) // 20)
         recent = [losses[max(0, end - window) : end] for end in range(1, len(losses) + 1)]
         smooth = [sum(part) / len(part) for part in recent]
         axis.plot(steps, losses, color=colours[name], linewidth=0.7, alpha=0.25)
-        axis.plot(steps, smooth, color=colours[name], linewidth=1.8, label=name)
+        lines += axis.plot(steps, smooth, color=colours[name], linewidth=1.8)
     values = [loss for points in curves.values() for _, loss in points]
     if min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale("log")
     axis.set_xlabel("optimiser step", fontsize=9)
     axis.set_ylabel("training loss", fontsize=9)
-    axis.legend(frameon=False, fontsize=9, ncols=4, loc="upper right")
+    # of labels on the lines those that begin with _ would be left out
+    axis.legend(lines, list(curves), frameon=False, fontsize=9, ncols=4, loc="upper right")
     return figure

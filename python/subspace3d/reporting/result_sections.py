@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subspace3d.evaluation.table import is_comparable, mixed_units, partial_means
 from subspace3d.progress import format_duration
 from subspace3d.reporting import result_figures
 from subspace3d.reporting.collect import RunContent
@@ -25,17 +27,20 @@ def results(content: RunContent) -> Html:
     measured = content.results.value
     main = [name for name, metric in measured["metrics"].items() if metric["main"]]
     rest = [name for name, metric in measured["metrics"].items() if not metric["main"]]
-    scenes = len(measured["scenes"])
+    scenes = f"{len(measured['scenes'])} scene{'s' if len(measured['scenes']) != 1 else ''}"
     return section(
         "results",
         title,
-        _methods_table(measured, main, f"Mean over {scenes} scenes; best value of a column marked."),
+        _methods_table(measured, main, f"Mean over {scenes}; best value of a column marked."),
         _improvements(measured),
-        _problems(measured),
+        _problems(measured, content.tuned),
         _figures(measured),
         protocols(measured),
         details("All other metrics", *_other_tables(measured, rest)),
-        details(f"Every scene ({scenes})", *(_scene_table(measured, name, main) for name in measured["methods"])),
+        details(
+            f"Every scene ({len(measured['scenes'])})",
+            *(_scene_table(measured, name, main) for name in measured["methods"]),
+        ),
         details("How it was measured", _protocol(measured.get("protocol", {}))),
     )
 
@@ -55,9 +60,10 @@ def _other_tables(measured: Mapping[str, Any], metrics: list[str]) -> list[Html]
 
 def _methods_table(measured: Mapping[str, Any], metrics: list[str], caption: str) -> Html:
     methods: Mapping[str, Any] = measured["methods"]
-    best = {m: _best(measured, m) if len(methods) > 1 else None for m in metrics}
+    comparable = [m for m in metrics if len(methods) > 1 and is_comparable(methods.values(), m)]
+    best = {m: _best(measured, m) if m in comparable else None for m in metrics}
     header = ["method", element("span", "trained", element("small", "parameters"))]
-    header += [_metric_head(measured["metrics"][m]) for m in metrics]
+    header += [_metric_head(measured["metrics"][m], measured) for m in metrics]
     rows = []
     for name, method in methods.items():
         cells = {m: number(method["mean"].get(m)) for m in metrics}
@@ -67,10 +73,18 @@ def _methods_table(measured: Mapping[str, Any], metrics: list[str], caption: str
     return table(header, rows, caption)
 
 
-def _metric_head(metric: Mapping[str, Any]) -> Html:
+def _metric_head(metric: Mapping[str, Any], measured: Mapping[str, Any]) -> Html:
     lower = metric["lower_is_better"]
     arrow = element("span", "↓" if lower else "↑", title="lower is better" if lower else "higher is better")
-    return join([metric["label"], " ", arrow, element("small", _UNITS.get(metric["unit"], ""))])
+    return join([metric["label"], " ", arrow, element("small", _unit(metric["unit"], measured))])
+
+
+def _unit(unit: str, measured: Mapping[str, Any]) -> str:
+    """In words; of lengths the scenes' own where they have one."""
+    units = set(measured.get("units", {}).values())
+    if unit == "scene" and len(units) == 1 and units != {"scene"}:
+        return units.pop()
+    return _UNITS.get(unit, "")
 
 
 def _best(measured: Mapping[str, Any], metric: str) -> str | None:
@@ -102,12 +116,17 @@ def _improvements(measured: Mapping[str, Any]) -> Html | None:
     return element("p", f"Smaller depth error (AbsRel) than the base: {'; '.join(parts)}.", class_="note")
 
 
-def _problems(measured: Mapping[str, Any]) -> Html | None:
+def _problems(measured: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]) -> Html | None:
     lacks = (measured.get("backbone") or {}).get("lacks") or {}
     absent = [name for name in ("extrinsics", "intrinsics") if lacks.get(name) == "missing"]
     texts = [f"not predicted, so that what needs them is not measured: {', '.join(absent)}"] if absent else []
+    texts += mixed_units(measured)
+    labels = {name: metric["label"] for name, metric in measured["metrics"].items()}
+    texts += partial_means(measured["methods"], labels)
     texts += [f"{entry['scene']} was left out: {entry['reason']}" for entry in measured.get("skipped", [])]
     for name, method in measured["methods"].items():
+        if name in tuned and method.get("training") not in (None, tuned[name].get("training")):
+            texts.append(f"{name} was tuned anew after it was evaluated: its results are those of an earlier run")
         texts += [f"{name} failed on {scene}: {reason}" for scene, reason in method.get("failed", {}).items()]
     return element("ul", *(element("li", text) for text in texts)) if texts else None
 
@@ -123,7 +142,8 @@ def _figures(measured: Mapping[str, Any]) -> Html:
         )
         for metric, label in labels.items()
     ]
-    cost = result_figures.draw_cost(measured, drawn[0]) if drawn else None
+    comparable = bool(drawn) and is_comparable(measured["methods"].values(), drawn[0])
+    cost = result_figures.draw_cost(measured, drawn[0]) if comparable else None
     if cost is not None:
         alt = f"Mean {labels[drawn[0]]} over the number of trained parameters."
         plots.append(plot(to_png(cost), alt, "Error over size. The dashed line is the untuned model."))
@@ -131,7 +151,7 @@ def _figures(measured: Mapping[str, Any]) -> Html:
 
 
 def _scene_table(measured: Mapping[str, Any], method: str, metrics: list[str]) -> Html:
-    header = ["scene", *(_metric_head(measured["metrics"][name]) for name in metrics)]
+    header = ["scene", *(_metric_head(measured["metrics"][name], measured) for name in metrics)]
     rows = [
         [scene, *(number(values.get(name)) for name in metrics)]
         for scene, values in measured["methods"][method]["per_scene"].items()
@@ -142,7 +162,7 @@ def _scene_table(measured: Mapping[str, Any], method: str, metrics: list[str]) -
 def _protocol(protocol: Mapping[str, Any]) -> Html:
     rows = []
     for name, value in protocol.items():
-        if name == "protocols":  # they have a part of their own
+        if name == "protocols" or value is None:  # those have a part of their own
             continue
         items = value.items() if isinstance(value, dict) else [("", value)]
         rows += [element("li", f"{f'{name} {key}'.strip().replace('_', ' ')}: {item}") for key, item in items]
@@ -202,7 +222,8 @@ def _cost(method: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, floa
         "seconds": seconds,
         "step": seconds / steps if seconds is not None and steps else None,
         "memory": training.get("peak_memory_bytes"),
-        "inference": sum(known) / len(known) if known else None,
+        # the first scene of a process pays for what is set up once
+        "inference": statistics.median(known) if known else None,
     }
 
 

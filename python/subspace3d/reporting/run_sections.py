@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from subspace3d import __version__
+from subspace3d.evaluation.table import is_comparable
 from subspace3d.progress import format_duration
 from subspace3d.reporting.collect import RunContent
 from subspace3d.reporting.html import Html, definitions, details, element, join, number, section, table
@@ -33,7 +34,11 @@ def summary(content: RunContent) -> Html:
         protocol, scenes = measured.get("protocol", {}), len(measured["scenes"])
         size = f", {protocol['image_size']} px" if "image_size" in protocol else ""
         items.append(("Methods", ", ".join(measured["methods"])))
-        items.append(("Test scenes", f"{scenes}, up to {protocol.get('frames', '?')} frames each{size}"))
+        found = [
+            part["frames"] for method in measured["methods"].values() for part in _details(method) if "frames" in part
+        ]
+        frames = f", up to {max(found)} frames each" if found else ""
+        items.append(("Test scenes", f"{scenes}{frames}{size}"))
         items += _least_error(measured)
     if content.analysis is not None:
         attributes, modules = content.analysis.value["attributes"], len(content.analysis.value["modules"])
@@ -47,13 +52,23 @@ def summary(content: RunContent) -> Html:
     machines = _unique(_environment(record).get("device") for record in content.tuned.values())
     if machines:
         items.append(("Tuned on", ", ".join(machines)))
-    notes = []
+    notes = [
+        f"{other.relative_to(content.run)} is not shown: this page is about {document.path.relative_to(content.run)}, "
+        "the nearest of that name"
+        for document in (content.results, content.analysis, content.fit, content.comparison)
+        if document is not None
+        for other in document.others
+    ]
     if any("nano" in name for name in backbones(content)):
         notes.append(
             "This run used vggt-nano, a VGGT small enough for a laptop. Its numbers compare methods under equal "
             "conditions at that scale; they are not the paper's, and they do not say which method wins on VGGT-1B."
         )
     return section("run", "What was run", definitions(items), *(element("p", note, class_="note") for note in notes))
+
+
+def _details(method: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return method.get("details", {}).values()
 
 
 def few(content: RunContent) -> Html | None:
@@ -82,7 +97,9 @@ def few(content: RunContent) -> Html | None:
 
 
 def _least_error(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The method with the least depth error, beside the base."""
+    """The method with the least depth error, beside the base; nothing where the methods' means are of other scenes."""
+    if not is_comparable(measured["methods"].values(), "abs_rel"):
+        return []
     errors = {name: method["mean"].get("abs_rel") for name, method in measured["methods"].items()}
     known = {name: value for name, value in errors.items() if value is not None}
     if not known:
@@ -152,7 +169,7 @@ def provenance(content: RunContent) -> Html:
     environments = [_environment(record) for record in records]
     items = [
         ("Run folder", str(content.run)),
-        ("Results from", date),
+        ("Results written", date),
         ("Last tuned", max(_unique(item.get("finished") for item in environments), default="not recorded")),
         ("Tuned on", _listed(item.get("device") for item in environments)),
         ("Tuned with", _listed(_versions(item) for item in environments)),

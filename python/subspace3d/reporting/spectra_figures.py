@@ -59,7 +59,7 @@ def draw_spectra(analysis: Mapping[str, Any]) -> Figure:
                 title(axis, kind)
             if axis in axes[-1]:
                 axis.set_xlabel("index i", fontsize=8.5)
-        row[0].set_ylabel(f"{attribute}\n$s_i\\,/\\,s_1$", fontsize=9, color=INK)
+        row[0].set_ylabel(f"{attribute}\nsᵢ / s₁", fontsize=9, color=INK)
     axes[0][0].set_ylim(0.7 * lowest, 1.4)
     bar = figure.colorbar(
         ScalarMappable(depth, colours),
