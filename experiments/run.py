@@ -66,7 +66,7 @@ def run(config: ExperimentsConfig) -> Path:
     failures: dict[str, str] = {}
     check_folder(config.out, config.scale, config.weights, config.collect)
     if not config.collect:
-        wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows)
+        wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows, finalists=config.finalists)
         failures = _run_all(config, layout, wanted, experiments)
     path = page.write(layout, scale, failures, config.publish)
     print(f"results -> {path}", flush=True)

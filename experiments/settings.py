@@ -32,6 +32,8 @@ class ExperimentsConfig(ClusterOptions):
     learning rate of a family is chosen on its middle size all the same."""
     seeds: int = 3
     """Runs of every row; more can be added later."""
+    finalists: int = 2
+    """The best learning rates of the first seed, between which all seeds decide; 1: the first seed decides."""
     workers: int = 0
     """Jobs at a time, each in a process of its own; 0: one per GPU, on the CPU one per core, of one thread each."""
     weights: Path | None = None
@@ -44,6 +46,7 @@ class ExperimentsConfig(ClusterOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        require(self.finalists >= 1, "finalists", "at least 1", self.finalists)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)
 
