@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ _ROOM = 0.6  # the share of its length by which an axis may grow for the base mo
 
 def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | None:
     """`MAIN` error on the in-domain test against trainable parameters, a panel per task; None without results."""
+    from matplotlib.ticker import NullFormatter
+
     known = _known(results, scale)
     if not known:
         return None
@@ -45,6 +48,8 @@ def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure
                     x, y, spread, color=colour, marker=marker, markersize=6, linewidth=1.2, capsize=3, label=label
                 )
         axis.set_xscale("log")
+        axis.set_xlim(*_decades(known))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         _draw_title(axis, results[task], vertical=False)
         axis.set_xlabel("trainable parameters", fontsize=9, color=_INK)
     panels[0].set_ylabel(f"{SHOWN[MAIN].label} error, in-domain test", fontsize=9, color=_INK)
@@ -54,6 +59,8 @@ def draw_parameters(results: Mapping[Task, TaskResults], scale: Scale) -> Figure
 
 def draw_rows(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | None:
     """Every row's `MAIN` error on both tests, with the spread over seeds, a panel per task; None without results."""
+    from matplotlib.ticker import MaxNLocator
+
     known = _known(results, scale)
     if not known:
         return None
@@ -73,6 +80,7 @@ def draw_rows(results: Mapping[Task, TaskResults], scale: Scale) -> Figure | Non
         axis.set_yticks(places, [row.label for row in rows], fontsize=8)
         axis.set_ylim(-0.7, len(rows) - 0.3)
         _draw_title(axis, results[task], vertical=True)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axis.set_xlabel(f"{SHOWN[MAIN].label} error", fontsize=9, color=_INK)
     _add_legend(figure, panels)
     return figure
@@ -86,6 +94,12 @@ def _known(results: Mapping[Task, TaskResults], scale: Scale) -> dict[Task, list
         if shown := [row for row in rows if row.stat("test", MAIN) is not None]:
             known[name] = shown
     return known
+
+
+def _decades(known: Mapping[Task, list[RowResult]]) -> tuple[float, float]:
+    """Powers of ten around the trainable parameters of all rows."""
+    sizes = [cost.mean for rows in known.values() for row in rows if row.row and (cost := row.cost("trainable"))]
+    return 10 ** math.floor(math.log10(min(sizes))), 10 ** math.ceil(math.log10(max(sizes)))
 
 
 def _draw_title(axis: Axes, task: TaskResults, vertical: bool) -> None:

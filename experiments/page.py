@@ -211,7 +211,8 @@ def _table_sections(results: Results, scale: Scale) -> list[str]:
     sections = [
         f"### {title}\n\n{tables.task_table(task, scale, experiment)}"
         for title, task, experiment in titles
-        if any(row.seeds for row in tables.shown_rows(task, scale, experiment)[1:])
+        # one row beside the base model is in Tables 1 to 3 already
+        if len(tables.shown_rows(task, scale, experiment)) > 2
     ]
     explained = (
         "## Tables\n\nMean ± standard deviation over seeds; best mean of a column in bold. `generic` is the error on "
@@ -231,7 +232,7 @@ def _rate_sections(results: Results, scale: Scale) -> list[str]:
     explained = (
         f"## Learning rates\n\n{SHOWN[MAIN].label} on the validation scenes of each task. One size of each family is "
         "tuned at every rate with the first seed, and at the best of them with all seeds (mean ± standard deviation); "
-        "the family takes the least mean."
+        "the family takes the least mean over the seeds that the best ones have in common."
     )
     return [explained, *sections] if sections else []
 

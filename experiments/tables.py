@@ -36,14 +36,15 @@ def task_table(task: TaskResults, scale: Scale, experiment: Experiment) -> str:
 
 
 def shown_rows(task: TaskResults, scale: Scale, experiment: Experiment) -> list[RowResult]:
-    """The base model and the rows of an experiment."""
-    return [task.base, *(task.rows[row.name] for row in table_rows(scale, experiment, task.task))]
+    """The base model and the rows of an experiment that have been run; the page names the others."""
+    rows = [task.rows[row.name] for row in table_rows(scale, experiment, task.task)]
+    return [task.base, *(row for row in rows if row.seeds or row.diverged)]
 
 
 def short_table(results: Results, scale: Scale) -> str:
     """The `MAIN` error on the in-domain test: base, the middle size of each family, and LoRA of the least rank."""
     columns = {
-        name: {label_of(row): row for row in shown_rows(task, scale, "tasks") if _is_short(row, scale)}
+        name: {label_of(row): row for row in shown_rows(task, scale, "tasks") if _is_short(row, task, scale)}
         for name, task in results.items()
     }
     names = list(dict.fromkeys(label for column in columns.values() for label in column))
@@ -61,8 +62,9 @@ def short_table(results: Results, scale: Scale) -> str:
     return markdown(["", "trained", *(f"{TASK_NAMES[name]} ↓" for name in results)], body)
 
 
-def _is_short(row: RowResult, scale: Scale) -> bool:
-    return row.row is None or row.row.finds_rate or row.row.name == f"lora-{min(scale.ranks)}"
+def _is_short(row: RowResult, task: TaskResults, scale: Scale) -> bool:
+    short = {each.name for each in table_rows(scale, "tasks", task.task) if each.finds_rate}
+    return row.row is None or row.row.name in {*short, f"lora-{min(scale.ranks)}"}
 
 
 def label_of(row: RowResult) -> str:

@@ -222,6 +222,7 @@ def test_pages_are_written_into_a_checkout_and_notes_survive(tmp_path):
     assert front.startswith("# Head\n") and front.endswith("<!-- /results -->\ntail\n") and "\nold\n" not in front
     # subspace k = 8: 0.08 - 0.018; of k = 16 only the page speaks
     assert "**0.0620 ± 0.0010**" in front and "0.0540 ± 0.0010" in text
+    assert "–" not in front  # all three tasks have the rows that are shown
     for name in page.FIGURES:
         assert (images / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(images/{name}.png)" in text
