@@ -99,7 +99,8 @@ def _known(results: Mapping[Task, TaskResults], scale: Scale) -> dict[Task, list
 def _decades(known: Mapping[Task, list[RowResult]]) -> tuple[float, float]:
     """Powers of ten around the trainable parameters of all rows."""
     sizes = [cost.mean for rows in known.values() for row in rows if row.row and (cost := row.cost("trainable"))]
-    return 10 ** math.floor(math.log10(min(sizes))), 10 ** math.ceil(math.log10(max(sizes)))
+    low = math.floor(math.log10(min(sizes)))
+    return 10**low, 10 ** max(low + 1, math.ceil(math.log10(max(sizes))))
 
 
 def _draw_title(axis: Axes, task: TaskResults, vertical: bool) -> None:
