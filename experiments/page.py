@@ -14,8 +14,9 @@ from experiments import tables
 from experiments.claims import TABLES, TASK_NAMES, Claim, Results, further_claims, paper_claims
 from experiments.figures import draw_parameters, draw_rows
 from experiments.layout import Layout
+from experiments.paired import ALPHA
 from experiments.plan import budget
-from experiments.results import ALPHA, MAIN, MARGIN, RowResult, load
+from experiments.results import MAIN, MARGIN, RowResult, load
 from experiments.scale import Scale
 from experiments.settings import EXPERIMENTS
 from subspace3d import outputs

@@ -12,6 +12,7 @@ import numpy as np
 _EXACT = 16  # up to so many pairs every sign is tried
 _DRAWS = 20_000
 LEVEL = 0.95
+ALPHA = 0.05
 NORMAL = statistics.NormalDist()
 
 

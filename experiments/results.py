@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.jobs import BASE, RECORD
 from experiments.layout import Layout
-from experiments.paired import bca_interval, sign_flip_p
+from experiments.paired import ALPHA, compare_pairs
 from experiments.plan import SPLITS, Row, all_rows
 from experiments.rates import CRITERION, Choice, read_choices
 from experiments.scale import Scale, Task
@@ -24,7 +24,6 @@ METRICS = ("accuracy", "completeness", "normal_consistency", "abs_rel")
 MAIN = CRITERION
 """The one number of a row in the figures and the short table, by which the best row of a family is picked."""
 
-ALPHA = 0.05
 MARGIN = 0.1
 """Two rows are alike in a metric where the interval of their difference lies within this share of its value."""
 
@@ -169,9 +168,9 @@ class Outcome:
 def compare(first: RowResult, second: RowResult, split: str, metric: str) -> Outcome:
     """Whether ``first`` is better than ``second``, which saw the same batches and is measured on the same scenes.
 
-    It is where the differences of the scenes (each the mean over the seeds that both rows have) are not zero by
-    `sign_flip_p` at `ALPHA`, and their mean has the same sign with every seed. Base models have no seeds: theirs stands
-    beside every seed. With one seed nothing is decided.
+    It is where the differences of the scenes (each the mean over the seeds that both rows have) are not zero by sign
+    flips at `ALPHA`, and their mean has the same sign with every seed. Base models have no seeds: theirs stands beside
+    every seed. With one seed nothing is decided.
     """
     pairs = _seed_pairs(first, second, split)
     sign = 1.0 if SHOWN[metric].lower_is_better else -1.0
@@ -180,22 +179,21 @@ def compare(first: RowResult, second: RowResult, split: str, metric: str) -> Out
         for scene in one.keys() & two.keys():
             a, b = one[scene].get(metric), two[scene].get(metric)
             if a is not None and b is not None:
-                by_scene.setdefault(scene, []).append((sign * (b - a), b))
+                by_scene.setdefault(scene, []).append((sign * a, sign * b))
     # a scene on which some run failed would set unlike runs side by side
     whole = [values for _, values in sorted(by_scene.items()) if len(values) == len(pairs)]
     if not whole:
         return Outcome("unknown")
-    differences = [statistics.fmean(difference for difference, _ in values) for values in whole]
-    difference = statistics.fmean(differences)
-    if len(pairs) < 2 or len(differences) < 3:
-        return Outcome("unknown", difference)
-    seeds = [statistics.fmean(values[seed][0] for values in whole) for seed in range(len(pairs))]
-    low, high = bca_interval(differences)
+    firsts, seconds = ([statistics.fmean(pair[side] for pair in values) for values in whole] for side in (0, 1))
+    paired = compare_pairs(seconds, firsts)
+    if len(pairs) < 2 or paired.low is None or paired.high is None:
+        return Outcome("unknown", paired.mean)
+    seeds = [statistics.fmean(values[seed][1] - values[seed][0] for values in whole) for seed in range(len(pairs))]
     word = "level"
-    if sign_flip_p(differences) <= ALPHA and (min(seeds) > 0 or max(seeds) < 0):
-        word = "better" if difference > 0 else "worse"
-    bound = MARGIN * abs(statistics.fmean(value for values in whole for _, value in values))
-    return Outcome(word, difference, low, high, -bound <= low and high <= bound)
+    if paired.p <= ALPHA and (min(seeds) > 0 or max(seeds) < 0):
+        word = "better" if paired.mean > 0 else "worse"
+    bound = MARGIN * abs(statistics.fmean(seconds))
+    return Outcome(word, paired.mean, paired.low, paired.high, -bound <= paired.low and paired.high <= bound)
 
 
 def _seed_pairs(first: RowResult, second: RowResult, split: str) -> list[tuple[Mapping[str, Means], ...]]:

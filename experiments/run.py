@@ -48,7 +48,7 @@ def run(config: ExperimentsConfig) -> Path:
         FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
-    scale = SCALES[config.scale]
+    scale = dataclasses.replace(SCALES[config.scale], finalists=config.finalists)
     config = outputs.check(config)
     if config.ray:
         on_disk = config.weights is not None and config.weights.is_file()
@@ -66,7 +66,7 @@ def run(config: ExperimentsConfig) -> Path:
     failures: dict[str, str] = {}
     check_folder(config.out, config.scale, config.weights, config.collect)
     if not config.collect:
-        wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows, finalists=config.finalists)
+        wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows)
         failures = _run_all(config, layout, wanted, experiments)
     path = page.write(layout, scale, failures, config.publish)
     print(f"results -> {path}", flush=True)

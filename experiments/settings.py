@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments.scale import NANO
 from subspace3d import outputs
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.settings import require
@@ -32,7 +33,7 @@ class ExperimentsConfig(ClusterOptions):
     learning rate of a family is chosen on its middle size all the same."""
     seeds: int = 3
     """Runs of every row; more can be added later."""
-    finalists: int = 2
+    finalists: int = NANO.finalists
     """The best learning rates of the first seed, between which all seeds decide; 1: the first seed decides."""
     workers: int = 0
     """Jobs at a time, each in a process of its own; 0: one per GPU, on the CPU one per core, of one thread each."""

@@ -11,7 +11,6 @@ from typing import Any
 from experiments.claims import TASK_NAMES
 from experiments.directions.plan import BASES, CONTROLS, Cell, Sizes
 from experiments.directions.results import (
-    ALPHA,
     ORDERS,
     Answer,
     Records,
@@ -24,7 +23,7 @@ from experiments.directions.results import (
     order_by_energy,
 )
 from experiments.page import replace_block
-from experiments.paired import Paired
+from experiments.paired import ALPHA, Paired
 from experiments.scale import Task
 from experiments.tables import markdown
 from subspace3d.files import write_text

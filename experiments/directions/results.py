@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from experiments.directions.plan import Cell, Sizes
-from experiments.paired import Paired, compare_pairs, holm, spearman
+from experiments.paired import ALPHA, Paired, compare_pairs, holm, spearman
 from experiments.scale import Task
 
 Records = Mapping[Cell, Mapping[int, Mapping[str, Any]]]
 """Cell -> seed -> record, of runs at the cell's rate on all training scenes."""
-ALPHA = 0.05
 ORDERS = 0.8
 """Rank correlation of energy and loss from which energy is said to order the bases."""
 

@@ -110,7 +110,7 @@ def sweep(folder: Path) -> None:
                 if stat.S_ISDIR(os.fstat(handle).st_mode):
                     _put_back(leftover)
                     shutil.rmtree(leftover)
-                elif stat.S_ISREG(os.fstat(handle).st_mode):
+                elif stat.S_ISREG(os.fstat(handle).st_mode):  # of version 0.1.0
                     leftover.unlink()
             finally:
                 os.close(handle)
