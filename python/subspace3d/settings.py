@@ -1,16 +1,14 @@
-"""Reading settings from YAML or TOML and writing the resolved ones beside a result."""
+"""Settings of commands: read from YAML or TOML, and written, resolved, beside a result."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from subspace3d import outputs, records
 from subspace3d.files import write_text
-from subspace3d.reading import read_text
+from subspace3d.tables import check_plain, read_table
 
 
 def require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -24,11 +22,6 @@ def flag(name: str) -> Any:
     import tyro
 
     return tyro.conf.arg(name=name)
-
-
-_LARGEST_FILE = 1 << 18
-_MOST_VALUES = 10_000
-_MOST_DOTS, _DEEPEST = 1000, 50
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -74,7 +67,7 @@ def flags(path: Path, config_class: type) -> list[str]:
     except FileNotFoundError:
         raise FileNotFoundError(f"config: no such file: {path}") from None
     settings.pop("provenance", None)
-    _check_plain(settings, path)
+    check_plain(settings, path)
     return _flags(settings, config_class, prefix="", path=path)
 
 
@@ -117,86 +110,9 @@ def differing(record: Path, config: Any, names: tuple[str, ...]) -> dict[str, tu
     # a setting that an earlier version did not have was as its default is
     unset = {_key(field): _plain(field.default) for field in dataclasses.fields(config)}
     stored = read_table(record)
-    _check_plain(stored, record)
+    check_plain(stored, record)
     before = {**unset, **stored}
     return records.differing(before, {name.rstrip("_"): now[name.rstrip("_")] for name in names})
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """The table in a YAML or TOML file, of at most 10,000 values when all its references are followed.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not YAML or TOML, no table, too many values, or merged tables; names the file.
-    """
-    text = read_text(path, _LARGEST_FILE)
-    try:
-        table = _parse(text, path.suffix)
-    except Exception as error:  # the parsers raise what they happen to run into, RecursionError among it
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} must hold a table of settings, got {type(table).__name__}")
-    return table
-
-
-def _check_plain(table: dict[Any, Any], path: Path) -> None:
-    """Raise ValueError unless keys are text and values what JSON has: YAML also makes dates, sets and bytes."""
-    for key, value in table.items():
-        require(isinstance(key, str), f"{path}: a key", "text", key)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict):
-                _check_plain(item, path)
-            else:
-                # quoted, a date is text
-                allowed = isinstance(item, (str, int, float, bool, list, type(None)))
-                require(allowed, f"{path}: {key}", "text, a number, true, false or null", item)
-                finite = not isinstance(item, float) or math.isfinite(item)
-                require(finite, f"{path}: {key}", "a finite number", item)
-
-
-def _parse(text: str, suffix: str) -> Any:
-    if suffix == ".toml":
-        # the parser takes quadratic time for a key of many parts
-        if max(map(len, (line.split(".") for line in text.splitlines())), default=0) > _MOST_DOTS:
-            raise ValueError(f"a line has more than {_MOST_DOTS} dots")
-        return tomllib.loads(text)
-    import yaml
-
-    _check_yaml(text)
-    return yaml.safe_load(text)
-
-
-def _check_yaml(text: str) -> None:
-    """Bound the values that ``text`` stands for before they are built.
-
-    A few lines of references to references can stand for more than memory holds, and merging tables (``<<``) copies
-    them, so that is not read.
-    """
-    import yaml
-
-    sizes: dict[str | None, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []  # anchor, and how many values came before
-    count = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_nodes.pop()
-            if anchor is not None:
-                sizes[anchor] = count - before
-            continue
-        if isinstance(event, yaml.AliasEvent):
-            count += sizes.get(event.anchor, 1)
-        elif isinstance(event, yaml.NodeEvent):
-            if isinstance(event, yaml.ScalarEvent):
-                if event.value == "<<" and event.style is None:
-                    raise ValueError("tables are not merged: <<")
-                sizes[event.anchor] = 1
-            else:
-                open_nodes.append((event.anchor, count))
-                if len(open_nodes) > _DEEPEST:  # the scanner takes quadratic time for more
-                    raise ValueError(f"it is nested more than {_DEEPEST} deep")
-            count += 1
-        if count > _MOST_VALUES:
-            raise ValueError(f"it stands for more than {_MOST_VALUES} values")
 
 
 def _flags(settings: dict[str, Any], config_class: type, prefix: str, path: Path) -> list[str]:

@@ -13,7 +13,7 @@ import subspace3d
 LAYERS = (
     # each module or package of subspace3d imports from its own row and from those above it only
     "choices cropping extras files geometry locks log machine mitsuba_variant outputs patterns plain_pickle progress"
-    " reading records schema settings system",
+    " reading records schema settings system tables",
     "backbones jobs",
     "formats",
     "adapters mining scenes",

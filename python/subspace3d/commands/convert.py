@@ -19,6 +19,7 @@ from subspace3d import outputs, settings
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.source import PARTS, Report, SourceScene
 from subspace3d.files import read_record, write_json
+from subspace3d.formats.dataset_targets import DatasetTargets
 from subspace3d.formats.scene import Frame, SceneFile, write_frames
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.options import ClusterOptions
@@ -108,10 +109,10 @@ class ConvertConfig(ReaderConfig, ClusterOptions):
         return [outputs.Output("out", self.out, outputs.FOLDER), *self.targets.declared()]
 
     @property
-    def targets(self) -> outputs.DatasetTargets:
+    def targets(self) -> DatasetTargets:
         """Where the scenes go."""
         suffixes = _SUFFIXES.get(self.from_, ("",))
-        return outputs.DatasetTargets(self.out, self.name or self.from_, suffixes, True, outputs.CONVERT_SETTINGS)
+        return DatasetTargets(self.out, self.name or self.from_, suffixes, True, outputs.CONVERT_SETTINGS)
 
     def replace_others(self) -> None:
         """Delete the data sets of this name that other settings made, if that is asked for."""

@@ -19,6 +19,7 @@ from subspace3d.jobs.side_by_side import Call, run_side_by_side
 from subspace3d.log import logger
 from subspace3d.machine import usable_cores
 from subspace3d.progress import format_duration
+from subspace3d.tables import read_table
 from subspace3d.training.config import TrainConfig
 
 REFERENCE_STEP = 0.65
@@ -287,7 +288,7 @@ def _check_folder(config: DemoConfig) -> None:
     wanted.pop("out")
     path = config.out / "config.yaml"
     if path.exists():
-        stored = settings.read_table(path)
+        stored = read_table(path)
         provenance = stored.get("provenance")
         stored = {**(provenance if isinstance(provenance, dict) else {}), **stored}
         records.check_same(config.out, stored, wanted, "choose another folder")

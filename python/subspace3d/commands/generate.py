@@ -15,6 +15,7 @@ from pathlib import Path
 
 from subspace3d import outputs, settings
 from subspace3d.choices import ATTRIBUTES, Variant
+from subspace3d.formats.dataset_targets import DatasetTargets
 from subspace3d.jobs.cluster import Cluster, absolute, joined_cluster
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.jobs.pool import run_here, run_jobs
@@ -95,9 +96,9 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         return [outputs.Output("out", self.out, outputs.FOLDER), *targets]
 
     @property
-    def targets(self) -> outputs.DatasetTargets:
+    def targets(self) -> DatasetTargets:
         """Where the scenes go."""
-        return outputs.DatasetTargets(self.out, self.prefix, tuple(f"_{suffix}" for suffix in _suffixes(self)))
+        return DatasetTargets(self.out, self.prefix, tuple(f"_{suffix}" for suffix in _suffixes(self)))
 
     def replace_others(self) -> None:
         """Delete the data sets of this name that other settings made, if that is asked for."""

@@ -21,7 +21,7 @@ from subspace3d.cropping import centred_box, crop_resize
 from subspace3d.datasets.augment import jitter_colours, mirror_views
 from subspace3d.formats.scene import Scene, SceneFile, View, find_scenes
 from subspace3d.geometry import near_origin
-from subspace3d.settings import read_table
+from subspace3d.tables import read_table
 
 _OPEN_SCENES = 64 << 20  # bytes of scene.json kept parsed
 
