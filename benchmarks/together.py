@@ -37,7 +37,8 @@ from subspace3d.backbones.protocol import find_backbone
 from subspace3d.bench import harness
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes
-from subspace3d.training.loop import Run, draw_step, new_optimizer, prepare, random_state, set_modes
+from subspace3d.training.run import Run, new_optimizer, prepare, random_state
+from subspace3d.training.step import draw_step, set_modes
 from subspace3d.training.together import JointStep, Member
 
 BACKBONE, RANK, FRAMES = "vggt-nano", 16, 2

@@ -26,7 +26,8 @@ from subspace3d.jobs.pool import run_jobs
 from subspace3d.progress import Progress
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes
-from subspace3d.training.loop import draw_step, loss_terms, train
+from subspace3d.training.loop import train
+from subspace3d.training.step import draw_step, loss_terms
 from subspace3d.training.token_cache import TokenCache
 
 SPLITS = ("test", "generic")

@@ -43,7 +43,8 @@ from subspace3d.files import load_header, save_tensors, sha256, write_json
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device, joined_processes
-from subspace3d.training.loop import TrainResult, train
+from subspace3d.training.loop import train
+from subspace3d.training.run import TrainResult
 from subspace3d.training.schedule import constant_rate, cooldown_rate
 
 LARGEST_FILE = 20_000_000

@@ -35,7 +35,7 @@ from subspace3d.formats.scene import Frame, write_frames
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
-from subspace3d.training.loop import remove_run
+from subspace3d.training.run import remove_run
 
 PRECIOUS = b"years of work"
 PAIR = (torch.ones(3, 1), torch.ones(2, 1))

@@ -20,7 +20,7 @@ from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.device import Processes
 from subspace3d.training.fit_start import start_cores, start_cores_at
-from subspace3d.training.loop import draw_step, loss_terms
+from subspace3d.training.step import draw_step, loss_terms
 from subspace3d.training.tuned import load_tuned
 
 BATCHES = 2

@@ -25,7 +25,7 @@ from subspace3d.formats.subspace import load_subspace
 from subspace3d.training.device import joined_processes
 from subspace3d.training.gradient_adapter import gradient_adapter
 from subspace3d.training.gradients import count_passes, summed_gradients
-from subspace3d.training.loop import draw_step, loss_terms
+from subspace3d.training.step import draw_step, loss_terms
 
 # sums of float32 gradients in another order
 ROUNDING = {"rtol": 1e-4, "atol": 1e-7}

@@ -16,7 +16,7 @@ from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.device import joined_processes
 from subspace3d.training.gradient_start import start_at_gradient
-from subspace3d.training.loop import draw_step, loss_terms
+from subspace3d.training.step import draw_step, loss_terms
 
 STEPS = 2
 PREFIX = "base_model.model."

@@ -21,7 +21,8 @@ from subspace3d.backbones.losses import LossCounts
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.formats.scene import write_scene
 from subspace3d.training import checkpoints
-from subspace3d.training.loop import set_modes, train
+from subspace3d.training.loop import train
+from subspace3d.training.step import set_modes
 
 
 @pytest.fixture(scope="module")

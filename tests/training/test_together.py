@@ -30,7 +30,8 @@ from subspace3d.locks import FolderInUse, exclusive
 from subspace3d.training import together
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.interfaces import BatchSource
-from subspace3d.training.loop import random_state, train
+from subspace3d.training.loop import train
+from subspace3d.training.run import random_state
 from subspace3d.training.together import Member, train_together
 from subspace3d.training.tuned import save_adapter
 

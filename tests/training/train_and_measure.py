@@ -26,8 +26,9 @@ from subspace3d.backbones.targets import target_modules
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import peak_memory
-from subspace3d.training.loop import set_modes, train
+from subspace3d.training.loop import train
 from subspace3d.training.memory import check_memory
+from subspace3d.training.step import set_modes
 
 
 def main(method: str, precision: str, checkpointing: str, images: str, folder: str) -> None:

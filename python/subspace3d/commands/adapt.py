@@ -163,7 +163,7 @@ def mining(out: Path, datasets: Iterable[str]) -> str:
 
 def _wanted(config: AdaptConfig, backbone: str, gradient_steps: int) -> dict[str, Any]:
     """The settings an adapter depends on."""
-    from subspace3d.training.loop import run_settings
+    from subspace3d.training.run import run_settings
 
     own = {"backbone": backbone, "rank": config.rank, "targets": config.targets, "gradient_steps": gradient_steps}
     wanted = run_settings(config.train, own)

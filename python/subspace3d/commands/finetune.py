@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from subspace3d.training.device import Processes
     from subspace3d.training.few import FewResult, FewScene
     from subspace3d.training.fit_start import Start
-    from subspace3d.training.loop import TrainResult
+    from subspace3d.training.run import TrainResult
 
 # Methods whose checkpoints hold the adapter as PEFT writes it: those for which that is a small file of its own.
 SNAPSHOTS = ("lora", "adalora")
@@ -182,7 +182,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     from subspace3d.formats.run import read_tuned
     from subspace3d.training.device import choose_device
     from subspace3d.training.few import load_few
-    from subspace3d.training.loop import run_settings
+    from subspace3d.training.run import run_settings
     from subspace3d.training.tuned import save_tuned
 
     subspaces = _subspaces(config)

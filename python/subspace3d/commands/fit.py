@@ -94,7 +94,7 @@ def run(config: FitConfig) -> dict[str, Any]:
     from subspace3d.files import sha256, write_json
     from subspace3d.formats.fit import FORMAT, VERSION, read_fit
     from subspace3d.reporting.fit_figure import draw_fit
-    from subspace3d.training.loop import run_settings
+    from subspace3d.training.run import run_settings
 
     config = outputs.check(config)
     files = select_files(config.subspaces, config.attributes)

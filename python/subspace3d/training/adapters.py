@@ -41,8 +41,9 @@ from subspace3d.training.device import choose_device
 from subspace3d.training.gradient_adapter import gradient_adapter
 from subspace3d.training.gradient_start import start_at_gradient
 from subspace3d.training.gradients import GIGABYTES
-from subspace3d.training.loop import TrainResult, random_state, remove_run, train
+from subspace3d.training.loop import train
 from subspace3d.training.memory import check_memory
+from subspace3d.training.run import TrainResult, random_state, remove_run
 from subspace3d.training.together import Member, train_together
 from subspace3d.training.token_cache import TokenCache
 from subspace3d.training.tuned import save_adapter

@@ -23,9 +23,9 @@ from subspace3d.training.config import TrainConfig
 from subspace3d.training.consistency import consistency_loss
 from subspace3d.training.device import choose_device
 from subspace3d.training.fit_start import Start, start_cores_at
-from subspace3d.training.loop import loss_terms, set_modes
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.schedule import learning_rate
+from subspace3d.training.step import loss_terms, set_modes
 
 MOST_IMAGES = 30
 LEAST_TO_HOLD_OUT = 3

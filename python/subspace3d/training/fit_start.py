@@ -14,7 +14,7 @@ from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.gradients import summed_gradients
 from subspace3d.training.interfaces import BatchSource
-from subspace3d.training.loop import draw_step, loss_terms
+from subspace3d.training.step import draw_step, loss_terms
 
 _FIRST, _LARGEST, _FACTOR = 1e-4, 1.0, 2.0
 _PATIENCE = 2

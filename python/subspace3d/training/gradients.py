@@ -14,7 +14,7 @@ from subspace3d.progress import Progress
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.interfaces import BatchSource
-from subspace3d.training.loop import draw_step, loss_terms
+from subspace3d.training.step import draw_step, loss_terms
 
 BATCHES = 4
 """Batches whose gradient is summed where no number is given."""

@@ -24,18 +24,8 @@ from subspace3d.progress import Progress
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes, choose_device
 from subspace3d.training.interfaces import BatchSource
-from subspace3d.training.loop import (
-    Run,
-    StepData,
-    TrainResult,
-    draw_step,
-    moved,
-    new_optimizer,
-    prepare,
-    random_state,
-    set_modes,
-    set_random_state,
-)
+from subspace3d.training.run import Run, TrainResult, new_optimizer, prepare, random_state, set_random_state
+from subspace3d.training.step import StepData, draw_step, moved, set_modes
 from subspace3d.training.stop import stop_requests
 from subspace3d.training.trackers import open_trackers
 
@@ -52,7 +42,7 @@ class Member:
         dataset: source of its batches.
         out: its run folder.
         settings, snapshot: as for `loop.train`.
-        random: the state of torch's generators with which its own run would begin, see `loop.random_state`.
+        random: the state of torch's generators with which its own run would begin, see `run.random_state`.
     """
 
     name: str
