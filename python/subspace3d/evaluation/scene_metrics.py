@@ -27,6 +27,7 @@ from subspace3d.evaluation.point_cloud import (
     MovedCloud,
     PointCloud,
     icp,
+    subsample,
     surface_distances,
 )
 from subspace3d.evaluation.pose import (
@@ -393,7 +394,8 @@ def _measure_cloud(
     except ValueError as error:
         result.undefined(ALIGNED_CLOUD, f"no Sim(3) alignment: {error}")
         return result
-    refined = icp(similarity.apply(pred_points), true_cloud, icp_threshold)
+    moving = pred_points[subsample(len(pred_points), ICP_SOURCE_POINTS)]
+    refined = icp(similarity.apply(moving), true_cloud, icp_threshold)
     alignment = refined.motion.after(similarity)
     result.metrics |= surface_distances(MovedCloud(pred_cloud, alignment), true_cloud, f_threshold=f_threshold)
     result.metrics["camera_centre_error"] = _mean_distance(alignment.apply(pred.centres()), true.centres())
