@@ -71,14 +71,20 @@ DType checked_dtype(const char* name, int code) {
   return static_cast<DType>(code);
 }
 
-void rank_update_on_cpu(Address jobs, std::int64_t count, int out_dtype, std::int64_t threads) {
-  const auto* array = at<const RankUpdate>(jobs);
-  SUBSPACE_CHECK(threads >= 1, "rank_update: threads must be at least 1, got ", threads);
+// The host array at an address.
+RankUpdate* checked_updates(Address jobs, std::int64_t count) {
+  auto* array = at<RankUpdate>(jobs);
   for (std::int64_t i = 0; i < count; ++i) {
     SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
                    "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ", array[i].columns,
                    ", rank ", array[i].rank, " in job ", i);
   }
+  return array;
+}
+
+void rank_update_on_cpu(Address jobs, std::int64_t count, int out_dtype, std::int64_t threads) {
+  SUBSPACE_CHECK(threads >= 1, "rank_update: threads must be at least 1, got ", threads);
+  const RankUpdate* array = checked_updates(jobs, count);
   const DType out = checked_dtype("rank_update", out_dtype);
   py::gil_scoped_release unlocked;
   rank_update_cpu(array, count, out, threads);
@@ -109,13 +115,7 @@ py::dict image() {
 
 // jobs: address of the host array, whose first_block words are set here.
 py::tuple plan_rank_updates(Address jobs, std::int64_t count) {
-  auto* array = at<RankUpdate>(jobs);
-  for (std::int64_t i = 0; i < count; ++i) {
-    SUBSPACE_CHECK(array[i].rows >= 0 && array[i].columns >= 0 && array[i].rank >= 0,
-                   "rank_update: sizes must not be negative, got rows ", array[i].rows, ", columns ", array[i].columns,
-                   ", rank ", array[i].rank, " in job ", i);
-  }
-  const RankUpdatePlan plan = rank_update_plan(array, count);
+  const RankUpdatePlan plan = rank_update_plan(checked_updates(jobs, count), count);
   return py::make_tuple(plan.blocks, plan.tiles_per_block);
 }
 
