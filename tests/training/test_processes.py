@@ -266,7 +266,7 @@ def _part(folder: Path, times: int, limit: float) -> None:
 
 
 def test_processes_part(tmp_path: Path) -> None:
-    _part(tmp_path, times=40, limit=150)
+    _part(tmp_path, times=15, limit=150)
 
 
 @pytest.mark.slow(reason="joins and parts two processes 500 times")
