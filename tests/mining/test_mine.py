@@ -300,3 +300,10 @@ def test_weights_under_another_name_are_named(tmp_path, rng, names, message):
 def test_settings_out_of_range_are_refused(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
         MineConfig(tmp_path, tmp_path / "out.safetensors", **{name: value})
+
+
+def test_a_name_that_a_folder_of_subspaces_would_overlook_is_refused(tmp_path, rng):
+    write_adapter(tmp_path / "in", {NAME: random_pair(rng, 12, 10, 2)})
+    with pytest.raises(ValueError, match=r"out must be a name that ends in \.safetensors, got .*texture'"):
+        mine.run(MineConfig(tmp_path / "in", tmp_path / "texture", k=2))
+    assert not (tmp_path / "texture").exists()

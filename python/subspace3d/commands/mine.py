@@ -72,8 +72,8 @@ def run(config: MineConfig) -> Path:
 
     Raises:
         FileNotFoundError: there is no adapter below ``config.adapters``.
-        ValueError: an adapter that cannot be read, adapters of different base models or modules, or ``k`` larger than
-            the sum of the adapters' ranks in every module.
+        ValueError: ``config.out`` does not end in .safetensors, an adapter that cannot be read, adapters of different
+            base models or modules, or ``k`` larger than the sum of the adapters' ranks in every module.
     """
     from subspace3d.formats.adapter import read_adapter
     from subspace3d.formats.adapter_folders import search_adapters
@@ -83,6 +83,8 @@ def run(config: MineConfig) -> Path:
     from subspace3d.mining.mine import IrlsSettings, check_same_modules, mine_adapters, summary
 
     config = outputs.check(config)
+    # in a folder of subspaces a file of any other name would be overlooked
+    require(config.out.suffix == ".safetensors", "out", "a name that ends in .safetensors", str(config.out))
     found = search_adapters(config.adapters)
     beside = search_adapters(config.join) if config.join else None
     joined = beside.folders if beside else []
