@@ -74,7 +74,8 @@ def test_random_weights_need_no_file_from_the_count_to_the_report(
     given = ["--backbone", name, "--weights", "random", "--scenes", str(tmp_path / "scenes")]
     psv = ["--method", "psv", "--core-size", "3", "--rank", "2"]
     run, evaluation = tmp_path / "runs/psv", tmp_path / "runs/evaluation"
-    main(["finetune", *given, *psv, "--out", str(run), "--train.steps", "1", *TRAIN])
+    # also bfloat16, traced and trained; evaluated in float32
+    main(["finetune", *given, *psv, "--out", str(run), "--train.steps", "1", *TRAIN, "--train.precision", "bf16"])
     trained = json.loads((run / "tuned/tuned.json").read_text())["trainable"]["total"]
     main(["evaluate", *given, "--tuned", str(run), "--out", str(evaluation), "--device", "cpu", "--frames", "2"])
     methods = json.loads((evaluation / "results.json").read_text())["methods"]

@@ -67,9 +67,16 @@ class MapAnythingBackbone(PointMapBackbone):
             return importlib.import_module("mapanything.models").init_model_from_config("mapanything", device=device)
 
     def load(self, path: Path) -> nn.Module:
-        """The network that ``config.json`` beside the file describes, with the weights in it."""
-        if not (path.parent / "config.json").is_file():
-            raise ValueError(f"weights of {self.name} must lie beside their config.json, {path.parent} has none")
+        """The network that ``config.json`` beside the file describes, with the weights in it.
+
+        The package builds it from a folder with the published file, which a checkpoint of one's own lies beside.
+        """
+        missing = [name for name in ("config.json", "model.safetensors") if not (path.parent / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"weights of {self.name} must lie beside their config.json and the published model.safetensors, "
+                f"{path.parent} has no {' and no '.join(missing)}"
+            )
         model = importlib.import_module("mapanything.models").MapAnything.from_pretrained(str(path.parent))
         # what the package left out or made up is refused here
         load_weights(model, path, ignored_parts=())

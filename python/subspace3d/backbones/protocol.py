@@ -8,13 +8,14 @@ wraps the network itself. Importing this module loads no torch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,8 @@ PRESETS: dict[str, str] = {
 }
 """Name -> module with a function ``preset(name)`` that returns the backbone."""
 Kind = Literal["depth", "confidence", "extrinsics", "intrinsics"]
+Scale = Literal["scene", "metric", "free"]
+Frame = Literal["first", "free"]
 _ATTRIBUTE = "subspace3d_backbone"
 
 
@@ -115,8 +118,8 @@ class Backbone:
     image_size: int = 518
     patch_size: int = 14
     frames: tuple[int, int | None] = (1, None)
-    scale: Literal["scene", "metric", "free"] = "scene"
-    frame: Literal["first", "free"] = "first"
+    scale: Scale = "scene"
+    frame: Frame = "first"
     targets: Mapping[str, str] = {}
     parts: Mapping[str, str] = {}
     frozen: tuple[str, ...] = ()
@@ -141,17 +144,14 @@ class Backbone:
 
         Raises:
             ModuleNotFoundError: see `check_packages`.
-            ValueError: it is no module, or a user's own code raised something.
+            ValueError: it is no module, one that is not float32, or a user's own code raised something.
         """
-        from torch import nn
+        from subspace3d.backbones.checks import check_network
 
         self.check_packages()
         with contextlib.nullcontext() if self.name in PRESETS else said_of(self.name):
             model = self.network()
-        if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise ValueError(f"backbone: network of {self.name} must return a torch.nn.Module, got {kind}")
-        return model
+        return check_network(self, "network", model)
 
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
         """Run a network, plain or wrapped (by PEFT, DistributedDataParallel), with its graph.
@@ -163,17 +163,21 @@ class Backbone:
         raise NotImplementedError(f"{type(self).__name__} must have a method __call__")
 
     def predict(self, model: nn.Module, images: Tensor) -> Prediction:
-        """What `__call__` says, its fields of the sizes that `Prediction` has; the z of points without a depth is the
+        """What `__call__` says, its fields of the kind that `Prediction` has; the z of points without a depth is the
         depth.
 
         Raises:
-            ValueError: `__call__` returned something else, or a field of another size; names it.
+            ValueError: `__call__` returned something else, a field of another size, type or device, or, of a network
+                that is trained, nothing with a graph; names it.
         """
+        from subspace3d.backbones.checks import check_fields, check_graph
+
         prediction = self(model, images)
         if not isinstance(prediction, Prediction):
             kind = type(prediction).__name__
             raise ValueError(f"backbone: __call__ of {self.name} must return a subspace3d Prediction, got {kind}")
-        _check_sizes(self.name, prediction, tuple(images.shape))
+        check_fields(self.name, prediction, images)
+        check_graph(self.name, prediction, model)
         if prediction.depth is None and prediction.points is not None:
             return replace(prediction, depth=prediction.points[..., 2])
         return prediction
@@ -229,6 +233,8 @@ class Backbone:
             FileNotFoundError: the file does not exist.
             ModuleNotFoundError: see `check_packages`.
         """
+        from subspace3d.backbones.checks import check_network
+
         self.check_packages()
         source = None if weights is None else os.fspath(weights)
         if source == "random":
@@ -240,7 +246,7 @@ class Backbone:
         else:
             advice = f": {self.weights_advice}" if self.weights_advice else ""
             raise ValueError(f"weights of {self.name} do not ship with the package{advice}")
-        return attach(self.load(path), self)
+        return attach(check_network(self, "load", self.load(path)), self)
 
     def checkpointing(self, model: nn.Module, enabled: bool) -> None:
         """Recompute the modules that ``blocks`` matches in the backward pass, or stop doing so; as for `__call__`."""
@@ -294,27 +300,6 @@ class Backbone:
         return any(name.startswith(prefix + ".") or name == prefix for prefix in self.frozen)
 
 
-def _check_sizes(name: str, prediction: Prediction, images: tuple[int, ...]) -> None:
-    frames, size = images[:2], images[-2:]
-    wanted = {
-        "depth": (*frames, *size),
-        "points": (*frames, *size, 3),
-        "confidence": (*frames, *size),
-        "extrinsics": (*frames, 3, 4),
-        "intrinsics": (*frames, 3, 3),
-    }
-    said = {key: getattr(prediction, key) for key in wanted}
-    said |= {f"stages[{index}]": stage for index, stage in enumerate(prediction.stages)}
-    for key, value in said.items():
-        shape = wanted.get(key, (*frames, 9))
-        if value is not None and (not hasattr(value, "shape") or tuple(value.shape) != shape):
-            got = list(value.shape) if hasattr(value, "shape") else type(value).__name__
-            raise ValueError(
-                f"backbone: {key} of the Prediction of {name} must be a tensor {list(shape)}, of {list(images)} "
-                f"images, got {got}"
-            )
-
-
 def find_backbone(name: str) -> Backbone:
     """The backbone of a preset, or the one that ``package.module:factory`` gives.
 
@@ -329,12 +314,23 @@ def find_backbone(name: str) -> Backbone:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(f"backbone must be one of {', '.join(PRESETS)}, or package.module:factory, got {name!r}")
+    from subspace3d.backbones.checks import torch_defaults
+
     try:
-        factory = getattr(_import(module), attribute)
+        with torch_defaults(name):
+            factory = getattr(_import(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"backbone must be importable, got {name!r}: {error}") from error
     if not callable(factory):
         raise ValueError(f"backbone: {name} must be a function or a class, got {type(factory).__name__}")
+    return _made_by(name, factory)
+
+
+@functools.cache
+def _made_by(name: str, factory: Callable[..., object]) -> Backbone:
+    """Of a factory once in a process: a command looks its backbone up many times, and making it may take long."""
+    from subspace3d.backbones.checks import check_description
+
     if "weights" in inspect.signature(factory).parameters:
         from subspace3d.backbones.vggt_preset import VGGTFromFactory
 
@@ -344,9 +340,7 @@ def find_backbone(name: str) -> Backbone:
             found = factory()
     if not isinstance(found, Backbone):
         raise ValueError(f"backbone: {name} must return a subspace3d Backbone, got {type(found).__name__}")
-    absent = [preset for preset in ("cores", "heads", "all") if preset not in found.targets]
-    if absent:
-        raise ValueError(f"backbone: targets of {name} must have cores, heads and all, {', '.join(absent)} is missing")
+    check_description(name, found)
     found.name = name
     return found
 
@@ -355,13 +349,16 @@ def find_backbone(name: str) -> Backbone:
 def said_of(name: str) -> Iterator[None]:
     """Whatever a user's own code raises within is told as the fault of the backbone ``name``, with its place.
 
-    A missing package is told as what it is.
+    A missing package is told as what it is, and `torch_defaults` are kept.
 
     Raises:
         ValueError: in the place of any other exception than a ModuleNotFoundError.
     """
+    from subspace3d.backbones.checks import torch_defaults
+
     try:
-        yield
+        with torch_defaults(name):
+            yield
     except ModuleNotFoundError:
         raise
     except Exception as error:

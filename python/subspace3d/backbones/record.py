@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,12 +60,15 @@ class BackboneRecord:
         return asdict(self)
 
 
-def record_backbone(name: str, weights: Path | None, seed: int = 0, licence: str = "") -> BackboneRecord:
+def record_backbone(
+    name: str, weights: Path | None, seed: int = 0, licence: str = "", licences: Mapping[str, str] | None = None
+) -> BackboneRecord:
     """The record of a file of weights, of those shipped (None), of `RANDOM` ones or those on the `HUB`.
 
     A run's record names the file by its absolute path, which may lie anywhere: it is opened only to be hashed, and
-    used only with the hash recorded. Its licence is the one given, or the one that the header of the file or a model
-    card beside it names, or that of the weights published for the backbone; a warning asks for one that nobody knows.
+    used only with the hash recorded. Its licence is the one given, or that of ``licences``, hash -> licence, or the one
+    that the header of the file or a model card beside it names, or that of the weights published for the backbone; a
+    warning asks for one that nobody knows. Who writes none down gives `UNKNOWN`.
 
     Raises:
         FileNotFoundError: the weights are not there.
@@ -76,16 +80,19 @@ def record_backbone(name: str, weights: Path | None, seed: int = 0, licence: str
     if weights is None:
         # the builder knows which backbones ship with the package and says so
         file = backbone.shipped
-        digest = sha256(file) if file is not None and file.is_file() else ""
-        return BackboneRecord(name, SHIPPED, digest, licence=licence or backbone.licence or UNKNOWN)
-    if str(weights) == HUB:
-        weights = backbone.download()
-    if not weights.exists():
-        raise FileNotFoundError(f"weights: no such file: {weights}; {RANDOM} and {HUB} are taken too")
-    licence = licence or read_licence(weights) or backbone.licence or UNKNOWN
-    if licence == UNKNOWN:
-        logger.warning(f"the licence of {weights} is not known; --licence names it, and it is written beside results")
-    return BackboneRecord(name, str(weights.resolve()), sha256(weights), licence=licence)
+        source, digest = SHIPPED, sha256(file) if file is not None and file.is_file() else ""
+    else:
+        if str(weights) == HUB:
+            weights = backbone.download()
+        if not weights.exists():
+            raise FileNotFoundError(f"weights: no such file: {weights}; {RANDOM} and {HUB} are taken too")
+        source, digest = str(weights.resolve()), sha256(weights)
+    read = read_licence(weights) if weights is not None else None
+    licence = licence or (licences or {}).get(digest) or read or backbone.licence or ""
+    if not licence:
+        of = weights or f"the weights of {name}"
+        logger.warning(f"the licence of {of} is not known; --licence names it, and it is written beside results")
+    return BackboneRecord(name, source, digest, licence=licence or UNKNOWN)
 
 
 def read_licence(weights: Path) -> str | None:

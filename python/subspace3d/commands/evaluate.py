@@ -30,6 +30,8 @@ class EvaluateConfig(ClusterOptions):
     """A preset (doctor lists them), or package.module:factory."""
     weights: Path | None = None
     """File of weights, random, or hub (published, downloaded); none: those shipped with the package (nano only)."""
+    licence: str = ""
+    """Of the weights; none: as a tuned run on the same weights, the file, its model card or the backbone says."""
     frames: int | None = None
     """Frames used per scene, evenly spaced; none: 8, or as the protocol chooses them."""
     protocol: ProtocolName = "subspace3d"
@@ -82,6 +84,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             tuned=config.tuned,
             backbone=config.backbone,
             weights=config.weights,
+            licence=config.licence,
             options=options,
             device=config.device,
             cluster=cluster,

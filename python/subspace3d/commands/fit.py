@@ -90,7 +90,8 @@ def run(config: FitConfig) -> dict[str, Any]:
         SystemExit: with 3 if the verdict is not ``fits``; with 1 if a cluster could not take the gradient of a batch.
     """
     from subspace3d.adapters.basis import select_files, warn_of_other_base
-    from subspace3d.backbones.record import record_backbone
+    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.record import UNKNOWN, record_backbone
     from subspace3d.files import sha256, write_json
     from subspace3d.formats.fit import FORMAT, VERSION, read_fit
     from subspace3d.reporting.fit_figure import draw_fit
@@ -98,7 +99,8 @@ def run(config: FitConfig) -> dict[str, Any]:
 
     config = outputs.check(config)
     files = select_files(config.subspaces, config.attributes)
-    backbone = record_backbone(config.backbone, config.weights, config.train.seed)
+    find_backbone(config.backbone).checked_size(config.train.image_size, config.train.frames)
+    backbone = record_backbone(config.backbone, config.weights, config.train.seed, UNKNOWN)
     warn_of_other_base(files.values(), backbone.identity)
     inputs = run_settings(
         config.train,

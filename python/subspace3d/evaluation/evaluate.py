@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from subspace3d import outputs
 from subspace3d.evaluation import pictures
 from subspace3d.evaluation.depth import DELTA_THRESHOLD, FIT_GRID, POINT_THRESHOLD
@@ -24,7 +26,7 @@ from subspace3d.evaluation.point_cloud import (
     NORMAL_NEIGHBOURS,
     NORMAL_QUERIES,
 )
-from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG
+from subspace3d.evaluation.pose import AUC_THRESHOLDS_DEG, relative_poses, rotation_angles
 from subspace3d.evaluation.predict import choose_frames, predict
 from subspace3d.evaluation.protocol_metrics import Measured
 from subspace3d.evaluation.protocols import PROTOCOLS, load_views
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 FRAMES = 8
 # true.safetensors stands beside <method>.safetensors
 _RESERVED_NAMES = (BASE, "true")
+_CLEARLY_WRONG = 5.0  # degrees
 _METRICS_VERSION = 2  # raise it when a number changes its meaning, so that kept results are measured anew
 
 
@@ -116,6 +119,7 @@ def evaluate(
     options: Options | None = None,
     device: str = "auto",
     cluster: Cluster | None = None,
+    licence: str = "",
 ) -> dict[str, Any]:
     """Measure the base model and every tuned run on every scene and write OUT/results.json.
 
@@ -131,6 +135,7 @@ def evaluate(
         options (Options | None): how scenes are measured.
         device (str): auto, cpu, cuda or one of several GPUs (cuda:1).
         cluster (Cluster | None): measures the methods, each as a job; none: this machine does.
+        licence (str): of the weights; none: as a tuned run on them, their file or the backbone says.
 
     Returns:
         dict: the content of results.json, as docs/evaluation.md describes it.
@@ -149,7 +154,7 @@ def evaluate(
     find_backbone(backbone).checked_size(0, (frames, frames))
     methods = method_folders(tuned)
     check_backbones(methods, backbone)
-    record = record_backbone(backbone, weights)
+    record = record_backbone(backbone, weights, licence=licence, licences=_licences(methods))
     found = {scene_name(path, scenes): path for path in find_scenes(scenes)}
     # these fail before an hour of inference, not after
     import scipy.spatial  # noqa: F401
@@ -338,6 +343,8 @@ def _measure_scene(
     started = time.monotonic()
     pred = predict(model, scene.images, device)
     seconds = time.monotonic() - started
+    if method == BASE and ":" in evaluation.backbone.name:
+        _warn_of_inverted_poses(evaluation.backbone.name, scene_name, pred, true)
     try:
         result = measure(pred, true, evaluation.options.icp_threshold, evaluation.options.f_threshold)
     except ValueError as error:
@@ -358,6 +365,22 @@ def _measure_scene(
         folder = evaluation.out / "pictures" / scene_name
         record["pictures"].append(_save_pictures(folder, evaluation.out, method, scene_name, scene, true, pred, result))
     return record
+
+
+def _warn_of_inverted_poses(backbone: str, scene: str, pred: Views, true: Views) -> None:
+    """Where rotations fit the truth only once they are inverted: a model that is any good then says camera-to-world."""
+    if pred.extrinsics is None or len(pred.extrinsics) < 2:
+        return
+    turned = np.concatenate([pred.extrinsics[..., :3].swapaxes(1, 2), pred.extrinsics[..., 3:]], axis=-1)
+    wanted, _ = relative_poses(true.poses)
+    given, inverted = (
+        float(rotation_angles(relative_poses(poses)[0], wanted).mean()) for poses in (pred.extrinsics, turned)
+    )
+    if given > _CLEARLY_WRONG and inverted < given / 4:
+        logger.warning(
+            f"rotations of {backbone} are {given:.0f} degrees off in {scene}, inverted ones {inverted:.0f}: extrinsics "
+            "must be camera-from-world, and these look like camera-to-world"
+        )
 
 
 def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
@@ -446,6 +469,15 @@ def check_backbones(methods: Mapping[str, Path | None], backbone: str) -> None:
                 raise ValueError(
                     f"backbone must be that of the tuned runs, got {backbone!r} and {tuned!r} for {name!r}"
                 )
+
+
+def _licences(methods: Mapping[str, Path | None]) -> dict[str, str]:
+    """sha256 of weights -> the licence that a tuned run names for them."""
+    from subspace3d.backbones.record import UNKNOWN
+
+    records = [read_tuned_record(folder / "tuned")["backbone"] for folder in methods.values() if folder is not None]
+    known = [each for each in records if each.get("licence") not in (None, "", UNKNOWN)]
+    return {each["sha256"]: each["licence"] for each in known}
 
 
 def _training_record(run_folder: Path | None, backbone: BackboneRecord) -> dict[str, Any]:

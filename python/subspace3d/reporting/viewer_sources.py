@@ -92,13 +92,18 @@ class Predicted:
     """Scene folders; a model is loaded and a scene predicted when it is first asked for."""
 
     def __init__(self, folder: Path, how: Prediction) -> None:
-        from subspace3d.backbones.record import record_backbone
+        from subspace3d.backbones.protocol import find_backbone
+        from subspace3d.backbones.record import UNKNOWN, record_backbone
         from subspace3d.evaluation.evaluate import check_backbones, method_folders, scene_name
         from subspace3d.formats.scene import find_scenes
         from subspace3d.training.device import choose_device
 
         self._frames = how.frames
-        self._backbone: BackboneRecord = record_backbone(how.backbone, how.weights)
+        # said here rather than in the page when the first scene is opened
+        backbone = find_backbone(how.backbone)
+        backbone.check_packages()
+        backbone.checked_size(0, (how.frames, how.frames))
+        self._backbone: BackboneRecord = record_backbone(how.backbone, how.weights, licence=UNKNOWN)
         self._device = choose_device(how.device)
         self._paths = {scene_name(path, folder): path for path in find_scenes(folder)}
         self._runs = method_folders(how.tuned)
