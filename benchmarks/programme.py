@@ -33,7 +33,7 @@ from training_memory import build
 
 from subspace3d.adapters.counts import count_trainable
 from subspace3d.adapters.placement import select_modules
-from subspace3d.backbones.protocol import find_backbone
+from subspace3d.backbones.find import find_backbone
 from subspace3d.bench import harness
 from subspace3d.bench.harness import read_rows
 from subspace3d.files import read_json, write_json

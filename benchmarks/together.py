@@ -33,7 +33,7 @@ from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.multi_lora import joined, share_weights
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.placement import select_modules
-from subspace3d.backbones.protocol import find_backbone
+from subspace3d.backbones.find import find_backbone
 from subspace3d.bench import harness
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes

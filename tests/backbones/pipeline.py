@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from training.plane_scenes import write_plane_scenes
 
 from subspace3d.adapters.methods import apply_method
-from subspace3d.backbones.protocol import Prediction, backbone_of
+from subspace3d.backbones.find import backbone_of
+from subspace3d.backbones.protocol import Prediction
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.cli import main
 from subspace3d.commands.fit import DOES_NOT_FIT

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from subspace3d.backbones.protocol import Backbone, Prediction, find_backbone
+from subspace3d.backbones.find import find_backbone
+from subspace3d.backbones.protocol import Backbone, Prediction
 from subspace3d.backbones.record import UNKNOWN, BackboneRecord, load_backbone, record_backbone
 from subspace3d.evaluation.evaluate import _licences, _warn_of_inverted_poses
 from subspace3d.evaluation.scene_metrics import Views

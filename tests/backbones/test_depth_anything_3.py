@@ -13,9 +13,10 @@ from torch import nn
 from subspace3d.adapters.counts import count_trainable
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.placement import select_modules
+from subspace3d.backbones.find import find_backbone
 from subspace3d.backbones.losses import LossCounts
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.backbones.protocol import Prediction, find_backbone
+from subspace3d.backbones.protocol import Prediction
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.memory import estimate_memory
 

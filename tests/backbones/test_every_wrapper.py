@@ -15,8 +15,8 @@ from torch import nn
 from subspace3d.adapters.low_rank import adapter_factors
 from subspace3d.adapters.methods import apply_method
 from subspace3d.backbones.build import build_backbone
+from subspace3d.backbones.find import backbone_of, find_backbone
 from subspace3d.backbones.losses import LossCounts
-from subspace3d.backbones.protocol import backbone_of, find_backbone
 from subspace3d.backbones.targets import target_modules
 from subspace3d.bench import step
 from subspace3d.bench.config import BenchConfig

@@ -12,8 +12,10 @@ from torch import nn
 from training.plane_scenes import write_plane_scenes
 
 import subspace3d as s3
+from subspace3d.backbones.find import backbone_of, find_backbone
 from subspace3d.backbones.model_card import licence_of_card, write_card
-from subspace3d.backbones.protocol import PRESETS, Backbone, Prediction, attach, backbone_of, find_backbone
+from subspace3d.backbones.presets import PRESETS
+from subspace3d.backbones.protocol import Backbone, Prediction, attach
 from subspace3d.backbones.recompute import recompute
 from subspace3d.backbones.record import UNKNOWN, BackboneRecord, read_licence, record_backbone
 from subspace3d.backbones.vggt import VGGT

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from subspace3d.backbones.targets import EXPRESSIONS, target_modules, target_regex
+from subspace3d.backbones.targets import target_modules, target_regex
 from subspace3d.backbones.vggt import VGGT
+from subspace3d.backbones.vggt_targets import EXPRESSIONS
 
 
 def kinds(model: nn.Module, names: list[str]) -> dict[str, int]:

@@ -19,9 +19,11 @@ from subspace3d.adapters.inject import inject
 from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.placement import check_uses, count_parameters, place
 from subspace3d.backbones.build import build_backbone
+from subspace3d.backbones.find import backbone_of, find_backbone
 from subspace3d.backbones.losses import LossCounts, multitask_loss
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.backbones.protocol import PRESETS, Prediction, attach, backbone_of, find_backbone
+from subspace3d.backbones.presets import PRESETS
+from subspace3d.backbones.protocol import Prediction, attach
 from subspace3d.backbones.targets import target_modules
 from subspace3d.training.normalization import normalize_scenes
 from subspace3d.training.without_values import without_values

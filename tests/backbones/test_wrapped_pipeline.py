@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from training.plane_scenes import write_plane_scenes
 
 from subspace3d.backbones.build import build_backbone
-from subspace3d.backbones.protocol import find_backbone
+from subspace3d.backbones.find import find_backbone
 from subspace3d.cli import main
 from subspace3d.formats.adapter import read_adapter
 from subspace3d.formats.basis import load_authors
@@ -28,7 +28,7 @@ ONE_ALWAYS = ["pi3", *(pytest.param(name, marks=pytest.mark.slow) for name in BA
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two patches a side in the place of the published 518 or 512 pixels."""
-    for name in BACKBONES:
+    for name in ("da3-small", *BACKBONES):
         backbone = type(find_backbone(name))
         monkeypatch.setattr(backbone, "image_size", 2 * backbone.patch_size)
 
@@ -66,7 +66,7 @@ def test_the_whole_pipeline(name: str, small_images: None, tmp_path: Path, capsy
         assert set(basis) == {f"decoder.{layer}.{part}" for layer in range(4) for part in parts}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ["da3-small", *BACKBONES])
 def test_random_weights_need_no_file_from_the_count_to_the_report(
     name: str, small_images: None, tmp_path: Path, capsys
 ) -> None:

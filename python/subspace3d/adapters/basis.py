@@ -10,7 +10,7 @@ from torch import nn
 
 import subspace_ext as se
 from subspace3d.adapters.placement import matrix_shape, place
-from subspace3d.backbones.protocol import PRESETS
+from subspace3d.backbones.presets import PRESETS
 from subspace3d.files import load_header
 from subspace3d.formats.basis import Basis, load_basis
 from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace

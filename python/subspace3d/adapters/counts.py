@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from subspace3d.adapters.placement import count_parameters
-from subspace3d.backbones.protocol import attach, find_backbone
+from subspace3d.backbones.find import find_backbone
+from subspace3d.backbones.protocol import attach
 from subspace3d.choices import METHODS
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from subspace3d.adapters.adalora import adalora_config
 from subspace3d.adapters.pissa import start_pissa
 from subspace3d.adapters.placement import place, select_modules, trained_as_is
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 from subspace3d.choices import CORE_METHODS, HEADS, METHODS, OWN_WEIGHTS, Heads, Method
 from subspace3d.formats.adapter import target_expression
 from subspace3d.formats.basis import Basis

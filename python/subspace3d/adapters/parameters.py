@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

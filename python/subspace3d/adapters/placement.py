@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 from subspace3d.backbones.targets import target_modules
 from subspace3d.choices import CORE_METHODS, LORA_METHODS, OWN_WEIGHTS
 from subspace3d.patterns import compile_pattern

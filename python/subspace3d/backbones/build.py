@@ -6,14 +6,14 @@ import os
 
 from torch import nn
 
-from subspace3d.backbones.protocol import find_backbone
+from subspace3d.backbones.find import find_backbone
 
 
 def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """Build a backbone (float32, CPU, training mode) and fill in its weights.
 
     Args:
-        name: a preset, or ``package.module:factory``, see `subspace3d.backbones.protocol.find_backbone`.
+        name: a preset, or ``package.module:factory``, see `subspace3d.backbones.find.find_backbone`.
         weights: a file; ``random``; ``hub`` for the published ones, downloaded; None for those shipped.
 
     Raises:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
 from subspace3d.backbones.construction import HostRanges
-from subspace3d.backbones.protocol import Backbone, Prediction
+from subspace3d.backbones.prediction import Prediction
+from subspace3d.backbones.protocol import Backbone
 
 INSTALL = "pip install 'subspace3d[da3]' && pip install --no-deps depth-anything-3"
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"

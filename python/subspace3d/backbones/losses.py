@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from subspace3d.backbones.pose import encode_pose
-from subspace3d.backbones.protocol import Prediction
+from subspace3d.backbones.prediction import Prediction
 
 CAMERA_WEIGHT = 5.0
 DEPTH_WEIGHT = 1.0

@@ -14,7 +14,8 @@ from subspace3d.backbones.aggregator import IMAGE_MEAN, IMAGE_STD
 from subspace3d.backbones.construction import HostRanges
 from subspace3d.backbones.point_maps import PointMapBackbone, intrinsics_from_points, world_to_camera
 from subspace3d.backbones.pose import quaternion_to_matrix
-from subspace3d.backbones.protocol import Backbone, Kind, Prediction
+from subspace3d.backbones.prediction import Kind, Prediction
+from subspace3d.backbones.protocol import Backbone
 from subspace3d.backbones.weights import load_weights
 
 _CORES = r"info_sharing\.self_attention_blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"

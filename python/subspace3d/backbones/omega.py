@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from subspace3d.backbones.construction import HostRanges, keep_float32
-from subspace3d.backbones.protocol import Backbone, Prediction
+from subspace3d.backbones.prediction import Prediction
+from subspace3d.backbones.protocol import Backbone
 from subspace3d.backbones.weights import load_weights
 
 _LINEARS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"

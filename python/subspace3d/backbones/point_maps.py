@@ -10,7 +10,8 @@ from torch import Tensor
 
 from subspace3d.backbones.losses import LossCounts
 from subspace3d.backbones.pose import centred_intrinsics
-from subspace3d.backbones.protocol import Backbone, Kind, Prediction
+from subspace3d.backbones.prediction import Kind, Prediction
+from subspace3d.backbones.protocol import Backbone
 from subspace3d.backbones.scale_free_losses import scale_free_loss
 
 _LEAST_DEPTH = 1e-3  # of a ray of length one or a point; behind it there is no pixel

@@ -8,81 +8,27 @@ wraps the network itself. Importing this module loads no torch.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import importlib.util
-import inspect
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from subspace3d.backbones.own_code import said_of
+from subspace3d.backbones.prediction import Kind as Kind
+from subspace3d.backbones.prediction import Prediction as Prediction
+from subspace3d.backbones.presets import PRESETS
+from subspace3d.log import logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from subspace3d.backbones.losses import LossCounts
 
-PRESETS: dict[str, str] = {
-    "vggt-nano": "subspace3d.backbones.vggt_preset",
-    "vggt-1b": "subspace3d.backbones.vggt_preset",
-    "da3-small": "subspace3d.backbones.depth_anything_3",
-    "da3-base": "subspace3d.backbones.depth_anything_3",
-    "da3-large": "subspace3d.backbones.depth_anything_3",
-    "vggt-omega": "subspace3d.backbones.omega",
-    "pi3": "subspace3d.backbones.pi3",
-    "pi3x": "subspace3d.backbones.pi3",
-    "mapanything": "subspace3d.backbones.mapanything",
-    "mapanything-apache": "subspace3d.backbones.mapanything",
-}
-"""Name -> module with a function ``preset(name)`` that returns the backbone."""
-Kind = Literal["depth", "confidence", "extrinsics", "intrinsics"]
 Scale = Literal["scene", "metric", "free"]
 Frame = Literal["first", "free"]
 _ATTRIBUTE = "subspace3d_backbone"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a backbone says of B scenes of S images; None is what it does not say.
-
-    Cameras are OpenCV ones (x right, y down, z forward); the centre of the top-left pixel is at (0.5, 0.5). They come
-    as ``extrinsics`` and ``intrinsics``, or as the encodings of `subspace3d.backbones.pose` in ``stages``.
-
-    Attributes:
-        depth: z-depth ``[B, S, H, W]``, in the unit of the translations.
-        confidence: ``[B, S, H, W]``, positive, the weight of an error in the loss.
-        extrinsics: camera-from-world ``[B, S, 3, 4]``.
-        intrinsics: ``[B, S, 3, 3]`` in pixels of the images given.
-        points: ``[B, S, H, W, 3]`` in each camera and the unit of ``depth``, which is their z; of a model without
-            intrinsics.
-        stages: camera encodings ``[B, S, 9]`` after every refinement, the last one is the result.
-        outputs: what the network returned, for a loss of the backbone's own.
-    """
-
-    depth: Tensor | None = None
-    confidence: Tensor | None = None
-    extrinsics: Tensor | None = None
-    intrinsics: Tensor | None = None
-    points: Tensor | None = None
-    stages: tuple[Tensor, ...] = ()
-    outputs: Any = field(default=None, repr=False)
-
-    @classmethod
-    def from_vggt(cls, outputs: Mapping[str, Any]) -> Prediction:
-        """Of ``pose_enc_list`` or ``pose_enc``, ``depth [B, S, H, W, 1]`` and ``depth_conf``, as VGGT returns them."""
-        stages = outputs.get("pose_enc_list")
-        if stages is None and "pose_enc" in outputs:
-            stages = [outputs["pose_enc"]]
-        depth = outputs.get("depth")
-        return cls(
-            depth=None if depth is None else depth.squeeze(-1),
-            confidence=outputs.get("depth_conf"),
-            stages=tuple(stages or ()),
-            outputs=outputs,
-        )
 
 
 class Backbone:
@@ -146,12 +92,37 @@ class Backbone:
             ModuleNotFoundError: see `check_packages`.
             ValueError: it is no module, one that is not float32, or a user's own code raised something.
         """
-        from subspace3d.backbones.checks import check_network
-
         self.check_packages()
         with contextlib.nullcontext() if self.name in PRESETS else said_of(self.name):
             model = self.network()
-        return check_network(self, "network", model)
+        return self.checked_module("network", model)
+
+    def checked_module(self, method: str, model: object) -> nn.Module:
+        """``model``, which ``method`` made.
+
+        Raises:
+            ValueError: it is no module, or one of a user's own whose parameters are not float32.
+        """
+        import torch
+        from torch import nn
+
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise ValueError(f"backbone: {method} of {self.name} must return a torch.nn.Module, got {kind}")
+        if self.name in PRESETS:
+            return model
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"backbone: {method} of {self.name} must give float32, {name} is {parameter.dtype}; "
+                    "--train.precision bf16 computes in bfloat16"
+                )
+        names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+        for attribute, prefixes in (("frozen", self.frozen), ("parts", tuple(self.parts))):
+            idle = [each for each in prefixes if not any(f"{name}.".startswith(f"{each}.") for name in names)]
+            if idle:
+                logger.warning(f"{attribute} of {self.name}: no name in the network begins with {', '.join(idle)}")
+        return model
 
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
         """Run a network, plain or wrapped (by PEFT, DistributedDataParallel), with its graph.
@@ -170,7 +141,7 @@ class Backbone:
             ValueError: `__call__` returned something else, a field of another size, type or device, or, of a network
                 that is trained, nothing with a graph; names it.
         """
-        from subspace3d.backbones.checks import check_fields, check_graph
+        from subspace3d.backbones.prediction_checks import check_fields, check_graph
 
         prediction = self(model, images)
         if not isinstance(prediction, Prediction):
@@ -233,8 +204,6 @@ class Backbone:
             FileNotFoundError: the file does not exist.
             ModuleNotFoundError: see `check_packages`.
         """
-        from subspace3d.backbones.checks import check_network
-
         self.check_packages()
         source = None if weights is None else os.fspath(weights)
         if source == "random":
@@ -246,7 +215,7 @@ class Backbone:
         else:
             advice = f": {self.weights_advice}" if self.weights_advice else ""
             raise ValueError(f"weights of {self.name} do not ship with the package{advice}")
-        return attach(check_network(self, "load", self.load(path)), self)
+        return attach(self.checked_module("load", self.load(path)), self)
 
     def checkpointing(self, model: nn.Module, enabled: bool) -> None:
         """Recompute the modules that ``blocks`` matches in the backward pass, or stop doing so; as for `__call__`."""
@@ -300,101 +269,16 @@ class Backbone:
         return any(name.startswith(prefix + ".") or name == prefix for prefix in self.frozen)
 
 
-def find_backbone(name: str) -> Backbone:
-    """The backbone of a preset, or the one that ``package.module:factory`` gives.
-
-    A factory is a `Backbone` subclass or a function without arguments that returns one; or a function that takes
-    ``weights`` and returns a network, which is taken for a VGGT. Modules are also looked for in the working folder.
-
-    Raises:
-        ValueError: no such preset, or nothing of that kind.
-    """
-    if name in PRESETS:
-        return importlib.import_module(PRESETS[name]).preset(name)
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"backbone must be one of {', '.join(PRESETS)}, or package.module:factory, got {name!r}")
-    from subspace3d.backbones.checks import torch_defaults
-
-    try:
-        with torch_defaults(name):
-            factory = getattr(_import(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"backbone must be importable, got {name!r}: {error}") from error
-    if not callable(factory):
-        raise ValueError(f"backbone: {name} must be a function or a class, got {type(factory).__name__}")
-    return _made_by(name, factory)
-
-
-@functools.cache
-def _made_by(name: str, factory: Callable[..., object]) -> Backbone:
-    """Of a factory once in a process: a command looks its backbone up many times, and making it may take long."""
-    from subspace3d.backbones.checks import check_description
-
-    if "weights" in inspect.signature(factory).parameters:
-        from subspace3d.backbones.vggt_preset import VGGTFromFactory
-
-        found: Any = VGGTFromFactory(name, factory)
-    else:
-        with said_of(name):
-            found = factory()
-    if not isinstance(found, Backbone):
-        raise ValueError(f"backbone: {name} must return a subspace3d Backbone, got {type(found).__name__}")
-    check_description(name, found)
-    found.name = name
-    return found
-
-
-@contextlib.contextmanager
-def said_of(name: str) -> Iterator[None]:
-    """Whatever a user's own code raises within is told as the fault of the backbone ``name``, with its place.
-
-    A missing package is told as what it is, and `torch_defaults` are kept.
-
-    Raises:
-        ValueError: in the place of any other exception than a ModuleNotFoundError.
-    """
-    from subspace3d.backbones.checks import torch_defaults
-
-    try:
-        with torch_defaults(name):
-            yield
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename != __file__ and "site-packages" not in frame.filename]
-        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise ValueError(f"backbone: {name} raised {type(error).__name__}: {error}{place}") from error
-
-
-def _import(module: str) -> Any:
-    """Installed modules first, then those in the working folder, which a console script does not look into."""
-    folder = os.getcwd()
-    added = folder not in sys.path
-    if added:
-        sys.path.append(folder)
-    try:
-        return importlib.import_module(module)
-    finally:
-        if added:
-            sys.path.remove(folder)
-
-
 def attach(model: nn.Module, backbone: Backbone) -> nn.Module:
     """Make `backbone_of` find ``backbone`` in ``model`` and in whatever wraps it; returns ``model``."""
     model.__dict__[_ATTRIBUTE] = backbone
     return model
 
 
-def backbone_of(model: nn.Module) -> Backbone:
-    """The backbone of a network, plain or wrapped; one without any is taken for a VGGT."""
+def attached(model: nn.Module) -> Backbone | None:
+    """The backbone that is attached to a network, plain or wrapped; None where there is none."""
     found = network_of(model).__dict__.get(_ATTRIBUTE)
-    if isinstance(found, Backbone):
-        return found
-    from subspace3d.backbones.vggt_preset import describe
-
-    return describe(model)
+    return found if isinstance(found, Backbone) else None
 
 
 def network_of(model: nn.Module) -> nn.Module:

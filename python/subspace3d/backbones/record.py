@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from subspace3d.backbones import model_card
-from subspace3d.backbones.protocol import find_backbone
+from subspace3d.backbones.find import find_backbone
 from subspace3d.files import load_metadata, sha256
 from subspace3d.log import logger
 

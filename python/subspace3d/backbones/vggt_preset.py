@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from subspace3d.backbones.config import VGGTConfig, named_config
-from subspace3d.backbones.protocol import Backbone, Prediction, attach, said_of
-from subspace3d.backbones.targets import EXPRESSIONS
+from subspace3d.backbones.own_code import said_of
+from subspace3d.backbones.prediction import Prediction
+from subspace3d.backbones.protocol import Backbone, attach
 from subspace3d.backbones.vggt import NANO_WEIGHTS, VGGT, build_vggt
+from subspace3d.backbones.vggt_targets import EXPRESSIONS
 from subspace3d.backbones.weights import HUB_FILE, HUB_REPOSITORY, download_from_hub
 from subspace3d.log import logger
 

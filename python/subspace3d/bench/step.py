@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import subspace_ext as se
 from subspace3d.adapters.methods import add_lora, apply_method
+from subspace3d.backbones.find import backbone_of, find_backbone
 from subspace3d.backbones.losses import CAMERA_WEIGHT, LossCounts
-from subspace3d.backbones.protocol import backbone_of, find_backbone
 from subspace3d.backbones.targets import target_modules
 from subspace3d.bench import harness
 from subspace3d.bench.config import BenchConfig

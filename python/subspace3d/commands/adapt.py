@@ -90,7 +90,7 @@ def run(config: AdaptConfig) -> list[Path]:
         FileNotFoundError: scenes or weights are missing.
         SystemExit: with 1 if some adapters could not be tuned.
     """
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
     from subspace3d.backbones.record import record_backbone
     from subspace3d.jobs.cluster import absolute, joined_cluster
     from subspace3d.jobs.work import exit_on_failures

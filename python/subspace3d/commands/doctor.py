@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from subspace3d import __version__, extras, system
-from subspace3d.backbones.protocol import PRESETS, Backbone, find_backbone
+from subspace3d.backbones.find import find_backbone
+from subspace3d.backbones.presets import PRESETS
+from subspace3d.backbones.protocol import Backbone
 from subspace3d.machine import usable_cores
 
 

@@ -177,7 +177,7 @@ def _run(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
 
     from subspace3d.adapters.basis import warn_of_other_base
     from subspace3d.adapters.methods import apply_method
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
     from subspace3d.backbones.record import load_backbone, record_backbone
     from subspace3d.formats.run import read_tuned
     from subspace3d.training.device import choose_device

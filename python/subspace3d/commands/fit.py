@@ -90,7 +90,7 @@ def run(config: FitConfig) -> dict[str, Any]:
         SystemExit: with 3 if the verdict is not ``fits``; with 1 if a cluster could not take the gradient of a batch.
     """
     from subspace3d.adapters.basis import select_files, warn_of_other_base
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
     from subspace3d.backbones.record import UNKNOWN, record_backbone
     from subspace3d.files import sha256, write_json
     from subspace3d.formats.fit import FORMAT, VERSION, read_fit
@@ -181,7 +181,7 @@ class _Batches:
 
 def _prepare(config: FitConfig, files: Sequence[Path], backbone: BackboneRecord) -> _Prepared:
     from subspace3d.adapters.basis import basis_for_model
-    from subspace3d.backbones.protocol import backbone_of
+    from subspace3d.backbones.find import backbone_of
     from subspace3d.backbones.record import load_backbone
     from subspace3d.datasets.multiview import MultiViewDataset
     from subspace3d.training.device import choose_device

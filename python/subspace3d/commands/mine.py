@@ -184,7 +184,7 @@ def _report_ignored(adapters: Sequence[Adapter]) -> None:
 
 def _flags(base_model: str | None) -> str:
     """What a command is told to use the backbone of these adapters, after a space."""
-    from subspace3d.backbones.protocol import PRESETS
+    from subspace3d.backbones.presets import PRESETS
 
     name, _, weights = (base_model or "").partition("@")
     if name in ("", "vggt-nano") and not weights:

@@ -145,7 +145,7 @@ def evaluate(
         ValueError: two run folders have one name, or no scene can be evaluated.
         ImportError: SciPy, or for the protocol da3 Open3D, cannot be imported; names the remedy.
     """
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
     from subspace3d.backbones.record import record_backbone
     from subspace3d.formats.scene import find_scenes
 
@@ -229,7 +229,7 @@ def _set_up(argument: tuple[dict[str, Path | None], _Evaluation, int], worker: i
 
 def _about(record: BackboneRecord, measured: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers are of, and what of it the model does not say itself, whether its backbone names that or not."""
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
 
     backbone = find_backbone(record.name)
     absent = {name: "missing" for scene in measured["details"].values() for name in scene.get("not_predicted", ())}
@@ -393,7 +393,7 @@ def _can_be_read(path: Path, evaluation: _Evaluation) -> bool:
 
 
 def _load(path: Path, evaluation: _Evaluation) -> tuple[Scene, list[int]]:
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
     from subspace3d.formats.scene import SceneFile, load_scene
 
     frames = evaluation.options.choose(len(SceneFile(path)))
@@ -418,7 +418,7 @@ def _save_pictures(
 
 def _in_words(evaluation: _Evaluation) -> dict[str, Any]:
     """What the numbers depend on besides model and scenes, in words and numbers."""
-    from subspace3d.backbones.protocol import find_backbone
+    from subspace3d.backbones.find import find_backbone
 
     options, backbone = evaluation.options, find_backbone(evaluation.backbone.name)
     frames = f"floor(i * available / {options.frames or FRAMES}); all when fewer"

@@ -43,8 +43,8 @@ def predict(model: torch.nn.Module, images: NDArray[np.uint8], device: torch.dev
     """
     import torch
 
+    from subspace3d.backbones.find import backbone_of
     from subspace3d.backbones.pose import decode_pose
-    from subspace3d.backbones.protocol import backbone_of
 
     backbone = backbone_of(model)
     batch = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)[None].float() / 255.0

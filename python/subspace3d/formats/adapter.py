@@ -18,7 +18,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from subspace3d import files, outputs
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 from subspace3d.patterns import compile_pattern
 from subspace3d.schema import Positive, PositiveInt, check
 

@@ -92,7 +92,7 @@ class Predicted:
     """Scene folders; a model is loaded and a scene predicted when it is first asked for."""
 
     def __init__(self, folder: Path, how: Prediction) -> None:
-        from subspace3d.backbones.protocol import find_backbone
+        from subspace3d.backbones.find import find_backbone
         from subspace3d.backbones.record import UNKNOWN, record_backbone
         from subspace3d.evaluation.evaluate import check_backbones, method_folders, scene_name
         from subspace3d.formats.scene import find_scenes
@@ -124,7 +124,7 @@ class Predicted:
         return self._shown[scene, method]
 
     def _load(self, scene: str) -> tuple[Any, Views]:
-        from subspace3d.backbones.protocol import find_backbone
+        from subspace3d.backbones.find import find_backbone
         from subspace3d.evaluation.predict import choose_frames
         from subspace3d.formats.scene import SceneFile, load_scene
 

@@ -21,8 +21,8 @@ from subspace3d.adapters.methods import add_lora
 from subspace3d.adapters.multi_lora import share_weights
 from subspace3d.adapters.parameters import count_trainable
 from subspace3d.adapters.placement import select_modules
+from subspace3d.backbones.find import backbone_of
 from subspace3d.backbones.model_card import write_card
-from subspace3d.backbones.protocol import backbone_of
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.datasets.multiview import MultiViewDataset
 from subspace3d.files import atomic_folder, discard, read_record, write_json

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from subspace3d.adapters.parameters import trainable_parameters
+from subspace3d.backbones.find import backbone_of
 from subspace3d.backbones.losses import LossCounts
 from subspace3d.backbones.pose import decode_pose
-from subspace3d.backbones.protocol import backbone_of
 from subspace3d.datasets.multiview import as_sample, collate
 from subspace3d.formats.scene import Scene, SceneFile, find_scenes, load_images, load_scene
 from subspace3d.training.config import TrainConfig

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import subspace_ext as se
+from subspace3d.backbones.find import backbone_of
 from subspace3d.backbones.losses import gradient_loss
-from subspace3d.backbones.protocol import backbone_of
 from subspace3d.log import logger
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import available_memory, choose_device, device_name

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from subspace3d.adapters.hooks import MethodHook
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 from subspace3d.files import DamagedError
 from subspace3d.log import logger
 from subspace3d.training import checkpoints

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from subspace3d.backbones.find import backbone_of
 from subspace3d.backbones.losses import LossCounts
-from subspace3d.backbones.protocol import backbone_of
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.device import Processes
 from subspace3d.training.interfaces import BatchSource

@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_map
 from subspace3d import outputs
 from subspace3d.adapters.multi_lora import joined
 from subspace3d.adapters.parameters import trainable_parameters
-from subspace3d.backbones.protocol import Backbone, Prediction, backbone_of
+from subspace3d.backbones.find import backbone_of
+from subspace3d.backbones.prediction import Prediction
+from subspace3d.backbones.protocol import Backbone
 from subspace3d.locks import exclusive
 from subspace3d.log import logger
 from subspace3d.progress import Progress

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from subspace3d.backbones.protocol import backbone_of
+from subspace3d.backbones.find import backbone_of
 from subspace3d.files import load_tensors, save_tensors
 from subspace3d.log import logger
 

@@ -16,7 +16,7 @@ from subspace3d.adapters.methods import apply_method
 from subspace3d.adapters.parameters import trainable_parameters
 from subspace3d.adapters.saved import attach_adapter
 from subspace3d.backbones.model_card import write_card
-from subspace3d.backbones.protocol import PRESETS
+from subspace3d.backbones.presets import PRESETS
 from subspace3d.backbones.record import BackboneRecord, load_backbone
 from subspace3d.choices import CORE_METHODS, OWN_WEIGHTS
 from subspace3d.files import atomic_folder, check_values, load_tensors, save_tensors, sha256, write_json
