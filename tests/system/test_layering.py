@@ -92,15 +92,16 @@ def test_no_module_imports_upwards():
 
 
 def test_no_two_modules_import_each_other():
-    """Imports at the top of files only: what a function imports is not there when the other module is."""
+    """Imports inside functions and for types alone count too; the public names of a package do not."""
     modules = {
         ".".join(("subspace3d", *source.relative_to(ROOT).with_suffix("").parts)): source
         for source in ROOT.rglob("*.py")
+        if source.name != "__init__.py"
     }
     edges: dict[str, set[str]] = {}
     for name, source in modules.items():
         edges[name] = set()
-        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 targets = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
                 edges[name] |= targets & modules.keys()
