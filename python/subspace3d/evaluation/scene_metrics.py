@@ -263,7 +263,8 @@ def measure(pred: Views, true: Views, icp_threshold: float, f_threshold: float =
     has_points = pred.intrinsics is not None or pred.points_in_camera is not None
     pred_camera = pred.camera_points(mask) if has_points else None
     # the unit that backbones of the scale "scene" learn: mean distance of the true points from the first camera
-    unit = float(np.linalg.norm(true.first_camera().apply(true_points), axis=1).mean())
+    seen = true.first_camera().apply(true_points)
+    unit = float(np.sqrt(np.einsum("ij,ij->i", seen, seen)).mean())
     no_unit = ""
     if pred.scale != "scene":
         try:
