@@ -28,7 +28,7 @@ ONE_ALWAYS = ["pi3", *(pytest.param(name, marks=pytest.mark.slow) for name in BA
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two patches a side in the place of the published 518 or 512 pixels."""
-    for name in BACKBONES:
+    for name in ("da3-small", *BACKBONES):
         backbone = type(find_backbone(name))
         monkeypatch.setattr(backbone, "image_size", 2 * backbone.patch_size)
 
@@ -66,7 +66,7 @@ def test_the_whole_pipeline(name: str, small_images: None, tmp_path: Path, capsy
         assert set(basis) == {f"decoder.{layer}.{part}" for layer in range(4) for part in parts}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [pytest.param("da3-small", marks=pytest.mark.slow), *BACKBONES])
 def test_random_weights_need_no_file_from_the_count_to_the_report(
     name: str, small_images: None, tmp_path: Path, capsys
 ) -> None:

@@ -71,7 +71,7 @@ def check_network(backbone: Backbone, method: str, model: object) -> nn.Module:
                 "--train.precision bf16 computes in bfloat16"
             )
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
-    for attribute, prefixes in (("frozen", backbone.frozen), ("parts", backbone.parts)):
+    for attribute, prefixes in (("frozen", backbone.frozen), ("parts", tuple(backbone.parts))):
         idle = [each for each in prefixes if not any(f"{name}.".startswith(f"{each}.") for name in names)]
         if idle:
             logger.warning(f"{attribute} of {backbone.name}: no name in the network begins with {', '.join(idle)}")
