@@ -115,7 +115,14 @@ def test_cards_name_the_licence_and_are_read_back(tmp_path: Path) -> None:
         assert licence_of_card(tmp_path / "README.md") == licence_of_adapter(tmp_path) == read
 
 
-@pytest.mark.parametrize("words", [["params"], ["evaluate", "--weights", "random", "--scenes", "s", "--out", "o"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["params"],
+        ["evaluate", "--weights", "random", "--scenes", "s", "--out", "o"],
+        ["view", "s", "--weights", "random", "--device", "cpu"],
+    ],
+)
 def test_a_package_that_is_missing_is_named_with_its_command(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

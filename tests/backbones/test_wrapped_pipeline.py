@@ -66,7 +66,7 @@ def test_the_whole_pipeline(name: str, small_images: None, tmp_path: Path, capsy
         assert set(basis) == {f"decoder.{layer}.{part}" for layer in range(4) for part in parts}
 
 
-@pytest.mark.parametrize("name", ["da3-small", *BACKBONES])
+@pytest.mark.parametrize("name", [pytest.param("da3-small", marks=pytest.mark.slow), *BACKBONES])
 def test_random_weights_need_no_file_from_the_count_to_the_report(
     name: str, small_images: None, tmp_path: Path, capsys
 ) -> None:
