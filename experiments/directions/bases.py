@@ -28,7 +28,7 @@ from subspace3d.mining.spectra import place as place_of
 from subspace3d.training.gradients import summed_gradients
 
 _GRADIENT_SEED = 1000
-"""Batches of the gradients that are measured and of the oracle: other ones than any training draws."""
+"""Batches of the gradients that are measured and of the basis `own`: other ones than any training draws."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def energies(gradients: Mapping[str, torch.Tensor], basis: Basis) -> dict[str, f
     return dict(zip(("core", "U", "V"), (held / total).tolist()))
 
 
-def oracle_energies(gradients: Mapping[str, torch.Tensor], K: int) -> dict[str, float]:
+def own_energies(gradients: Mapping[str, torch.Tensor], K: int) -> dict[str, float]:
     """The same for leading directions of one half of the batches, measured on the other, both ways."""
     total = sum(float(each.double().square().sum()) for each in gradients.values())
     held = torch.zeros(3, dtype=torch.float64)

@@ -15,7 +15,7 @@ BASES: dict[str, str] = {
     "gradient": "gradients of the attribute data sets, model shared",
     "joined": "both: U of both, V of the gradients",
     "pooled": "tuned adapters of all attributes in one",
-    "own": "the task's own gradient (oracle)",
+    "own": "gradient of the task's own training scenes",
     "random-1": "random directions, second draw",
     "random-2": "random directions, third draw",
     "permuted": "model mean, each block's basis in another block",

@@ -96,7 +96,7 @@ def _measure_energies(context: Context, chosen: Sequence[Cell], task: str) -> No
     model = bases.load_model(context)
     for cell in missing:
         if cell.basis == "own":
-            shares = bases.oracle_energies(gradients, cell.K)
+            shares = bases.own_energies(gradients, cell.K)
         else:
             shares = bases.energies(gradients, bases.build(context, cell.task, cell.basis, cell.K, model))
         known[f"{cell.basis} {cell.K}"] = {side: float(f"{share:.6g}") for side, share in shares.items()}

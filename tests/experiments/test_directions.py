@@ -121,7 +121,7 @@ def test_energies_by_hand() -> None:
     # 9 + 1 of 14 in the corner; U alone has the first row, V alone the first column
     assert bases.energies({"a": g}, basis) == pytest.approx({"core": 10 / 14, "U": 10 / 14, "V": 10 / 14})
     # the first half points at the corner, where the other has 1 of its 5; the other at the last entry, where it has 0
-    assert bases.oracle_energies({"a": g}, 1) == pytest.approx({"core": 1 / 14, "U": 1 / 14, "V": 1 / 14})
+    assert bases.own_energies({"a": g}, 1) == pytest.approx({"core": 1 / 14, "U": 1 / 14, "V": 1 / 14})
     assert leading_directions(g[1], 1)[0][2].abs() == pytest.approx(1)
 
 
