@@ -18,7 +18,6 @@ _SLOW_LIMIT_S = 1500  # below faulthandler_timeout in pyproject.toml, which ends
 # Whole runs in processes of their own. With a file for each worker they begin first, so that no worker ends long after
 # the others.
 _LONGEST = (
-    "experiments/test_run.py",
     "training/test_processes.py",
     "faults/test_faults.py",
     "system/test_demo.py",

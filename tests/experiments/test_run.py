@@ -28,7 +28,7 @@ def records(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.glob(f"runs/*/*/{RECORD}")}
 
 
-@pytest.mark.timeout(600)  # a whole run, twice
+@pytest.mark.slow  # a minute and a half: a whole run, twice
 def test_a_part_killed_and_started_again_ends_in_a_page(tmp_path):
     out = tmp_path / "run"
     arguments = ["--out", str(out), "--only", "psv", "--seeds", "1"]
