@@ -44,6 +44,12 @@ class _MismatchError(Exception):
         self.name, self.rule, self.value = name, rule, value
 
 
+def require(condition: bool, name: str, rule: str, value: object) -> None:
+    """Raise ValueError with argument, rule and value unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
 def check(value: Any, schema: type[T], what: object) -> T:
     """``value`` itself, which is a ``schema``.
 

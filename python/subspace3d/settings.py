@@ -8,13 +8,8 @@ from typing import Any
 
 from subspace3d import outputs, records
 from subspace3d.files import write_text
+from subspace3d.schema import require as require
 from subspace3d.tables import check_plain, read_table
-
-
-def require(condition: bool, name: str, rule: str, value: object) -> None:
-    """Raise ValueError with argument, rule and value unless ``condition`` holds."""
-    if not condition:
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
 def flag(name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from subspace3d.reading import read_text
+from subspace3d.schema import require
 
 _LARGEST_FILE = 1 << 18
 _MOST_VALUES = 10_000
@@ -34,18 +35,16 @@ def read_table(path: Path) -> dict[str, Any]:
 def check_plain(table: dict[Any, Any], path: Path) -> None:
     """Raise ValueError unless keys are text and values what JSON has: YAML also makes dates, sets and bytes."""
     for key, value in table.items():
-        if not isinstance(key, str):
-            raise ValueError(f"{path}: a key must be text, got {key!r}")
+        require(isinstance(key, str), f"{path}: a key", "text", key)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
                 check_plain(item, path)
             else:
                 # quoted, a date is text
-                if not isinstance(item, (str, int, float, bool, list, type(None))):
-                    rule = "text, a number, true, false or null"
-                    raise ValueError(f"{path}: {key} must be {rule}, got {item!r}")
-                if isinstance(item, float) and not math.isfinite(item):
-                    raise ValueError(f"{path}: {key} must be a finite number, got {item!r}")
+                allowed = isinstance(item, (str, int, float, bool, list, type(None)))
+                require(allowed, f"{path}: {key}", "text, a number, true, false or null", item)
+                finite = not isinstance(item, float) or math.isfinite(item)
+                require(finite, f"{path}: {key}", "a finite number", item)
 
 
 def _parse(text: str, suffix: str) -> Any:
