@@ -8,6 +8,7 @@ wraps the network itself. Importing this module loads no torch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -121,7 +122,7 @@ class Backbone:
         for attribute, prefixes in (("frozen", self.frozen), ("parts", tuple(self.parts))):
             idle = [each for each in prefixes if not any(f"{name}.".startswith(f"{each}.") for name in names)]
             if idle:
-                logger.warning(f"{attribute} of {self.name}: no name in the network begins with {', '.join(idle)}")
+                _warn_of_idle(self.name, attribute, ", ".join(idle))
         return model
 
     def __call__(self, model: nn.Module, images: Tensor) -> Prediction:
@@ -267,6 +268,12 @@ class Backbone:
     def is_frozen(self, name: str) -> bool:
         """Whether no method trains the parameter ``name`` of the network."""
         return any(name.startswith(prefix + ".") or name == prefix for prefix in self.frozen)
+
+
+@functools.cache
+def _warn_of_idle(backbone: str, attribute: str, prefixes: str) -> None:
+    """Once in a process: a network is looked at where it is counted, where it is made and where it is loaded."""
+    logger.warning(f"{attribute} of {backbone}: no name in the network begins with {prefixes}")
 
 
 def attach(model: nn.Module, backbone: Backbone) -> nn.Module:
