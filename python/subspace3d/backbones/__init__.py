@@ -1,4 +1,4 @@
-"""VGGT in two sizes, its camera encoding, and the modules of it that adapters attach to.
+"""What the pipeline asks of a network, VGGT in two sizes, and the networks of other installed packages.
 
 `build_vggt` is imported on first use, so that importing this package does not import torch.
 """
