@@ -184,7 +184,8 @@ py::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Nothing here keeps state between calls, so free-threaded Python need not turn its lock on.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Native kernels of subspace_ext; addresses are integers, sizes and strides count elements.";
   m.def("build_info", &build_info);
   m.def("irls_workspace", [](const py::bytes& job) { return irls_workspace(checked_job(job)); }, py::arg("job"));

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -37,6 +39,37 @@ def test_importing_touches_no_gpu_and_no_heavy_package():
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_free_threaded_python_stays_free(module):
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("this Python has a global lock")
+    # importing a module that does not say it can do without turns the lock on, with a warning
+    code = "import sys; import subspace_ext; assert subspace_ext._native.available(); print(sys._is_gil_enabled())"
+    run = [sys.executable, "-c"]
+    alone = subprocess.run([*run, "import sys, torch; print(sys._is_gil_enabled())"], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    assert subprocess.run([*run, code], capture_output=True, text=True).stdout == alone.stdout
+
+
+def test_threads_do_not_disturb_each_other():
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(6, 24, 3, generator=generator, dtype=torch.float64)
+    a = torch.randn(6, 3, 20, generator=generator, dtype=torch.float64)
+    u, v = (torch.linalg.qr(torch.randn(size, 5, generator=generator))[0] for size in (24, 20))
+    weight, core, x = (torch.randn(*shape, generator=generator) for shape in ((24, 20), (5, 5), (7, 20)))
+
+    def work(_):
+        own = core.clone().requires_grad_()
+        y = subspace_ext.subspace_linear(x, weight, None, u, own, v)
+        y.square().sum().backward()
+        mined = subspace_ext.mine_subspace(b, a, 4)
+        return y.detach(), own.grad, mined.u, mined.v
+
+    expected = work(0)
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(work, range(32)):
+            assert all(torch.equal(got, want) for got, want in zip(result, expected))
 
 
 def test_build_info():
