@@ -82,7 +82,9 @@ def compare(layout: Layout, scale: Scale, sets: Sequence[Mined]) -> None:
     """
     from subspace3d.mining.mine import mean_relative_weights
 
-    result: dict[str, Any] = {}
+    path = layout.out / "mining.json"
+    before: dict[str, Any] = read_json(path) if path.is_file() else {}
+    result = dict(before)
     for mined in sets:
         clean = replace(mined, planted=False)
         if not mined.planted or clean not in sets:
@@ -97,8 +99,7 @@ def compare(layout: Layout, scale: Scale, sets: Sequence[Mined]) -> None:
                 "weights": {name: round(value, 4) for name, value in zip(names, weights)},
             }
         result["mean" if mined.p == 2 else "irls"] = rows
-    path = layout.out / "mining.json"
-    if result and not (path.is_file() and read_json(path) == result):
+    if result != before:
         write_json(path, result)
 
 

@@ -13,10 +13,22 @@ from typing import Any
 
 import torch
 
-from experiments import jobs, page, prepare
+from experiments import jobs, measured, page, prepare
 from experiments.jobs import Context, Job
 from experiments.layout import Layout
-from experiments.plan import SPLITS, VALIDATION, all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_runs
+from experiments.measured import RUN_RECORD
+from experiments.plan import (
+    SPLITS,
+    VALIDATION,
+    Mined,
+    all_rows,
+    analyzed,
+    budget,
+    final_rate_runs,
+    mined_sets,
+    rate_runs,
+    table_runs,
+)
 from experiments.rates import chosen_rates, finalists, read_choices
 from experiments.scale import SCALES, Scale
 from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
@@ -30,8 +42,6 @@ from subspace3d.machine import usable_cores
 from subspace3d.progress import format_duration
 from subspace3d.training.device import choose_device
 
-RUN_RECORD = "experiments.json"
-
 
 def run(config: ExperimentsConfig) -> Path:
     """Run what is missing and write the page of results; with ``collect`` only write the page.
@@ -43,9 +53,9 @@ def run(config: ExperimentsConfig) -> Path:
         OUT/results.md.
 
     Raises:
-        ValueError: OUT holds a run of another scale, other weights or another version; no such task or row at this
-            scale; or no cluster answers.
-        FileNotFoundError: weights are missing; or ``publish`` is not a checkout.
+        ValueError: OUT or ``measured`` holds a run of another scale, other weights or another version; no such task or
+            row at this scale; or no cluster answers.
+        FileNotFoundError: weights or ``measured`` are missing; or ``publish`` is not a checkout.
         SystemExit: with 1 if some jobs failed; the page is written all the same.
     """
     scale = dataclasses.replace(SCALES[config.scale], finalists=config.finalists)
@@ -64,11 +74,13 @@ def run(config: ExperimentsConfig) -> Path:
     if unknown := sorted(set(config.rows) - known):
         raise ValueError(f"rows must be among {', '.join(sorted(known))}, got {', '.join(unknown)}")
     failures: dict[str, str] = {}
-    check_folder(config.out, config.scale, config.weights, config.collect)
+    check_folder(config.out, config.scale, config.weights, config.collect, config.measured)
     if not config.collect:
         wanted = dataclasses.replace(scale, tasks=chosen, rows=config.rows)
         failures = _run_all(config, layout, wanted, experiments)
     path = page.write(layout, scale, failures, config.publish)
+    if config.publish is not None:
+        measured.keep(config.out, config.publish)
     print(f"results -> {path}", flush=True)
     if failures:
         print(f"experiments: {len(failures)} jobs failed, the same command tries them again:", file=sys.stderr)
@@ -78,16 +90,21 @@ def run(config: ExperimentsConfig) -> Path:
     return path
 
 
-def check_folder(out: Path, scale: str, weights: Path | None, collect: bool) -> None:
+def check_folder(out: Path, scale: str, weights: Path | None, collect: bool, before: Path | None = None) -> None:
     """A run folder belongs to one scale, one set of weights and one version; every start is noted in it.
 
+    Args:
+        before (Path | None): results that were measured elsewhere, which are put into it.
+
     Raises:
-        ValueError: ``out`` holds a run of another scale, other weights or another version.
-        FileNotFoundError: with ``collect``, it holds none.
+        ValueError: ``out`` or ``before`` holds a run of another scale, other weights or another version.
+        FileNotFoundError: ``before`` is missing; or, with ``collect``, there is nothing to collect.
     """
     path = out / RUN_RECORD
     wanted = {"scale": scale, "weights": record_backbone("vggt-nano", weights).sha256, "version": __version__}
     record: dict[str, Any] = {**wanted, "starts": []}
+    if before is not None:
+        print(f"measured: {measured.take_over(before, out, wanted)} records taken over from {before}", flush=True)
     if path.is_file():
         record = read_json(path)
         records.check_same(out, record, wanted, "choose another folder")
@@ -103,7 +120,7 @@ def _run_all(
 ) -> dict[str, str]:
     workers = config.workers or max(1, torch.cuda.device_count() or usable_cores())
     context = Context(config, layout, scale, layout.out / "tokens", workers)
-    sets = mined_sets(scale, experiments)
+    sets = _needed_sets(context, experiments)
     planned = sum(cost.seconds for cost in budget(scale, experiments, config.seeds))
     where = f"on the cluster at {config.ray}" if config.ray else f"{workers} at a time"
     expected = f"; about {format_duration(planned / workers)} in all" if scale.name == "nano" and not config.ray else ""
@@ -146,15 +163,38 @@ def _run_all(
     return failures
 
 
+def _needed_sets(context: Context, experiments: Sequence[Experiment]) -> list[Mined]:
+    """The sets of rows that have something left to run, and those whose analysis is missing."""
+    scale, layout, seeds = context.scale, context.layout, context.config.seeds
+    choices = read_choices(layout, scale, experiments)
+    chosen = chosen_rates(choices)
+    grid = rate_runs(scale, experiments)
+    rates = [*grid, *final_rate_runs(grid, seeds, finalists(choices))]
+    wanted = [Job(run.task, (VALIDATION,), run) for run in rates]
+    wanted += [Job(run.task, SPLITS, run) for run in table_runs(scale, experiments, seeds, chosen)]
+    rows = [job.run.row for job in wanted if job.run and not jobs.is_done(context, job)]
+    for task in scale.tasks:
+        without_rate = {row.family for row in all_rows(scale, experiments, task)} - chosen.get(task, {}).keys()
+        rows += [row for row in all_rows(scale, experiments, task) if row.family in without_rate and not row.rate]
+    needed = {row.mined for row in rows}
+    # what planted adapters did is seen beside the same set without them
+    needed |= {dataclasses.replace(mined, planted=False) for mined in needed if mined is not None}
+    needed |= {mined for name, mined in analyzed(scale).items() if not layout.analysis(name).is_file()}
+    return [mined for mined in mined_sets(scale, experiments) if mined in needed]
+
+
 def _assemble(context: Context, runs: Sequence[Job]) -> None:
-    """Write results.json of every task and split over all runs, which were measured one by one."""
+    """Write results.json of every task and split over all runs that were made here, which were measured one by one."""
     from subspace3d.commands import evaluate
 
     for task in context.scale.tasks:
         for split in SPLITS:
             folder = context.layout.measured(task, split)
             done = [job.run for job in runs if job.run and job.task == task]
-            tuned = [context.layout.run(run) for run in done if context.layout.record(task, split, run.name).is_file()]
+            with_record = [run for run in done if context.layout.record(task, split, run.name).is_file()]
+            tuned = [folder for run in with_record if (folder := context.layout.run(run)).joinpath("tuned").is_dir()]
+            if not tuned:
+                continue
             config = EvaluateConfig(
                 scenes=context.layout.scenes(task, split),
                 out=folder,

@@ -41,6 +41,9 @@ class ExperimentsConfig(ClusterOptions):
     """Weights of vggt-nano; none: those shipped with the package."""
     publish: Path | None = None
     """Checkout of this project, whose docs/results.md, docs/images and README are brought up to date as well."""
+    measured: Path | None = None
+    """Results of an earlier run, as --publish writes them to experiments/measured.jsonl: they are taken over, and what
+    they hold is not run again."""
     collect: bool = False
     """Run nothing: only write the page from what is there."""
 
@@ -52,7 +55,7 @@ class ExperimentsConfig(ClusterOptions):
         require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)
 
     def reads(self) -> list[tuple[str, Path]]:
-        return outputs.named(weights=self.weights)
+        return outputs.named(weights=self.weights, measured=self.measured)
 
     def writes(self) -> list[outputs.Output]:
         return [outputs.Output("out", self.out, outputs.EXPERIMENTS)]

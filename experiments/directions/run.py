@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import prepare
+from experiments import measured, prepare
 from experiments.directions import bases, jobs, page
 from experiments.directions.bases import Paths
 from experiments.directions.plan import RATE_SEED, SIZES, Cell, Run, Sizes, cells, core_hours, final_runs, rate_runs
@@ -31,8 +31,9 @@ def run(config: DirectionsConfig) -> Path:
     """Run what is missing and write OUT/directions/directions.md; with ``collect`` only write the page.
 
     Raises:
-        ValueError: OUT holds a run of another scale, other weights or another version; or no such task at this scale.
-        FileNotFoundError: weights are missing, or ``publish`` is not a checkout.
+        ValueError: OUT or ``measured`` holds a run of another scale, other weights or another version; or no such task
+            at this scale.
+        FileNotFoundError: weights or ``measured`` are missing, or ``publish`` is not a checkout.
         SystemExit: with 1 if some runs failed; the page is written all the same.
     """
     config = outputs.check(config)
@@ -49,7 +50,7 @@ def run(config: DirectionsConfig) -> Path:
     )
     workers = config.workers or usable_cores()
     context = Context(shared, Layout(config.out), scale, config.out / "tokens", workers)
-    check_folder(config.out, config.scale, config.weights, config.collect)
+    check_folder(config.out, config.scale, config.weights, config.collect, config.measured)
     chosen = cells(scale, sizes, config.bases, config.sizes)
     failures = {} if config.collect else _run_all(config, context, sizes, chosen)
     path = Paths(context.layout).root / "directions.md"
@@ -58,6 +59,8 @@ def run(config: DirectionsConfig) -> Path:
     grid = {rate: _at_rate(context, chosen, rate) for rate in sizes.rates}
     block = page.render(found, grid, _energies(context), shots, sizes, list(tasks), config.scale == "smoke")
     page.write(path, block, config.publish)
+    if config.publish is not None:
+        measured.keep(config.out, config.publish)
     logger.info(f"directions -> {path}")
     if failures:
         for name, message in failures.items():

@@ -33,6 +33,9 @@ class DirectionsConfig:
     """Weights of vggt-nano; none: those shipped with the package."""
     publish: Path | None = None
     """Checkout of this project, whose docs/directions.md is brought up to date as well."""
+    measured: Path | None = None
+    """Results of an earlier run, as --publish writes them to experiments/measured.jsonl: they are taken over, and what
+    they hold is not run again."""
     collect: bool = False
     """Run nothing: only write the page from what is there."""
 
@@ -43,6 +46,9 @@ class DirectionsConfig:
         require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
         require(self.workers >= 0, "workers", "at least 0", self.workers)
         require(self.publish is None or self.scale == "nano", "scale", "nano where results are published", self.scale)
+
+    def reads(self) -> list[tuple[str, Path]]:
+        return outputs.named(weights=self.weights, measured=self.measured)
 
     def writes(self) -> list[outputs.Output]:
         return [outputs.Output("out", self.out, outputs.EXPERIMENTS)]
