@@ -181,6 +181,15 @@ def test_intrinsics_are_in_pixels() -> None:
     with FakeTensorMode() as fake:
         traced = Said(intrinsics=fake.from_tensor(_intrinsics(1, 1)))
         assert traced.predict(nn.Identity(), fake.from_tensor(images)).intrinsics is not None
+    # looking waits for the device: it ends with the first prediction that is right
+    said = Said(intrinsics=_intrinsics(1, 1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must be in pixels"):
+            said.predict(nn.Identity(), images)
+    said.fields = {"intrinsics": pixels}
+    said.predict(nn.Identity(), images)
+    said.fields = {"intrinsics": _intrinsics(1, 1)}
+    said.predict(nn.Identity(), images)
 
 
 def test_a_network_that_is_trained_keeps_its_graph() -> None:

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from subspace3d.backbones.prediction import Prediction
-from subspace3d.backbones.presets import PRESETS
 
 _NORMALISED = 1.5  # principal points of normalised intrinsics stay below it, those in pixels lie in the image
 
 
 def check_fields(name: str, prediction: Prediction, images: Tensor) -> None:
-    """Raises ValueError if a field is not of the size, type, device or, as far as it shows, unit of `Prediction`."""
+    """Raises ValueError if a field is not of the size, type or device that `Prediction` gives."""
     frames, size = tuple(images.shape[:2]), tuple(images.shape[-2:])
     wanted = {
         "depth": (*frames, *size),
@@ -43,19 +42,26 @@ def check_fields(name: str, prediction: Prediction, images: Tensor) -> None:
                 f"backbone: {key} of the Prediction of {name} must be floating and on {images.device}, as the images "
                 f"are, got {value.dtype} on {value.device}"
             )
-    if prediction.intrinsics is not None and name not in PRESETS and _has_values(prediction.intrinsics):
-        corner = float(prediction.intrinsics.detach()[..., :2, 2].abs().max())
-        if corner <= _NORMALISED < min(size):
-            raise ValueError(
-                f"backbone: intrinsics of the Prediction of {name} must be in pixels of the images given, but no "
-                f"principal point lies further than {corner:.3g} pixels from the corner: multiply them by width and "
-                "height if they are normalised"
-            )
 
 
-def _has_values(tensor: Tensor) -> bool:
-    """Not so while a step is traced to estimate its memory."""
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+def check_units(name: str, prediction: Prediction, images: Tensor) -> bool:
+    """Whether there were intrinsics to look at; has to wait for the device they are on.
+
+    Raises:
+        ValueError: they cannot be in pixels.
+    """
+    intrinsics = prediction.intrinsics
+    # those of a step that is traced to estimate its memory have no values
+    if intrinsics is None or intrinsics.is_meta or isinstance(intrinsics, FakeTensor):
+        return False
+    corner = float(intrinsics.detach()[..., :2, 2].abs().max())
+    if corner <= _NORMALISED < min(images.shape[-2:]):
+        raise ValueError(
+            f"backbone: intrinsics of the Prediction of {name} must be in pixels of the images given, but no "
+            f"principal point lies further than {corner:.3g} pixels from the corner: multiply them by width and "
+            "height if they are normalised"
+        )
+    return True
 
 
 def check_graph(name: str, prediction: Prediction, model: nn.Module) -> None:

@@ -81,6 +81,7 @@ class Backbone:
     shipped: Path | None = None
     requires: tuple[str, ...] = ()
     install: str = ""
+    _units_checked = False  # once is enough, and costs a wait for the GPU
 
     def network(self) -> nn.Module:
         """The network with random weights, float32; also called on the meta device, to count parameters."""
@@ -139,16 +140,18 @@ class Backbone:
         depth.
 
         Raises:
-            ValueError: `__call__` returned something else, a field of another size, type or device, or, of a network
-                that is trained, nothing with a graph; names it.
+            ValueError: `__call__` returned something else, a field of another size, type, device or, as far as its first
+                prediction shows, unit, or, of a network that is trained, nothing with a graph; names it.
         """
-        from subspace3d.backbones.prediction_checks import check_fields, check_graph
+        from subspace3d.backbones.prediction_checks import check_fields, check_graph, check_units
 
         prediction = self(model, images)
         if not isinstance(prediction, Prediction):
             kind = type(prediction).__name__
             raise ValueError(f"backbone: __call__ of {self.name} must return a subspace3d Prediction, got {kind}")
         check_fields(self.name, prediction, images)
+        if not self._units_checked and self.name not in PRESETS:
+            self._units_checked = check_units(self.name, prediction, images)
         check_graph(self.name, prediction, model)
         if prediction.depth is None and prediction.points is not None:
             return replace(prediction, depth=prediction.points[..., 2])
