@@ -140,8 +140,8 @@ class Backbone:
         depth.
 
         Raises:
-            ValueError: `__call__` returned something else, a field of another size, type, device or, as far as its first
-                prediction shows, unit, or, of a network that is trained, nothing with a graph; names it.
+            ValueError: `__call__` returned something else; a field of another size, type or device; in its first
+                prediction, intrinsics that are not in pixels; or, of a network that is trained, nothing with a graph.
         """
         from subspace3d.backbones.prediction_checks import check_fields, check_graph, check_units
 
