@@ -30,7 +30,7 @@ from experiments.plan import (
     table_runs,
 )
 from experiments.rates import chosen_rates, finalists, read_choices
-from experiments.scale import SCALES, Scale
+from experiments.scale import SCALES, Scale, Task
 from experiments.settings import EXPERIMENTS, Experiment, ExperimentsConfig
 from subspace3d import __version__, outputs, records
 from subspace3d.backbones.record import record_backbone
@@ -120,7 +120,7 @@ def _run_all(
 ) -> dict[str, str]:
     workers = config.workers or max(1, torch.cuda.device_count() or usable_cores())
     context = Context(config, layout, scale, layout.out / "tokens", workers)
-    sets = _needed_sets(context, experiments)
+    tasks, sets = _left(context, experiments)
     planned = sum(cost.seconds for cost in budget(scale, experiments, config.seeds))
     where = f"on the cluster at {config.ray}" if config.ray else f"{workers} at a time"
     expected = f"; about {format_duration(planned / workers)} in all" if scale.name == "nano" and not config.ray else ""
@@ -130,6 +130,10 @@ def _run_all(
         flush=True,
     )
     failures: dict[str, str] = {}
+
+    def render() -> None:
+        if tasks:
+            prepare.render(dataclasses.replace(context, scale=dataclasses.replace(scale, tasks=tasks)), sets)
 
     def measure_base() -> None:
         splits = (VALIDATION, *SPLITS)
@@ -149,7 +153,7 @@ def _run_all(
         _assemble(context, runs)
 
     stages: list[tuple[str, Callable[[], None]]] = [
-        ("render scenes", lambda: prepare.render(context, sets)),
+        ("render scenes", render),
         ("tune adapters", lambda: prepare.tune_adapters(context, sets)),
         ("mine subspaces", lambda: prepare.mine_subspaces(context, sets)),
         ("measure the base model", measure_base),
@@ -163,24 +167,31 @@ def _run_all(
     return failures
 
 
-def _needed_sets(context: Context, experiments: Sequence[Experiment]) -> list[Mined]:
-    """The sets of rows that have something left to run, and those whose analysis is missing."""
+def _left(context: Context, experiments: Sequence[Experiment]) -> tuple[dict[Task, str], list[Mined]]:
+    """The tasks on which something is left to run, with their banks, and the sets of subspaces that it needs; also the
+    sets whose analysis is missing."""
     scale, layout, seeds = context.scale, context.layout, context.config.seeds
     choices = read_choices(layout, scale, experiments)
     chosen = chosen_rates(choices)
     grid = rate_runs(scale, experiments)
     rates = [*grid, *final_rate_runs(grid, seeds, finalists(choices))]
-    wanted = [Job(run.task, (VALIDATION,), run) for run in rates]
+    wanted = [Job(task, (VALIDATION, *SPLITS)) for task in scale.tasks]
+    wanted += [Job(run.task, (VALIDATION,), run) for run in rates]
     wanted += [Job(run.task, SPLITS, run) for run in table_runs(scale, experiments, seeds, chosen)]
-    rows = [job.run.row for job in wanted if job.run and not jobs.is_done(context, job)]
+    left = [job for job in wanted if not jobs.is_done(context, job)]
+    rows = [job.run.row for job in left if job.run]
+    tasks = {job.task for job in left}
     for task in scale.tasks:
-        without_rate = {row.family for row in all_rows(scale, experiments, task)} - chosen.get(task, {}).keys()
-        rows += [row for row in all_rows(scale, experiments, task) if row.family in without_rate and not row.rate]
+        # where no rate is known, its runs cannot be told yet
+        later = [row for row in all_rows(scale, experiments, task) if not row.rate and row.family not in chosen[task]]
+        rows += later
+        tasks |= {task} if later else set()
     needed = {row.mined for row in rows}
     # what planted adapters did is seen beside the same set without them
     needed |= {dataclasses.replace(mined, planted=False) for mined in needed if mined is not None}
     needed |= {mined for name, mined in analyzed(scale).items() if not layout.analysis(name).is_file()}
-    return [mined for mined in mined_sets(scale, experiments) if mined in needed]
+    sets = [mined for mined in mined_sets(scale, experiments) if mined in needed]
+    return {task: bank for task, bank in scale.tasks.items() if task in tasks}, sets
 
 
 def _assemble(context: Context, runs: Sequence[Job]) -> None:

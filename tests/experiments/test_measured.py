@@ -40,6 +40,8 @@ def finished(tmp_path) -> Context:
         job = Job(each.task, (VALIDATION, *SPLITS), each)
         record = {"splits": list(job.splits), "diverged": None, "settings": settings_of(context, job)}
         write_json(context.layout.run(each) / RECORD, record)
+    base = {"splits": [VALIDATION, *SPLITS], "diverged": None, "settings": None}
+    write_json(out / "runs" / "bodies" / "base" / RECORD, base)
     write_json(out / "experiments.json", {**HEAD, "starts": [START]})
     for name in ("object", "object-gradient"):
         write_json(context.layout.analysis(name), {"format": "subspace3d-analysis", "cross_validation": None, "k": {}})
@@ -77,16 +79,18 @@ def test_what_is_there_stays(finished, tmp_path):
 def test_nothing_is_needed_for_what_was_measured(finished, tmp_path):
     measured.keep(finished.layout.out, tmp_path)
     other = context_of(tmp_path / "other")
-    assert len(run._needed_sets(other, EXPERIMENTS)) > 5
+    tasks, sets = run._left(other, EXPERIMENTS)
+    assert tasks == SMOKE.tasks and len(sets) > 5
     measured.take_over(tmp_path / measured.FILE, other.layout.out, HEAD)
-    assert run._needed_sets(other, EXPERIMENTS) == []
+    assert run._left(other, EXPERIMENTS) == ({}, [])
     assert prepare.mine_subspaces(other, []) is None and read_json(other.layout.out / "mining.json")["irls"]
     # one more seed needs all of them, one row that is missing those of that row
     more = dataclasses.replace(other, config=dataclasses.replace(other.config, seeds=4))
-    assert len(run._needed_sets(more, EXPERIMENTS)) > 5
+    assert len(run._left(more, EXPERIMENTS)[1]) > 5
     for path in other.layout.out.glob(f"runs/bodies/subspace-2-planted*/{RECORD}"):
         path.unlink()
-    needed = run._needed_sets(other, EXPERIMENTS)
+    tasks, needed = run._left(other, EXPERIMENTS)
+    assert tasks == SMOKE.tasks
     assert {mined.planted for mined in needed} == {True, False} and {mined.k for mined in needed} == {2}
     assert len(needed) == 2
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import measured
 from experiments.jobs import RECORD
 from experiments.settings import ExperimentsConfig
 from subspace3d.files import read_json, write_json
@@ -79,6 +80,21 @@ def test_everything_at_smoke_scale(tmp_path):
     for row in (*mining["irls"].values(), *mining["mean"].values()):
         assert 0 <= row["kept"] <= 1
         assert set(row["weights"]) == {*(name for name in row["weights"] if name[-3:-2] == "_"), "noise", "wrong"}
+
+    # elsewhere, from what was measured: nothing is rendered, tuned or mined; one more seed runs
+    measured.keep(out, tmp_path)
+    other, known = tmp_path / "other", ("--measured", str(tmp_path / measured.FILE))
+    again = call("--out", str(other), "--seeds", "2", *known)
+    assert again.returncode == 0, again.stderr
+    assert not any((other / name).exists() for name in ("scenes", "adapters", "subspaces"))
+    tables = [
+        text.partition("## Which of the paper's claims")[2] for text in (page, (other / "results.md").read_text())
+    ]
+    assert tables[0] == tables[1] != ""
+    more = call("--out", str(other), "--seeds", "3", "--only", "psv", "--rows", "psv-4", *known)
+    assert more.returncode == 0, more.stderr
+    assert not (other / "adapters").exists()
+    assert len(list(other.glob("runs/bodies/psv-4_*/tuned"))) == 1
 
 
 def test_smoke_results_are_not_published(tmp_path):
