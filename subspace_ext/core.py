@@ -369,18 +369,18 @@ class SubspaceCore(nn.Module):
             made = self._current(base, dtype, c)
             if made is not None:
                 return made  # another thread was faster
-            kept = self._kept.get(dtype)
-            if self._group is not None and kept is not None and kept.base is base:
-                self._group.make(dtype, self)
-                self._kept[dtype].used = True
-                return self._kept[dtype].effective
+            # another thread may forget at any moment, so nothing is looked up twice
+            kept, group = self._kept.get(dtype), self._group
+            if group is not None and kept is not None and kept.base is base:
+                made = group.make(dtype, self)
+                if made is not None:
+                    return made
             maker, key = self._maker(sources, dtype), self._key(base, c)
             if isinstance(maker, DeviceMaker):
                 made = maker.make(self.seed, kept is None or kept.key != key)
             else:
                 made = maker.make()
-            self._keep(base, c, maker, made, key)
-            self._kept[dtype].used = True
+            self._keep(base, c, maker, made, key).used = True
             return made
 
     def _sources(self, base: nn.Module, c: Tensor, augment: bool) -> Sources:
@@ -396,9 +396,10 @@ class SubspaceCore(nn.Module):
             self._makers[dtype] = maker
         return maker
 
-    def _keep(self, base: nn.Module, c: Tensor, maker: DeviceMaker | HostMaker, made: Effective, key: tuple) -> None:
+    def _keep(self, base: nn.Module, c: Tensor, maker: DeviceMaker | HostMaker, made: Effective, key: tuple) -> _Kept:
         # the maker keeps the storages alive: no other tensor can come to lie at an address in the key
-        self._kept[maker.dtype] = _Kept(base, key, c, maker, made)
+        kept = self._kept[maker.dtype] = _Kept(base, key, c, maker, made)
+        return kept
 
     def _apply(self, fn, recurse=True):
         self.forget()
@@ -442,8 +443,12 @@ class EffectiveGroup:
         for core in self.cores:
             core._group = self
 
-    def make(self, dtype: torch.dtype, wanted: SubspaceCore) -> None:
-        """Makes the weight of `wanted`, and all others that had one in `dtype`, round alike and are stale."""
+    def make(self, dtype: torch.dtype, wanted: SubspaceCore) -> Effective | None:
+        """Makes the weight of `wanted`, and all others that had one in `dtype`, round alike and are stale.
+
+        Returns:
+            The weight of `wanted`; None where another thread has made it forget the former one.
+        """
         found: dict[tuple, list[tuple]] = {}
         for core in self.cores:
             kept = core._kept.get(dtype)
@@ -458,13 +463,15 @@ class EffectiveGroup:
                 if not stale or (kept.core is not None and key == kept.key and kept.shows(c)):
                     continue
                 if not kept.used:
-                    del core._kept[dtype], core._makers[dtype]
+                    core._kept.pop(dtype, None)
+                    core._makers.pop(dtype, None)
                     continue
             sources = core._sources(kept.base, c, kept.maker.augment)
             maker = core._maker(sources, dtype)
             found.setdefault((type(maker), sources.weight.dtype, maker.alone), []).append(
                 (core, kept.base, c, maker, key != kept.key, key)
             )
+        result = None
         for kind, members in found.items():
             cores, bases, cs, makers, changed, keys = zip(*members)
             if kind[2] or len(members) == 1:
@@ -479,4 +486,7 @@ class EffectiveGroup:
                     batch = self._batches[dtype, kind] = Batch(makers)
                 made = batch.make(wanted.seed, changed)
             for core, base, c, maker, effective, key in zip(cores, bases, cs, makers, made, keys):
-                core._keep(base, c, maker, effective, key)
+                kept = core._keep(base, c, maker, effective, key)
+                if core is wanted:
+                    kept.used, result = True, effective
+        return result
