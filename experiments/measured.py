@@ -46,7 +46,9 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _analysis(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in ("disentanglement", "cross_validation") if name in record}
+    """Means over modules."""
+    kept = {name: record[name] for name in ("disentanglement", "cross_validation") if name in record}
+    return _without(kept, {"modules", "stability"})
 
 
 PARTS: dict[str, Callable[[Any], Any]] = {
@@ -110,6 +112,12 @@ def _target(out: Path, line: Any, path: Path) -> Path:
         if stays_inside(out, target):
             return target
     raise ValueError(f"measured: {path} must hold records of {', '.join(PARTS)}, got {str(line)[:80]}")
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(part, names) for name, part in value.items() if name not in names}
+    return [_without(part, names) for part in value] if isinstance(value, list) else value
 
 
 def _rounded(value: Any) -> Any:
