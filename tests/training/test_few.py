@@ -56,6 +56,21 @@ def test_views_in_the_middle_are_held_out(tmp_path):
     assert load_few(tmp_path / "short", 28)[0].held_out == ()
 
 
+def test_a_view_without_depth_neither_judges_nor_costs_the_run(tmp_path):
+    images, depths, intrinsics, extrinsics = plane_views(1, 5, 28)
+    for name, bare in (("one", {2}), ("most", {0, 1, 3, 4})):
+        maps = [None if index in bare else depth for index, depth in enumerate(depths)]
+        write_frames(tmp_path / name / "scene", map(Frame, images, intrinsics, extrinsics, maps), {})
+    (one,) = load_few(tmp_path / "one", 28)
+    assert one.held_out == (3,)
+    (most,) = load_few(tmp_path / "most", 28)
+    assert most.held_out == ()
+    # frames that are all without depth have cameras to learn from, but no error of depth
+    blind = dataclasses.replace(one, held_out=(2,))
+    measured = measure_few(model_of("bias"), [blind], CONFIG, depth_error=abs_rel)
+    assert "abs_rel_images" in measured and "abs_rel_held_out" not in measured
+
+
 def test_what_cannot_teach_is_refused(tmp_path):
     write_images(tmp_path / "one", views=1)
     with pytest.raises(ValueError, match="must have depth and cameras, or at least 2 images"):

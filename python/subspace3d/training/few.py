@@ -93,7 +93,8 @@ class FewResult:
 def load_few(root: Path, image_size: int) -> list[FewScene]:
     """All scenes at or below ``root``, of 1 to 30 images together; of every ten images of a scene one is held out.
 
-    Held-out views lie evenly between the others; of 3 to 19 images it is the one in the middle.
+    Held-out views lie evenly between the others; of 3 to 19 images it is the one in the middle. Where depth teaches
+    they are some of those that have depth, of which one at least stays: a view without it could not judge.
 
     Raises:
         FileNotFoundError: ``root`` or a file does not exist.
@@ -108,8 +109,12 @@ def load_few(root: Path, image_size: int) -> list[FewScene]:
         )
     scenes = []
     for file in files:
+        judges = list(range(len(file)))
+        if taught_by(file) == "depth":
+            judges = [index for index in judges if file.depth_path(index) is not None]
         wanted = max(1, len(file) // 10) if len(file) >= LEAST_TO_HOLD_OUT else 0
-        held_out = tuple((2 * i + 1) * len(file) // (2 * wanted) for i in range(wanted))
+        wanted = min(wanted, len(judges) - 1)
+        held_out = tuple(judges[(2 * i + 1) * len(judges) // (2 * wanted)] for i in range(wanted))
         scenes.append(read_few(file, image_size, held_out=held_out))
     return scenes
 
@@ -266,7 +271,11 @@ def measure_few(
         places["generic"] = [(scene.scene, scene.taught) for scene in others]
     if depth_error is not None:
         for place, views in places.items():
-            errors = [depth_error(model, scene, frames) for scene, frames in views if scene is not None and frames]
+            errors = [
+                depth_error(model, scene, frames)
+                for scene, frames in views
+                if scene is not None and (scene.depths[list(frames)] > 0).any()
+            ]
             if errors:
                 values[f"abs_rel_{place}"] = _mean(errors)
         set_modes(model)
