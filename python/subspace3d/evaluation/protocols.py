@@ -146,6 +146,7 @@ _GLOBAL = (
     "scale and shift are the global minimum (the original takes steps of 1e-4 by Adam, which move the shift by 0.1 at "
     "most); video depth is a mean over scenes (the original weighs them by pixels)"
 )
+_VIDEO_MASK = "true depth > 0; video depth in metres: also < 70, and predictions beyond count as 70"
 _WHOLE = "whole image, 518 wide (or the backbone's size), height rounded to a multiple of the patch"
 _SIM3_ICP = "Umeyama's Sim(3) on all corresponding pixels, then ICP as Open3D's, 0.1 (scenes in mm: 100)"
 
@@ -186,7 +187,7 @@ PROTOCOLS: dict[str, Protocol] = {
         size_in_words=_WHOLE,
         alignment=f"{_SIM3_ICP}; poses: camera j from camera i, the direction up to its sign; trajectory: Sim(3) of "
         "the centres; video depth: one scale (reweighted), or one scale and shift",
-        mask="true depth > 0; video depth in metres: also < 70",
+        mask=_VIDEO_MASK,
         differs=f"{_SAMPLED}; {_GLOBAL}; AUC is a mean over scenes (the original pools the pairs)",
         metrics=(
             "auc_5", "auc_15", "auc_30", "ate", "rpe_translation", "rpe_rotation_deg", *metrics.SURFACE,
@@ -204,7 +205,7 @@ PROTOCOLS: dict[str, Protocol] = {
         alignment="points in the first camera: shift of z and scale by medians, then ICP as Open3D's, 0.1 (scenes in "
         "mm: 100); trajectory: Sim(3) of the centres; video depth: one scale (reweighted), one scale and shift, or the "
         "prediction as it is, of models that predict metres in scenes in m or mm",
-        mask="true depth > 0; video depth in metres: also < 70, and predictions beyond count as 70",
+        mask=_VIDEO_MASK,
         differs=f"{_SAMPLED}; {_GLOBAL}",
         metrics=(
             "ate", "rpe_translation", "rpe_rotation_deg", *metrics.SURFACE, "abs_rel_scale", "delta_scale",
