@@ -119,7 +119,9 @@ def test_what_belongs_to_a_broken_pose_is_counted_as_found(tmp_path: Path, case:
     left_out = 0
     for scene in pickle.loads(pickle.dumps(list(scenes.values()))):
         report = Report()
-        used = scene.read(config, report).provenance["source"]["images"]
+        content = scene.read(config, report)
+        used = list(content.frames)
+        assert len(content.provenance["source"]["images"]) == len(used)
         # every frame of these layouts has an image, a depth map and a camera
         assert report.found["images"] == report.found["depths"] == report.found["cameras"]
         left_out += report.found["images"] - len(used)

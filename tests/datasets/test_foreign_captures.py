@@ -243,7 +243,7 @@ def test_photos_of_a_kind_that_is_not_read_are_told_and_copies_left_out(tmp_path
     run("images", tmp_path / "root", tmp_path / "out")
     out = capsys.readouterr().out
     assert len(SceneFile(tmp_path / "out/images/a")) == 2
-    assert "5 copy.png: a copy of 0.png" in out and "6.png is not a whole image: it is empty" in out
+    assert "5 copy.png: a copy (of 0.png)" in out and "6.png is not a whole image: it is empty" in out
     assert "IMG_1.HEIC: images of the kind .heic are not read" in out
     assert "5 images found, 2 used, 3 left out" in out and "1 of 2 scenes" in out
 

@@ -220,7 +220,7 @@ def _edit(name: str, text: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: (root / "intrinsics.txt").unlink(), "found no intrinsics.txt"),
+        (lambda root: (root / "intrinsics.txt").unlink(), "root: left out, it has rgb but no intrinsics.txt"),
         (lambda root: (root / "poses.txt").unlink(), "groundtruth.txt .TUM. or a poses.txt"),
         (lambda root: (root / "rgb").rename(root / "photos"), "folder of images called rgb or images or color"),
         (_edit("intrinsics.txt", "1 2 3"), "fx fy cx cy or a matrix 3x3 or 4x4, got 3"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from subspace3d import outputs, settings
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.source import PARTS, Report, SourceScene
+from subspace3d.datasets.readers.source import PARTS, Report, SourceScene, in_words
 from subspace3d.files import read_record, write_json
 from subspace3d.formats.dataset_targets import DatasetTargets
 from subspace3d.formats.scene import Frame, SceneFile, write_frames
@@ -74,8 +74,13 @@ _SUFFIXES = {
 }
 _RENDERED = ("thuman", "2k2k")  # the views of scans
 _SHOWN = 10  # reasons printed
+_KINDS = 5  # kinds of reasons in the last lines
 _NOTED = ": used"  # in what is told of something that was used
 _LOST = "left out: "  # before the reason that costs a whole scene
+# from its first word with a slash to its suffix: names may have blanks
+_PATH = re.compile(r"\S*[/\\].*?\.\w{1,5}(?=[\s:,;)]|$)|\S*[/\\]\S*")
+# a size like 4x4 belongs to the rule, other numbers to the file
+_NUMBER = re.compile(r"\b(\dx\d)\b|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +166,7 @@ def run(config: ConvertConfig) -> list[Path]:
         lost = [reason.removeprefix(_LOST) for reason in reasons if reason.startswith(_LOST)]
         first = next(iter(lost or reasons), "")
         raise ValueError(f"root: none of the {len(scenes)} scenes in {config.root} could be converted; first: {first}")
-    for line in summary(scenes, reports):
+    for line in summary(scenes, reports, config.root):
         logger.info(line)
     logger.info(f"{done} of {len(scenes)} scenes in {', '.join(map(str, datasets))}")
     if standing:
@@ -183,10 +188,9 @@ def _find(config: ConvertConfig, report: Report) -> dict[Path, SourceScene]:
     return folders
 
 
-def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) -> Iterator[str]:
+def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report], root: Path) -> Iterator[str]:
     """How many images, depth maps and cameras were found, used and left out, and why, in lines."""
     found, used = Counter[str](), Counter[str]()
-    lost, noted = Counter[str](), Counter[str]()
     for folder, scene in folders.items():
         report = reports[scene.name]
         here, kept = Counter(report.found), Counter[str]()
@@ -198,16 +202,22 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
             here |= kept
         found += here
         used += kept
-        for sentence in report.reasons:
-            (noted if _NOTED in sentence else lost)[kind_of(sentence)] += 1
+    # the root itself may be a scene
+    told = dict.fromkeys(["root", *(scene.name for scene in folders.values())])
+    reasons = [sentence.replace(f"{root}/", "/") for name in told for sentence in reports[name].reasons]
+    lost = Counter(kind_of(sentence) for sentence in reasons if _NOTED not in sentence)
+    noted = Counter(kind_of(sentence) for sentence in reasons if _NOTED in sentence)
     words = []
     for part in PARTS:
         less = found[part] - used[part]
         words.append(f"{found[part]} {part} found, {used[part]} used" + (f", {less} left out" if less else ""))
     yield "; ".join(words)
-    for what, reasons in (("left out", lost), ("noted", noted)):
-        if reasons:
-            yield f"{what}: " + "; ".join(f"{n} x {why}" for why, n in reasons.most_common(5))
+    for what, kinds in (("left out", lost), ("noted", noted)):
+        if kinds:
+            more = len(kinds) - _KINDS
+            yield f"{what}: " + "; ".join(
+                [f"{n} x {why}" for why, n in kinds.most_common(_KINDS)] + [f"{more} more kinds"] * (more > 0)
+            )
     if not used["cameras"]:
         yield "no cameras: the images serve tuning that needs none; they cannot be trained on or evaluated otherwise"
     elif not used["depths"]:
@@ -217,11 +227,8 @@ def summary(folders: Mapping[Path, SourceScene], reports: Mapping[str, Report]) 
 def kind_of(sentence: str) -> str:
     """A sentence about one file in words that are the same for others: without its name, paths and numbers."""
     name, _, why = sentence.rpartition(": ") if sentence.count(": ") == 1 else sentence.partition(": ")
-    words = [
-        word for word in re.split(r" \(|; first: |, got \[", why or name)[0].split() if not re.search(r"[/\\]", word)
-    ]
-    # a size like 4x4 belongs to the rule, other numbers to the file
-    text = re.sub(r"\b(\dx\d)\b|-?\d[\d.e+-]*", lambda match: match[1] or "N", " ".join(words)).rstrip(":;,")
+    rule = _PATH.sub(" ", re.split(r" \(|; first: |, got \[", why or name)[0])
+    text = _NUMBER.sub(lambda match: match[1] or "N", " ".join(rule.split())).rstrip(" :;,")
     return text if len(text) <= 90 else text[:89] + "…"
 
 
@@ -304,7 +311,7 @@ def _convert(folder: Path, scene: SourceScene, config: ConvertConfig) -> Report:
     try:
         _write(folder, scene, config, report)
     except (ValueError, OSError) as error:
-        report(f"{_LOST}{error}")
+        report(f"{_LOST}{in_words(error)}")
     return report
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.matlab import LARGEST, check_elements
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, limit_side
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, in_words, limit_side
 from subspace3d.datasets.readers.views import pose_from_c2w
 from subspace3d.formats.images import read_depth, read_rgb
 from subspace3d.formats.scene import Frame
@@ -43,7 +43,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         split = "test" if group in _TEST_SETS or _TEST_SCENE.get(group) == number else "train"
         name = f"{folder.parent.name}_{folder.name}"
         scenes.append(SourceScene(name, split, partial(_read, folder, split)))
-    return some(scenes, "ClearPose scenes, set1/scene1/metadata.mat and so on", root)
+    return some(scenes, "ClearPose scenes, set1/scene1/metadata.mat and so on", root, report)
 
 
 def _number(folder: Path) -> int:
@@ -64,8 +64,10 @@ def _read(folder: Path, split: str, config: ReaderConfig, report: Report) -> Con
         raise ValueError(f"{folder}: factor_depth must be one positive number, got {sorted(factors)}")
     scale = 1 / factors.pop()
     report.count(len(keys), len(keys), len(keys))
-    frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report)
-    provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": keys}}
+    used: list[str] = []
+    frames = _frames(folder, metadata, keys, scale, split == "train", config.max_side, report, used)
+    # complete once the frames are consumed
+    provenance = {"source": {"kind": "clearpose", "scene": f"{folder.parent.name}/{folder.name}", "frames": used}}
     return Content(frames, provenance, depth_scale=scale)
 
 
@@ -112,13 +114,15 @@ def _frames(
     training: bool,
     max_side: int,
     report: Report,
+    used: list[str],
 ) -> Iterator[Frame]:
     for key in keys:
         try:
             frame = _frame(folder, key, metadata[key], scale, training)
         except (OSError, ValueError) as error:
-            report(f"frame {key}: {error}")
+            report(f"frame {key}: {in_words(error)}")
             continue
+        used.append(key)
         yield limit_side(frame, max_side)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from subspace3d.datasets.readers.binary_depth import read_half_png
 from subspace3d.datasets.readers.config import ReaderConfig
+from subspace3d.datasets.readers.folders import depth_there
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import natural
@@ -92,17 +93,10 @@ def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:
             has_camera = isinstance(frame, dict) and frame.get("extri") is not None
             report.leave_out(f"{name or f'frame {index}'}: {error}", os.path.isfile(depth), has_camera)
             continue
-        mask = image.parent.parent / "depth_masks" / f"{image.stem}.png"
-        if not depth.is_file():
-            report(f"{name}: used without depth: no such file: {depth.name}")
-        yield View(
-            name,
-            image,
-            intrinsic,
-            extrinsic,
-            depth if depth.is_file() else None,
-            mask=mask if depth.is_file() and mask.is_file() else None,
-        )
+        mask: Path | None = image.parent.parent / "depth_masks" / f"{image.stem}.png"
+        there, bare = depth_there(depth)
+        mask = mask if there and mask.is_file() else None
+        yield View(name, image, intrinsic, extrinsic, there, mask=mask, bare=bare)
 
 
 def _numbers(frame: dict[str, Any], key: str) -> np.ndarray:

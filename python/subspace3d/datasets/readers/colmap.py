@@ -17,7 +17,14 @@ import numpy as np
 
 from subspace3d.datasets.readers.colmap_model import Camera, has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, named_file, scene_name, some, unlisted
+from subspace3d.datasets.readers.folders import (
+    by_stem,
+    named_file,
+    report_incomplete,
+    scene_name,
+    some,
+    unlisted,
+)
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
 from subspace3d.datasets.readers.undistort import Projection
 from subspace3d.datasets.readers.views import DepthFormat, View, content
@@ -33,8 +40,16 @@ _DEPTH_FOLDERS = ("depth", "depths", "depth_maps")
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Models by the folder of their capture; several of one capture are several scenes."""
     layout = "COLMAP models, <capture>/sparse/0/cameras.bin and images.bin (or .txt) beside <capture>/images"
-    models = some([folder for folder, _, names in walk(root) if has_model(names)], layout, root)
+    models = []
+    for folder, _, names in walk(root):
+        if has_model(names):
+            models.append(folder)
+        else:
+            _report_half(folder, names, report)
     captures = [_capture(model, root) for model in models]
+    needed = "COLMAP model (cameras and images, .bin or .txt)"
+    report_incomplete(root, captures, _IMAGE_FOLDERS, [needed], report)
+    some(models, layout, root, report)
     scenes = []
     for model, capture in zip(models, captures):
         name = scene_name(capture, root)
@@ -42,6 +57,15 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
             name += "_" + "_".join(model.relative_to(capture).parts)
         scenes.append(SourceScene(name, "", partial(_read, model, capture)))
     return scenes
+
+
+def _report_half(folder: Path, names: list[str], report: Report) -> None:
+    for kind in ("bin", "txt"):
+        pair = [f"cameras.{kind}", f"images.{kind}"]
+        there = [name for name in pair if name in names]
+        if there:
+            (missing,) = set(pair) - set(there)
+            report(f"{folder}: left out, it has {there[0]} but no {missing}")
 
 
 def _capture(model: Path, root: Path) -> Path:
@@ -86,9 +110,9 @@ def _read(folder: Path, capture: Path, config: ReaderConfig, report: Report) -> 
         camera = model.cameras[number]
         intrinsic, projection = cameras[number]
         depth = depth_of(name)
-        if depth is None and (depths or dense.is_dir()):
-            report(f"{name}: used without depth: there is none of its name")
-        views.append(View(name, files[name], intrinsic, pose, depth, (camera.height, camera.width), projection))
+        bare = "there is none of its name" if depth is None and (depths or dense.is_dir()) else ""
+        size = (camera.height, camera.width)
+        views.append(View(name, files[name], intrinsic, pose, depth, size, projection, bare=bare))
     spare = set(depths) - set(stems.values())
     report.count(depths=len(spare))
     for stem in sorted(spare):

@@ -19,15 +19,45 @@ _FOREIGN = (".heic", ".heif", ".avif", ".dng", ".gif", ".raw", ".cr2", ".nef", "
 _ADDED = re.compile(r"^(depth|disp|rgb|color|image|frame|img)[_.-]?|[_.-](depth|rgb|color|image)$", re.IGNORECASE)
 
 
-def some(found: list[Found], what: str, root: Path) -> list[Found]:
-    """What was found; ValueError with the layout that was looked for where that is nothing."""
+def some(found: list[Found], what: str, root: Path, report: Report) -> list[Found]:
+    """What was found; where that is nothing, ValueError with the layout that was looked for, and what came near it."""
     if not found:
-        raise ValueError(f"root must hold {what}; found none below {root}")
+        near = f"; first: {report.reasons[0]}" if report.reasons else ""
+        raise ValueError(f"root must hold {what}; found none below {root}{near}")
     return found
 
 
+def report_incomplete(
+    root: Path, scenes: Iterable[Path], marks: Iterable[str], needed: Iterable[str], report: Report
+) -> None:
+    """Report every folder that has some of the entries of a scene, yet is none and neither holds nor belongs to one.
+
+    Args:
+        root (Path): below which to look.
+        scenes (Iterable[Path]): folders of the scenes that were found.
+        marks (Iterable[str]): names of files and folders that make a folder look like a scene.
+        needed (Iterable[str]): the names without which it is none; each is a mark as well.
+        report (Report): is told what there is and what is missing.
+    """
+    taken, needed = list(scenes), list(needed)
+    for folder, children, names in walk(root):
+        here = {*children, *names}
+        mark = next((name for name in (*marks, *needed) if name in here), None)
+        if mark is None or any(folder.is_relative_to(scene) or scene.is_relative_to(folder) for scene in taken):
+            continue
+        missing = " and no ".join(name for name in needed if name not in here)
+        report(f"{folder}: left out, it has {mark} but no {missing}")
+        children.clear()
+
+
 def scene_name(folder: Path, root: Path) -> str:
-    """The path below the root in one word; of the root itself its own name."""
+    """The path below the root in one word; of the root itself its own name.
+
+    Raises:
+        ValueError: ``root`` is a part of the scene.
+    """
+    if not folder.is_relative_to(root):
+        raise ValueError(f"root must be the folder of the scene, {folder}, or one above it, got {root}")
     return "_".join(folder.relative_to(root).parts) or root.resolve().name
 
 
@@ -90,12 +120,9 @@ def ordered(files: list[Path]) -> list[Path]:
         return sorted(files, key=lambda path: natural(path.name))
 
 
-def depth_there(path: Path, image: Path, report: Report) -> Path | None:
-    """The depth file of an image; where there is none, that is reported."""
-    if path.is_file():
-        return path
-    report(f"{image.name}: used without depth: no such file: {path.name}")
-    return None
+def depth_there(path: Path) -> tuple[Path | None, str]:
+    """The depth file of an image, or none and why."""
+    return (path, "") if path.is_file() else (None, f"no such file ({path.name})")
 
 
 def by_stem(folder: Path, names: Iterable[str], report: Report) -> dict[str, Path]:

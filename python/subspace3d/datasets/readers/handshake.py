@@ -29,6 +29,7 @@ from subspace3d.datasets.readers.source import (
     positive_depth,
     rotation_from_quaternion,
 )
+from subspace3d.files import walk
 from subspace3d.formats.scene import DEPTH_SCALE, Frame
 from subspace3d.geometry import FLIP
 
@@ -40,12 +41,14 @@ _UPRIGHT_ERROR = 0.1  # distance of the turned gravity from straight down that s
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Bundles by the folder they lie in; a compressed bundle (9 of 42 frames) is used where no whole one is."""
-    whole = {path.parent: path for path in sorted(root.rglob("frame_bundle.npz"))}
-    parts = {path.parent: path for path in sorted(root.rglob("compressed_frame_bundle.npz"))}
-    bundles = {**parts, **whole}
+    bundles = {}
+    for folder, _, names in walk(root):
+        name = next((name for name in ("frame_bundle.npz", "compressed_frame_bundle.npz") if name in names), None)
+        if name is not None:
+            bundles[folder] = folder / name
     read = _read_soap if config.from_ == "soap" else _read_hndr
     scenes = []
-    for folder in some(sorted(bundles), "bundles called frame_bundle.npz", root):
+    for folder in some(list(bundles), "bundles called frame_bundle.npz", root, report):
         scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, bundles[folder], read)))
     return scenes
 

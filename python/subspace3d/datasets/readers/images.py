@@ -20,7 +20,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
         foreign = Report()
         if image_files(folder, foreign) or foreign.reasons:
             scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
-    return some(scenes, "images (png, jpg, webp, tiff, bmp)", root)
+    return some(scenes, "images (png, jpg, webp, tiff, bmp)", root, report)
 
 
 def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -38,5 +38,5 @@ def _different(files: list[Path], report: Report) -> list[Path]:
         if same is path:
             kept.append(path)
         else:
-            report.leave_out(f"{path.name}: a copy of {same.name}")
+            report.leave_out(f"{path.name}: a copy (of {same.name})")
     return kept

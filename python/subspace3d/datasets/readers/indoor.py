@@ -22,9 +22,9 @@ from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
+from subspace3d.datasets.readers.folders import depth_there, image_files, report_incomplete, scene_name, some
 from subspace3d.datasets.readers.rgbd_folder import rgbd_content
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, in_words, pinhole
 from subspace3d.datasets.readers.views import (
     DepthFormat,
     View,
@@ -41,6 +41,7 @@ _SEVEN_INVALID = 65535
 _BONN = np.array([[542.822841, 0, 315.593520 + 0.5], [0, 542.576870, 237.756098 + 0.5], [0, 0, 1]])
 _TUM_STEP = 2e-4
 _HIROOM_STEP = 100 / 65535  # metres per step
+_SCANNET = ("color", "pose", "intrinsic")
 _SCANNETPP = ("dslr", "iphone")
 _SCANNETPP_IMAGES = ("resized_images", "images", "rgb", "undistorted_images")
 
@@ -48,11 +49,14 @@ _SCANNETPP_IMAGES = ("resized_images", "images", "rgb", "undistorted_images")
 def find_7scenes(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Sequences as ``chess_seq-01``, in the split of TrainSplit.txt and TestSplit.txt where these are there."""
     scenes = []
-    for folder, _, names in walk(root):
+    for folder, children, names in walk(root):
+        for name in names:
+            if re.fullmatch(r"seq-\d+\.zip", name) and name.removesuffix(".zip") not in children:
+                report(f"{folder / name}: left out, it is not extracted")
         if re.fullmatch(r"seq-\d+", folder.name) and any(name.endswith(".color.png") for name in names):
             name = f"{folder.parent.name}_{folder.name}"
             scenes.append(SourceScene(name, _seven_split(folder), partial(_seven, folder)))
-    return some(scenes, "7-Scenes, chess/seq-01/frame-000000.color.png and so on", root)
+    return some(scenes, "7-Scenes, chess/seq-01/frame-000000.color.png and so on", root, report)
 
 
 def _seven_split(folder: Path) -> str:
@@ -71,8 +75,8 @@ def _seven(folder: Path, config: ReaderConfig, report: Report) -> Content:
         depth = folder / f"{stem}.depth.png"
         pose = _pose(image, folder / f"{stem}.pose.txt", depth, _c2w, report)
         if pose is not None:
-            there = depth_there(depth, image, report)
-            views.append(View(image.name, image, _SEVEN, pose, there, (480, 640)))
+            there, bare = depth_there(depth)
+            views.append(View(image.name, image, _SEVEN, pose, there, (480, 640), bare=bare))
     source = {"kind": "7scenes", "sequence": f"{folder.parent.name}/{folder.name}"}
     return content(views, config, report, folder, source, DepthFormat(1e-3, invalid=_SEVEN_INVALID))
 
@@ -80,8 +84,10 @@ def _seven(folder: Path, config: ReaderConfig, report: Report) -> Content:
 def find_nrgbd(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with a focal.txt and a poses.txt."""
     found = [folder for folder, _, names in walk(root) if {"focal.txt", "poses.txt"} <= set(names)]
+    report_incomplete(root, found, ["images"], ["focal.txt", "poses.txt"], report)
     scenes = [SourceScene(scene_name(folder, root), "", partial(_nrgbd, folder)) for folder in found]
-    return some(scenes, "Neural RGB-D scenes, breakfast_room/images/img0.png, poses.txt, focal.txt and so on", root)
+    layout = "Neural RGB-D scenes, breakfast_room/images/img0.png, poses.txt, focal.txt and so on"
+    return some(scenes, layout, root, report)
 
 
 def _nrgbd(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -103,21 +109,20 @@ def _nrgbd(folder: Path, config: ReaderConfig, report: Report) -> Content:
             pose = pose_from_opengl(poses[number])
             (height, width), _ = image_header(image)
         except (OSError, ValueError) as error:
-            report.leave_out(f"{image.name}: {error}", depth.is_file(), listed)
+            report.leave_out(f"{image.name}: {in_words(error)}", depth.is_file(), listed)
             continue
         intrinsic = np.array([[focal[0], 0, width / 2], [0, focal[0], height / 2], [0, 0, 1]])
-        there = depth_there(depth, image, report)
-        views.append(View(image.name, image, intrinsic, pose, there, (height, width)))
+        there, bare = depth_there(depth)
+        views.append(View(image.name, image, intrinsic, pose, there, (height, width), bare=bare))
     return content(views, config, report, folder, {"kind": "nrgbd", "scene": folder.name}, DepthFormat(1e-3))
 
 
 def find_scannet(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with color/, pose/ and intrinsic/, as SensReader exports them."""
-    scenes = []
-    for folder, children, _ in walk(root):
-        if {"color", "pose", "intrinsic"} <= set(children):
-            scenes.append(SourceScene(scene_name(folder, root), "", partial(_scannet, folder)))
-    return some(scenes, "exported ScanNet scenes, scene0000_00/color/0.jpg, depth/, pose/, intrinsic/", root)
+    found = [folder for folder, children, _ in walk(root) if set(_SCANNET) <= set(children)]
+    report_incomplete(root, found, [], _SCANNET, report)
+    scenes = [SourceScene(scene_name(folder, root), "", partial(_scannet, folder)) for folder in found]
+    return some(scenes, "exported ScanNet scenes, scene0000_00/color/0.jpg, depth/, pose/, intrinsic/", root, report)
 
 
 def _scannet(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -131,14 +136,19 @@ def _scannet(folder: Path, config: ReaderConfig, report: Report) -> Content:
 def find_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """``<id>_dslr`` and ``<id>_iphone`` where their COLMAP models are there."""
     scenes = []
-    for folder, _, names in walk(root):
-        if has_model(names) and folder.name == "colmap" and folder.parent.name in _SCANNETPP:
+    for folder, children, names in walk(root):
+        if folder.name in _SCANNETPP and "colmap" not in children:
+            report(f"{folder}: left out, it has no colmap/ with cameras and images")
+        if folder.name == "colmap" and folder.parent.name in _SCANNETPP and not has_model(names):
+            report(f"{folder}: left out, it has no cameras and images of COLMAP (.txt or .bin)")
+        elif has_model(names) and folder.name == "colmap" and folder.parent.name in _SCANNETPP:
             device = folder.parent
             name = f"{scene_name(device.parent, root)}_{device.name}"
             scenes.append(
                 SourceScene(name, "", partial(colmap_benchmark, folder, device, _SCANNETPP_IMAGES, "scannet++", ""))
             )
-    return some(scenes, "ScanNet++ scenes, <id>/dslr/colmap/cameras.txt beside <id>/dslr/resized_images", root)
+    layout = "ScanNet++ scenes, <id>/dslr/colmap/cameras.txt beside <id>/dslr/resized_images"
+    return some(scenes, layout, root, report)
 
 
 def colmap_benchmark(
@@ -171,9 +181,9 @@ def colmap_benchmark(
         if only in name:
             camera, (intrinsic, projection) = model.cameras[number], cameras[number]
             path = depth_of(name)
-            depth = None if path is None else depth_there(path, images / name, report)
+            depth, bare = (None, "") if path is None else depth_there(path)
             size = (camera.height, camera.width)
-            views.append(View(name, images / name, intrinsic, pose, depth, size, projection))
+            views.append(View(name, images / name, intrinsic, pose, depth, size, projection, bare=bare))
     source = {"kind": kind, "scene": folder.name, "model": model_folder.name}
     return content(views, config, report, folder, source, DepthFormat(1e-3))
 
@@ -181,8 +191,10 @@ def colmap_benchmark(
 def find_bonn(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with rgb.txt and groundtruth.txt; all have the same camera."""
     found = [folder for folder, _, names in walk(root) if {"rgb.txt", "groundtruth.txt"} <= set(names)]
+    report_incomplete(root, found, ["rgb"], ["rgb.txt", "groundtruth.txt"], report)
     scenes = [SourceScene(scene_name(folder, root), "", partial(_bonn, folder)) for folder in found]
-    return some(scenes, "Bonn's sequences, rgbd_bonn_balloon/rgb.txt, depth.txt, groundtruth.txt and so on", root)
+    layout = "Bonn's sequences, rgbd_bonn_balloon/rgb.txt, depth.txt, groundtruth.txt and so on"
+    return some(scenes, layout, root, report)
 
 
 def _bonn(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -192,8 +204,9 @@ def _bonn(folder: Path, config: ReaderConfig, report: Report) -> Content:
 def find_hiroom(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders with a cam_K.npy."""
     found = [folder for folder, _, names in walk(root) if "cam_K.npy" in names]
+    report_incomplete(root, found, ["image"], ["cam_K.npy"], report)
     scenes = [SourceScene(scene_name(folder, root), "", partial(_hiroom, folder)) for folder in found]
-    return some(scenes, "HiRoom scenes, <scene>/image/, depth/, pose/, cam_K.npy", root)
+    return some(scenes, "HiRoom scenes, <scene>/image/, depth/, pose/, cam_K.npy", root, report)
 
 
 def _hiroom(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -226,7 +239,8 @@ def _views(
         depth = folder / f"depth/{image.stem}.png"
         pose = _pose(image, folder / f"pose/{image.stem}{ending}", depth, read_pose, report)
         if pose is not None:
-            views.append(View(image.name, image, intrinsic, pose, depth_there(depth, image, report)))
+            there, bare = depth_there(depth)
+            views.append(View(image.name, image, intrinsic, pose, there, bare=bare))
     return views
 
 
@@ -237,7 +251,7 @@ def _pose(
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        report.leave_out(f"{image.name}: {error}", depth.is_file(), path.is_file())
+        report.leave_out(f"{image.name}: {in_words(error)}", depth.is_file(), path.is_file())
         return None
 
 

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import named_file, scene_name, some, unlisted
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
+from subspace3d.datasets.readers.folders import named_file, report_incomplete, scene_name, some, unlisted
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, in_words, pose_matrix
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
 from subspace3d.files import natural, read_json, walk
 from subspace3d.formats.images import image_header
 
 _FILE = re.compile(r"transforms(_train|_val|_test)?\.json")
+_IMAGE_FOLDERS = ("images", "images_2", "images_4", "images_8")
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE", "")
 _FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -36,8 +37,9 @@ _FOREIGN_COEFFICIENTS = ("k5", "k6", "s1", "s2", "s3", "s4")
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders by their path; transforms_train, _val and _test of one folder are scenes of their own."""
     files = [folder / name for folder, _, names in walk(root) for name in names if _FILE.fullmatch(name)]
+    report_incomplete(root, [file.parent for file in files], _IMAGE_FOLDERS, ["transforms.json"], report)
     scenes = []
-    for file in some(files, "nerfstudio captures, <capture>/transforms.json", root):
+    for file in some(files, "nerfstudio captures, <capture>/transforms.json", root, report):
         suffix = file.stem.removeprefix("transforms")
         scenes.append(SourceScene(scene_name(file.parent, root) + suffix, "", partial(_read, file)))
     return scenes
@@ -59,10 +61,10 @@ def _read(file: Path, config: ReaderConfig, report: Report) -> Content:
         try:
             view = _view(file, record, frame)
         except (OSError, ValueError) as error:
-            report.leave_out(f"{name or f'frames[{index}]'}: {error}", _names_depth(frame), camera=True)
+            report.leave_out(f"{name or f'frames[{index}]'}: {in_words(error)}", _names_depth(frame), camera=True)
             continue
         if some_depth and view.depth is None:
-            report(f"{view.name}: used without depth: the frame names none")
+            view.bare = "the frame names none"
         views.append(view)
     views.sort(key=lambda view: natural(view.name))
     used = {str(Path(name).parent) for name in listed}

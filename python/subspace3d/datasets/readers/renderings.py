@@ -37,7 +37,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
             report(f"{folder / FOLDER}: left out, there is no {CAMERAS} beside it or in it")
             continue
         scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder, cameras)))
-    return some(scenes, f"{FOLDER}/ and {CAMERAS} of rendered scenes", root)
+    return some(scenes, f"{FOLDER}/ and {CAMERAS} of rendered scenes", root, report)
 
 
 def _read(folder: Path, cameras: Path, config: ReaderConfig, report: Report) -> Content:

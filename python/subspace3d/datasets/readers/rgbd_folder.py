@@ -18,8 +18,17 @@ import numpy as np
 
 from subspace3d.datasets.readers import text
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import by_stem, image_files, named_file, ordered, partners, scene_name
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole, pose_matrix
+from subspace3d.datasets.readers.folders import (
+    by_stem,
+    image_files,
+    named_file,
+    ordered,
+    partners,
+    report_incomplete,
+    scene_name,
+    some,
+)
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, in_words, pinhole, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_c2w, pose_from_w2c
 from subspace3d.files import stays_inside, walk
 
@@ -42,16 +51,11 @@ class Pose:
 
 def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Folders at or below ``root`` with an intrinsics.txt, named by their path."""
-    scenes = []
-    for folder, _, names in walk(root):
-        if "intrinsics.txt" in names:
-            scenes.append(SourceScene(scene_name(folder, root), "", partial(_read, folder)))
-    if not scenes:
-        raise ValueError(
-            f"root must hold RGB-D folders: rgb/, depth/, intrinsics.txt (fx fy cx cy) and groundtruth.txt or "
-            f"poses.txt; found no intrinsics.txt below {root}"
-        )
-    return scenes
+    found = [folder for folder, _, names in walk(root) if "intrinsics.txt" in names]
+    report_incomplete(root, found, IMAGE_FOLDERS, ["intrinsics.txt"], report)
+    scenes = [SourceScene(scene_name(folder, root), "", partial(_read, folder)) for folder in found]
+    layout = "RGB-D folders, <scene>/rgb, depth, intrinsics.txt (fx fy cx cy) and groundtruth.txt or poses.txt"
+    return some(scenes, layout, root, report)
 
 
 def _read(folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -65,6 +69,7 @@ def rgbd_content(
     by_time = (folder / "rgb.txt").is_file()
     found = _timed(folder, report) if by_time else _named(folder, report)
     to_w2c = pose_from_c2w if config.poses == "c2w" else pose_from_w2c
+    without = f"none within {_LARGEST_GAP_S} s" if by_time and any(depth for _, depth, _ in found) else ""
     views = []
     for image, depth, pose in found:
         try:
@@ -72,9 +77,9 @@ def rgbd_content(
                 raise ValueError(pose.fault)
             extrinsic = to_w2c(pose.matrix)
         except ValueError as error:
-            report.leave_out(f"{image.name}: {error}", depth is not None, camera=True)
+            report.leave_out(f"{image.name}: {in_words(error)}", depth is not None, camera=True)
             continue
-        views.append(View(image.name, image, intrinsic, extrinsic, depth))
+        views.append(View(image.name, image, intrinsic, extrinsic, depth, bare=without if depth is None else ""))
     depth_format = DepthFormat(scale=scale or (_TUM_STEP if by_time else 0.0))
     built = content(views, config, report, folder, {"kind": kind, "scene": folder.name}, depth_format)
     built.provenance["poses"] = config.poses
@@ -113,7 +118,7 @@ def _named(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
 
 
 def depth_partners(folder: Path, files: list[Path], names: tuple[str, ...], report: Report) -> dict[Path, Path]:
-    """Depth files by image; an image without one is reported where others have one.
+    """Depth files by image; those that go with none are reported.
 
     Raises:
         ValueError: there are depth files, and none goes with an image.
@@ -127,9 +132,6 @@ def depth_partners(folder: Path, files: list[Path], names: tuple[str, ...], repo
             f"(like {files[0].stem if files else '0000'})"
         )
     if pairs:
-        for file in files:
-            if file not in pairs:
-                report(f"{file.name}: used without depth: there is none of its name")
         spare = set(depths.values()) - set(pairs.values())
         report.count(depths=len(spare))
         for path in sorted(spare):
@@ -177,8 +179,6 @@ def _timed(folder: Path, report: Report) -> list[tuple[Path, Path | None, Pose]]
         if pose is None:
             report.leave_out(f"{file.name}: no pose within {_LARGEST_GAP_S} s", depth is not None)
             continue
-        if depths and depth is None:
-            report(f"{file.name}: used without depth: none within {_LARGEST_GAP_S} s")
         found.append((file, None if depth is None else depths[depth][1], poses[pose]))
     return found
 

@@ -18,6 +18,7 @@ from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import some
 from subspace3d.datasets.readers.mesh_files import ColouredMesh, read_obj, read_ply
 from subspace3d.datasets.readers.source import Content, Report, SourceScene
+from subspace3d.files import walk
 from subspace3d.formats.scene import Frame
 
 _DISTANCE = {"thuman": 1.1, "2k2k": 1.5}  # of the camera from the centre of the scan, in its unit
@@ -38,19 +39,19 @@ def find_thuman(config: ReaderConfig, root: Path, report: Report) -> list[Source
             continue
         split = "test" if int(folder.name) >= _THUMAN_SCANS - _TEST_SCANS else "train"
         scenes.append(SourceScene(folder.name, split, partial(_read, file, read_obj)))
-    return some(scenes, "THuman2.1 scans, model/0000/0000.obj and so on", root)
+    return some(scenes, "THuman2.1 scans, model/0000/0000.obj and so on", root, report)
 
 
 def find_2k2k(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     """Scans by id; the split is the name of a folder train or test above them, else test."""
     scenes = []
-    for file in sorted(root.rglob("*.ply")):
+    for file in (folder / name for folder, _, names in walk(root) for name in names if name.endswith(".ply")):
         if file.stem != file.parent.name or not re.fullmatch(r"\d{5}", file.stem):
             report(f"{file}: not a scan, whose file is called <id>/<id>.ply with five digits")
             continue
         above = [part for part in file.relative_to(root).parts if part in ("train", "test")]
         scenes.append(SourceScene(file.stem, above[-1] if above else "test", partial(_read, file, read_ply)))
-    return some(scenes, "2K2K scans, 00003/00003.ply and so on", root)
+    return some(scenes, "2K2K scans, 00003/00003.ply and so on", root, report)
 
 
 def _read(file: Path, read_mesh: Callable[[Path], ColouredMesh], config: ReaderConfig, report: Report) -> Content:

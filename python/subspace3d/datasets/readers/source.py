@@ -64,6 +64,11 @@ class Content:
     translation_known: bool = True
 
 
+def in_words(error: Exception) -> str:
+    """Why something cannot be used, in words for a `Report`."""
+    return f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) and error.filename else str(error)
+
+
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """U V^T of the SVD U S V^T of a 3x3 matrix that is a rotation up to rounding.
 

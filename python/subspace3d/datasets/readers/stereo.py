@@ -22,8 +22,8 @@ from subspace3d.datasets.readers.binary_depth import read_dpt, read_pfm, read_ra
 from subspace3d.datasets.readers.colmap import pinhole_of
 from subspace3d.datasets.readers.colmap_model import has_model, read_model
 from subspace3d.datasets.readers.config import ReaderConfig
-from subspace3d.datasets.readers.folders import depth_there, image_files, scene_name, some
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
+from subspace3d.datasets.readers.folders import depth_there, image_files, report_incomplete, scene_name, some
+from subspace3d.datasets.readers.source import Content, Report, SourceScene, in_words, pinhole
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import natural, walk
 from subspace3d.formats.images import open_image
@@ -46,7 +46,9 @@ def find_eth3d(config: ReaderConfig, root: Path, report: Report) -> list[SourceS
         found.sort(key=lambda model: _ETH3D_MODELS.index(model.name))
         model = next(filter(_has_images, found), found[0])
         scenes.append(SourceScene(scene_name(folder, root), "", partial(_eth3d, model)))
-    return some(scenes, "ETH3D scenes, courtyard/dslr_calibration_undistorted/cameras.txt and images/", root)
+    needed = f"{' or '.join(_ETH3D_MODELS)} with cameras and images"
+    report_incomplete(root, models, ["images", *_ETH3D_MODELS], [needed], report)
+    return some(scenes, "ETH3D scenes, courtyard/dslr_calibration_undistorted/cameras.txt and images/", root, report)
 
 
 def _has_images(model: Path) -> bool:
@@ -60,6 +62,11 @@ def _eth3d(model_folder: Path, config: ReaderConfig, report: Report) -> Content:
     folder, model = model_folder.parent, read_model(model_folder)
     # depth and masks belong to the original images
     original = model_folder.name == _ETH3D_MODELS[0]
+    if not original and (folder / "ground_truth_depth").is_dir():
+        report(
+            "ground_truth_depth: not used: it belongs to the original images, of which images/dslr_images and "
+            f"{_ETH3D_MODELS[0]} with cameras and images must be there"
+        )
 
     def depth_of(name: str) -> Path:
         return folder / "ground_truth_depth/dslr_images" / Path(name).name
@@ -75,9 +82,8 @@ def _eth3d(model_folder: Path, config: ReaderConfig, report: Report) -> Content:
         depth = depth_of(name)
         sizes[depth] = size
         there = depth if original and depth.is_file() else None
-        if original and there is None:
-            report(f"{name}: used without depth: no such file in ground_truth_depth")
-        views.append(View(name, folder / "images" / name, intrinsic, pose, there, size, projection))
+        bare = "no such file in ground_truth_depth" if original and there is None else ""
+        views.append(View(name, folder / "images" / name, intrinsic, pose, there, size, projection, bare=bare))
 
     def read_depth(path: Path) -> np.ndarray:
         depth = read_raw(path, sizes[path]).copy()
@@ -100,12 +106,14 @@ def find_dtu(config: ReaderConfig, root: Path, report: Report) -> list[SourceSce
             if image_files(images, Report()):
                 scenes.append(SourceScene(folder.name, "", partial(_dtu, root, folder, images)))
             children.clear()
-    return some(scenes, "DTU as MVSNet has it, scan1/images and cams/, or Rectified/scan1 and Cameras/", root)
+    return some(scenes, "DTU as MVSNet has it, scan1/images and cams/, or Rectified/scan1 and Cameras/", root, report)
 
 
 def _dtu(root: Path, folder: Path, images: Path, config: ReaderConfig, report: Report) -> Content:
     train = folder.name.endswith("_train")
     cameras = folder / "cams" if (folder / "cams").is_dir() else root / "Cameras" / ("train" if train else "")
+    if not cameras.is_dir():
+        raise ValueError(f"{folder} must have cameras in {folder / 'cams'} or, for several scans, in {cameras}")
     bases = (root / name / folder.name for name in _DTU_DEPTHS)
     depths = next((base for base in bases if base.is_dir()), None)
     views = []
@@ -120,13 +128,13 @@ def _dtu(root: Path, folder: Path, images: Path, config: ReaderConfig, report: R
             intrinsic, extrinsic = _dtu_camera(camera)
         except (OSError, ValueError) as error:
             has_depth = depth is not None and depth.is_file()
-            report.leave_out(f"{image.name}: {error}", has_depth, camera.is_file())
+            report.leave_out(f"{image.name}: {in_words(error)}", has_depth, camera.is_file())
             continue
         if train:
             intrinsic[:2] *= _DTU_TRAIN_SCALE
         intrinsic[:2, 2] += 0.5
-        there = None if depth is None else depth_there(depth, image, report)
-        views.append(View(image.name, image, intrinsic, extrinsic, there))
+        there, bare = (None, "") if depth is None else depth_there(depth)
+        views.append(View(image.name, image, intrinsic, extrinsic, there, bare=bare))
     source = {"kind": "dtu", "scan": folder.name}
     return content(views, config, report, folder, source, DepthFormat(1.0, read_pfm), unit="mm", allowed=[root])
 
@@ -146,7 +154,8 @@ def find_sintel(config: ReaderConfig, root: Path, report: Report) -> list[Source
     images = next((base / name for name in ("final", "clean") if (base / name).is_dir()), None)
     folders = [] if images is None else sorted(path for path in images.iterdir() if path.is_dir())
     scenes = [SourceScene(folder.name, "", partial(_sintel, base, folder)) for folder in folders]
-    return some(scenes, "Sintel, training/final/alley_1/frame_0001.png, training/camdata_left and training/depth", root)
+    layout = "Sintel, training/final/alley_1/frame_0001.png, training/camdata_left and training/depth"
+    return some(scenes, layout, root, report)
 
 
 def _sintel(base: Path, folder: Path, config: ReaderConfig, report: Report) -> Content:
@@ -158,10 +167,11 @@ def _sintel(base: Path, folder: Path, config: ReaderConfig, report: Report) -> C
             matrix, pose = read_sintel_camera(camera)
             intrinsic, extrinsic = pinhole(matrix, "its camera"), pose_from_w2c(pose)
         except (OSError, ValueError) as error:
-            report.leave_out(f"{image.name}: {error}", depth.is_file(), camera.is_file())
+            report.leave_out(f"{image.name}: {in_words(error)}", depth.is_file(), camera.is_file())
             continue
         intrinsic[:2, 2] += 0.5
-        views.append(View(image.name, image, intrinsic, extrinsic, depth_there(depth, image, report)))
+        there, bare = depth_there(depth)
+        views.append(View(image.name, image, intrinsic, extrinsic, there, bare=bare))
     source = {"kind": "sintel", "sequence": folder.name, "pass": folder.parent.name}
     return content(views, config, report, folder, source, DepthFormat(1.0, read_dpt), allowed=[base])
 
@@ -179,10 +189,16 @@ def find_da3_bench(config: ReaderConfig, root: Path, report: Report) -> list[Sou
     scenes = []
     for name, find in parts.items():
         if (root / name).is_dir():
-            found = find(config, root / name, report)
+            of_part = Report()
+            try:
+                found = find(config, root / name, of_part)
+            except ValueError as error:
+                report(f"{root / name}: left out, {error}")
+                continue
+            report.add(of_part)
             # one data set, whatever splits the parts have
             scenes += [replace(scene, name=f"{name}_{scene.name}", split="") for scene in found]
-    return some(scenes, f"the extracted parts of DA3-BENCH ({', '.join(parts)})", root)
+    return some(scenes, f"the extracted parts of DA3-BENCH ({', '.join(parts)})", root, report)
 
 
 def _da3_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
@@ -192,4 +208,4 @@ def _da3_scannetpp(config: ReaderConfig, root: Path, report: Report) -> list[Sou
         model = folder / "colmap/sparse_render_rgb"
         read = partial(indoor.colmap_benchmark, model, folder, ("images",), "scannet++", "iphone")
         scenes.append(SourceScene(folder.parent.name, "", read))
-    return some(scenes, "<id>/merge_dslr_iphone/colmap/sparse_render_rgb", root)
+    return some(scenes, "<id>/merge_dslr_iphone/colmap/sparse_render_rgb", root, report)

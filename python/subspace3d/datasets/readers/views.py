@@ -23,6 +23,7 @@ from subspace3d.datasets.readers.source import (
     Report,
     cut,
     depth_at,
+    in_words,
     limit_side,
     nearest_rotation,
     upper_rows,
@@ -62,6 +63,7 @@ class View:
     size: Size | None = None  # of the image that ``intrinsic`` belongs to; None: the size of the image itself
     projection: Projection | None = None  # of a distorted camera; None: ``intrinsic`` is all
     mask: Path | None = None  # where it is 0, depth does not count
+    bare: str = ""  # why there is no depth, told once the view is used; empty: nothing, unless other views have some
 
 
 @dataclass
@@ -93,6 +95,8 @@ def content(
 ) -> Content:
     """The scene of some views in the order given, every ``frame_step``-th of them.
 
+    The names under ``images`` of its provenance are complete once its frames are consumed: a frame may yet be left out.
+
     Args:
         views (Sequence[View]): what was listed; those whose image is missing may be among them.
         config (ReaderConfig): the settings.
@@ -113,11 +117,17 @@ def content(
     )
     found = max(len(views), report.found["images"])
     earlier = len(report.reasons)
+    others_have_depth = any(view.depth is not None for view in views)
     single = _once(views, report)
     taken = single[:: config.frame_step or 1]
     if len(taken) < len(single):
         report(f"{len(single) - len(taken)} images: left out by --frame-step {config.frame_step}")
-    views = taken
+    views = [
+        replace(view, bare="there is none of its name")
+        if others_have_depth and view.depth is None and not view.bare
+        else view
+        for view in taken
+    ]
     depth_format = depth_format or DepthFormat()
     maker = _FrameMaker(config, report, depth_format, [config.root, folder, *allowed])
     usable = maker.belonging([view for view in views if maker.look(view)])
@@ -127,7 +137,7 @@ def content(
         raise ValueError(f"{folder}: none of its {found} images can be used; {first}")
     moved, origin = _moved(usable)
     provenance = {
-        "source": {**source, "images": [view.name for view in usable]},
+        "source": {**source, "images": maker.used},
         **({} if origin is None else {"origin": origin.tolist()}),
     }
     return Content(maker.frames(moved), provenance, unit=unit, depth_scale=maker.depth_scale)
@@ -172,6 +182,8 @@ class _FrameMaker:
     def __init__(self, config: ReaderConfig, report: Report, depth_format: DepthFormat, folders: list[Path]) -> None:
         self.config, self.report, self.depth_format, self.folders = config, report, depth_format, folders
         self.depth_scale = config.depth_scale or depth_format.scale or 1e-3
+        self.used: list[str] = []  # names of the views that have become frames
+        self._notes: list[str] = []  # of the view that is being made a frame
         self._sizes: Counter[Size] = Counter()
         self._looked: dict[Path, Size] = {}
         self._undistorters: dict[Any, Undistorter] = {}
@@ -185,7 +197,7 @@ class _FrameMaker:
             self._looked[view.image] = size
             self._sizes[size] += 1
         except (OSError, ValueError) as error:
-            self.report(f"{view.name}: {_reason(error)}")
+            self.report(f"{view.name}: {in_words(error)}")
             return False
         return True
 
@@ -213,8 +225,11 @@ class _FrameMaker:
             except UnitError:
                 raise
             except (OSError, ValueError) as error:
-                self.report(f"{view.name}: {_reason(error)}")
+                self.report(f"{view.name}: {in_words(error)}")
                 continue
+            for note in self._notes:
+                self.report(note)
+            self.used.append(view.name)
             if frame.image.shape[:2] != size:
                 height, width = frame.image.shape[:2]
                 self.report(
@@ -230,10 +245,9 @@ class _FrameMaker:
         whole = [view for view in views if view.depth is not None and view.extrinsic is not None]
         chosen = np.unique(np.linspace(0, len(whole) - 1, min(len(whole), _COMPARED)).round().astype(int))
         seen, exact = [], False
-        silent = _FrameMaker(self.config, Report(), self.depth_format, self.folders)
         for index in chosen.tolist():
             try:
-                frame = silent._frame(whole[index])
+                frame = self._frame(whole[index])
             except UnitError:
                 raise
             except (OSError, ValueError):
@@ -258,6 +272,7 @@ class _FrameMaker:
             )
 
     def _frame(self, view: View) -> Frame:
+        self._notes.clear()
         image, orientation = read_oriented(view.image)
         as_shown = orientation != 1 and self._as_shown(view, image.shape[:2], orientation)
         turn = _Turn(image.shape[:2], orientation if as_shown else 1)
@@ -305,18 +320,20 @@ class _FrameMaker:
     def _depth(self, view: View, size: Size, turn: _Turn) -> tuple[np.ndarray | None, bool]:
         """Depth at the size of the image, and whether a png of 16 bits cannot hold it; none where it cannot be read."""
         if view.depth is None:
+            if view.bare:
+                self._notes.append(f"{view.name}: used without depth: {view.bare}")
             return None, False
         try:
             self._inside(view.depth)
             stored, exact = self._read_depth(view.depth)
             depth = turn.follow(stored)
             if depth is not stored:
-                self.report(f"{view.name}: used, its depth turned upright as its image is")
+                self._notes.append(f"{view.name}: used, its depth turned upright as its image is")
             return depth_at(depth, size), exact
         except UnitError:
             raise
         except (OSError, ValueError) as error:
-            self.report(f"{view.name}: used without depth: {_reason(error)}")
+            self._notes.append(f"{view.name}: used without depth: {in_words(error)}")
             return None, False
 
     def _read_depth(self, path: Path) -> tuple[np.ndarray, bool]:
@@ -441,7 +458,3 @@ def _target(path: Path) -> str:
         return str(path.resolve())
     except (OSError, RuntimeError, ValueError):
         return "itself"
-
-
-def _reason(error: Exception) -> str:
-    return f"no such file: {error.filename}" if isinstance(error, FileNotFoundError) and error.filename else str(error)
