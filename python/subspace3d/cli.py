@@ -125,6 +125,7 @@ def _one_line(complaint: str, settings_class: type) -> str:
     if rule:
         return rule[2] if rule[1] == settings_class.__name__ else f"{rule[1]}: {rule[2]}"
     line = re.sub(r"^(Invalid choice|Value error: Error parsing):? ", "", line).replace(" Argument helptext: ", "; ")
+    line = re.sub(r"^([^:]+: )\1", r"\1", line)  # the title again
     return f"{line} (see {help_command})" if help_command else line
 
 

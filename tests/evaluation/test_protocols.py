@@ -89,9 +89,7 @@ def test_sizes_are_those_of_the_originals():
 def test_the_page_says_of_every_protocol_what_the_results_say():
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
     page = page.split("## Published protocols")[1]
-    rows = [
-        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.count("|") == 7
-    ]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.count("|") == 7]
     assert rows[0] == ["", *PROTOCOLS]
     marked = {metric: [cell == "x" for cell in cells] for metric, *cells in rows[2:]}
     wanted = {metric for protocol in PROTOCOLS.values() for metric in protocol.metrics}

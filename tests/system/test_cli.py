@@ -46,6 +46,7 @@ def test_help_of_each_command_states_units_and_defaults(command):
         (["generate", "--out", "x", "--views", "0"], ["views", "at least 1", "0"]),
         (["mine", "--config", "/nonexistent.yaml"], ["config", "/nonexistent.yaml"]),
         (["report", "--run", "/nonexistent"], ["/nonexistent"]),
+        (["doctor", "--foo"], ["subspace3d doctor: error: Unrecognized options: --foo (see"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):

@@ -93,10 +93,10 @@ def _views(root: Path, frames: list[Any], report: Report) -> Iterator[View]:
             has_camera = isinstance(frame, dict) and frame.get("extri") is not None
             report.leave_out(f"{name or f'frame {index}'}: {error}", os.path.isfile(depth), has_camera)
             continue
-        mask: Path | None = image.parent.parent / "depth_masks" / f"{image.stem}.png"
+        mask = image.parent.parent / "depth_masks" / f"{image.stem}.png"
         there, bare = depth_there(depth)
-        mask = mask if there and mask.is_file() else None
-        yield View(name, image, intrinsic, extrinsic, there, mask=mask, bare=bare)
+        has_mask = there is not None and mask.is_file()
+        yield View(name, image, intrinsic, extrinsic, there, mask=mask if has_mask else None, bare=bare)
 
 
 def _numbers(frame: dict[str, Any], key: str) -> np.ndarray:
