@@ -12,11 +12,12 @@ from subspace3d.scenes.preview import draw_sheet
 
 
 def test_previews_are_small_runs_of_every_attribute_or_of_the_task():
-    runs = previews(GenerateConfig(out=Path("x"), preset="release", regime="room", scenes=900))
+    runs = previews(GenerateConfig(out=Path("x"), preview=True, preset="release", regime="room", scenes=900))
     assert [small.attribute for small in runs] == list(ATTRIBUTES) == [small.name for small in runs]
     assert all(small.preset == "release" and small.regime == "room" and small.scenes < 10 for small in runs)
-    assert len({small.out for small in runs}) == 1 and runs[0].out != previews(GenerateConfig(out=Path("x")))[0].out
-    (small,) = previews(GenerateConfig(out=Path("x"), task="glass"))
+    paper = previews(GenerateConfig(out=Path("x"), preview=True))
+    assert len({small.out for small in runs}) == 1 and runs[0].out != paper[0].out
+    (small,) = previews(GenerateConfig(out=Path("x"), preview=True, task="glass"))
     assert small.task == "glass" and small.out == Path("x/preview")
 
 

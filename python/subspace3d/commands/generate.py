@@ -11,6 +11,7 @@ import importlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from subspace3d import outputs, settings
@@ -221,14 +222,19 @@ def _set_up(rendering: _Rendering, worker: int) -> Callable[[str], object]:
     return work
 
 
+def _sheet(small: GenerateConfig) -> Path:
+    """Where the contact sheet of a preview goes."""
+    return small.out / f"{small.name}.jpg"
+
+
 def previews(config: GenerateConfig) -> list[GenerateConfig]:
     """One small run per attribute, or one for the task, with the settings of ``config`` otherwise."""
-    small = dataclasses.replace(config, out=config.out / "preview", resolution=_PREVIEW_WIDTH, spp=_PREVIEW_SPP)
+    small = partial(dataclasses.replace, config, resolution=_PREVIEW_WIDTH, spp=_PREVIEW_SPP)
+    out = config.out / "preview"
     if config.task != "none":
         views = 2 if config.task == "faces" else 3
-        return [dataclasses.replace(small, name=config.task, scenes=3, views=views)]
-    out = small.out / f"{config.preset}-{config.regime}-{config.trajectory}"
+        return [small(out=out, name=config.task, scenes=3, views=views)]
+    out /= f"{config.preset}-{config.regime}-{config.trajectory}"
     return [
-        dataclasses.replace(small, out=out, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2)
-        for attribute in ATTRIBUTES
+        small(out=out, name=attribute, attribute=attribute, datasets=3, scenes=4, views=2) for attribute in ATTRIBUTES
     ]
