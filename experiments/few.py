@@ -37,6 +37,17 @@ _RANK, _CORE = 4, 16
 _GRADIENTS = TrainConfig(frames=(2, 4), images_per_step=8)
 
 
+def _is_own(path: Path) -> bool:
+    try:
+        found = read_json(path / "few.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and {"settings", "rows"} <= found.keys()
+
+
+_RUN = outputs.Kind("a run of experiments.few", True, _is_own)
+
+
 @dataclass(frozen=True)
 class FewExperiment:
     """Tune vggt-nano on a few images of each task and say what was gained and what was forgotten."""
@@ -69,7 +80,7 @@ class FewExperiment:
         require(self.workers >= 0, "workers", "at least 0", self.workers)
 
     def writes(self) -> list[outputs.Output]:
-        return [outputs.Output("out", self.out, outputs.FOLDER)]
+        return [outputs.Output("out", self.out, _RUN)]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ MARKED = {"evaluation/*/*": outputs.EVALUATION, "analysis/*": outputs.ANALYSIS}
 """Folders that the records alone do not show to be our own, so that nothing would be added to them."""
 
 
+def require_checkout(path: Path) -> None:
+    """Raise FileNotFoundError unless ``path`` is a checkout of this project: pages and figures in it are replaced."""
+    project = path / "pyproject.toml"
+    if not (project.is_file() and 'name = "subspace3d"' in read_text(project, _LARGEST)):
+        raise FileNotFoundError(f"publish: no checkout of subspace3d in {path}")
+
+
 def keep(out: Path, checkout: Path) -> None:
     """Write what the run folder ``out`` holds to `FILE` of a checkout."""
     lines = [read_json(out / RUN_RECORD)]

@@ -63,8 +63,8 @@ def run(config: ExperimentsConfig) -> Path:
     if config.ray:
         on_disk = config.weights is not None and config.weights.is_file()
         config = absolute(config, "out", "weights") if on_disk else absolute(config, "out")
-    if config.publish is not None and not (config.publish / "docs").is_dir():
-        raise FileNotFoundError(f"publish: no docs folder in {config.publish}")
+    if config.publish is not None:
+        measured.require_checkout(config.publish)
     chosen = {task: bank for task, bank in scale.tasks.items() if not config.tasks or task in config.tasks}
     if not chosen:
         raise ValueError(f"tasks must be among {', '.join(scale.tasks)} at {scale.name} scale, got {config.tasks}")

@@ -41,8 +41,8 @@ def run(config: DirectionsConfig) -> Path:
     tasks = {task: bank for task, bank in scale.tasks.items() if not config.tasks or task in config.tasks}
     if not tasks:
         raise ValueError(f"tasks must be among {', '.join(scale.tasks)} at {scale.name} scale, got {config.tasks}")
-    if config.publish is not None and not (config.publish / "docs" / "directions.md").is_file():
-        raise FileNotFoundError(f"publish: no docs/directions.md in {config.publish}")
+    if config.publish is not None:
+        measured.require_checkout(config.publish)
     ablated = scale.ablated if scale.ablated in tasks else next(iter(tasks))
     scale = dataclasses.replace(scale, tasks=tasks, ablated=ablated)
     shared = ExperimentsConfig(

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import experiments.directions.run
+import experiments.run
 from experiments import measured
+from experiments.directions.settings import DirectionsConfig
 from experiments.jobs import RECORD
+from experiments.measured import require_checkout
 from experiments.settings import ExperimentsConfig
 from subspace3d.files import read_json, write_json
 
@@ -100,6 +104,22 @@ def test_everything_at_smoke_scale(tmp_path):
 def test_smoke_results_are_not_published(tmp_path):
     with pytest.raises(ValueError, match="scale"):
         ExperimentsConfig(scale="smoke", publish=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["experiments", "experiments.directions"])
+def test_results_are_published_in_a_checkout_of_this_project_only(tmp_path, command):
+    pages = ("docs/results.md", "docs/directions.md", "README.md", "pyproject.toml")
+    for name in pages:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("name = 'another'")
+    settings = {"out": tmp_path / "run", "publish": tmp_path, "collect": True}
+    with pytest.raises(FileNotFoundError, match=r"publish: no checkout of subspace3d in"):
+        if command == "experiments":
+            experiments.run.run(ExperimentsConfig(**settings))
+        else:
+            experiments.directions.run.run(DirectionsConfig(**settings))
+    assert all((tmp_path / name).read_text() == "name = 'another'" for name in pages)
+    require_checkout(Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize(

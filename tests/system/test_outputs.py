@@ -7,14 +7,18 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
+import experiments.directions.run
+import experiments.few
 import experiments.run
+from experiments.directions.settings import DirectionsConfig
+from experiments.few import FewExperiment
 from experiments.settings import ExperimentsConfig
 from subspace3d import cli, locks, outputs, settings
 from subspace3d.bench.config import BenchConfig
@@ -26,6 +30,7 @@ from subspace3d.commands.demo import DemoConfig
 from subspace3d.commands.evaluate import EvaluateConfig
 from subspace3d.commands.export import ExportConfig
 from subspace3d.commands.finetune import FinetuneConfig
+from subspace3d.commands.fit import FitConfig
 from subspace3d.commands.generate import GenerateConfig
 from subspace3d.commands.mine import MineConfig
 from subspace3d.commands.report import ReportConfig
@@ -33,6 +38,7 @@ from subspace3d.files import atomic_folder, atomic_path, open_to_append, save_te
 from subspace3d.formats.basis import save_authors, save_basis
 from subspace3d.formats.scene import Frame, write_frames
 from subspace3d.formats.subspace import ModuleSubspace, save_subspace
+from subspace3d.outputs import rule
 from subspace3d.training import checkpoints
 from subspace3d.training.config import TrainConfig
 from subspace3d.training.run import remove_run
@@ -50,29 +56,59 @@ class Case:
     inputs: tuple[str, ...]
     make: Callable[[Path], Any]
     writes_file: bool = False
-    shares: bool = False
-    """Whether it adds to a folder that may hold other things; ``entry`` is then what it adds."""
     entry: str = ""
+    """What it adds to a folder that may hold other things, the inputs among them; empty: the folder is all its own."""
+    flag: str = "out"
+    """The setting that is the target."""
 
 
-RUNS = {**dict(map(cli.load, cli.COMMANDS)), ExperimentsConfig: experiments.run.run}
+RUNS = {
+    **dict(map(cli.load, cli.COMMANDS)),
+    ExperimentsConfig: experiments.run.run,
+    DirectionsConfig: experiments.directions.run.run,
+    FewExperiment: experiments.few.run,
+}
 CASES = {
     "generate": Case(
         ("maps",),
         lambda out: GenerateConfig(out=out, textures=Path("maps"), scenes=1, datasets=1),
-        shares=True,
-        entry="texture_00",
+        entry="texture_00/scene",
+    ),
+    "generate --preview": Case(
+        ("maps",),
+        lambda out: GenerateConfig(out=out, textures=Path("maps"), preview=True),
+        entry="preview/paper-object-wide/camera.jpg",
+    ),
+    "generate --task": Case(
+        ("pictures",),
+        lambda out: GenerateConfig(out=out, task="faces", pictures=Path("pictures")),
+        entry="faces_train/scene",
     ),
     "convert": Case(
         ("data/rgbd",),
         lambda out: ConvertConfig(out=out, from_="rgbd", root=Path("data/rgbd")),
-        shares=True,
-        entry="rgbd",
+        entry="rgbd/scene",
     ),
     "adapt": Case(
-        ("scenes",), lambda out: AdaptConfig(scenes=Path("scenes"), out=out), shares=True, entry="config.yaml"
+        ("scenes", "weights"),
+        lambda out: AdaptConfig(scenes=Path("scenes"), out=out, weights=Path("weights")),
+        entry="config.yaml",
+    ),
+    "adapt --cache-tokens": Case(
+        ("scenes",),
+        lambda out: AdaptConfig(scenes=Path("scenes"), out=Path("adapted"), cache_tokens=out),
+        flag="cache_tokens",
     ),
     "mine": Case(("adapters",), lambda out: MineConfig(adapters=Path("adapters"), out=out), writes_file=True),
+    "mine --join": Case(
+        ("adapters", "gradients"),
+        lambda out: MineConfig(adapters=Path("adapters"), join=Path("gradients"), out=out),
+        writes_file=True,
+    ),
+    "fit": Case(
+        ("scenes", "subspaces", "weights"),
+        lambda out: FitConfig(Path("scenes"), (Path("subspaces"),), out, weights=Path("weights")),
+    ),
     "analyze": Case(
         ("subspaces", "adapters"), lambda out: AnalyzeConfig(out, (Path("subspaces"),), (Path("adapters"),))
     ),
@@ -80,8 +116,21 @@ CASES = {
         ("subspaces", "run/tuned"), lambda out: AnalyzeConfig(out, compare=(Path("subspaces"), Path("run/tuned")))
     ),
     "finetune": Case(
-        ("scenes", "subspaces"),
-        lambda out: FinetuneConfig(scenes=Path("scenes"), out=out, subspaces=(Path("subspaces"),)),
+        ("scenes", "subspaces", "weights"),
+        lambda out: FinetuneConfig(
+            scenes=Path("scenes"), out=out, subspaces=(Path("subspaces"),), weights=Path("weights")
+        ),
+    ),
+    "finetune --few": Case(
+        ("scenes", "generic"),
+        lambda out: FinetuneConfig(
+            scenes=Path("scenes"), out=out, method="psv", core_size=2, few=True, generic=Path("generic")
+        ),
+    ),
+    "finetune --cache-tokens": Case(
+        ("scenes",),
+        lambda out: FinetuneConfig(scenes=Path("scenes"), out=Path("tuned"), method="none", cache_tokens=out),
+        flag="cache_tokens",
     ),
     "finetune --resume never": Case(
         ("scenes",), lambda out: FinetuneConfig(scenes=Path("scenes"), out=out, method="none", resume="never")
@@ -91,14 +140,24 @@ CASES = {
         ("run/tuned",), lambda out: ExportConfig(run=Path("run"), to="authors", out=out), writes_file=True
     ),
     "evaluate": Case(
-        ("scenes", "run/tuned"),
-        lambda out: EvaluateConfig(scenes=Path("scenes"), out=out, tuned=(Path("run"),)),
+        ("scenes", "run/tuned", "weights"),
+        lambda out: EvaluateConfig(scenes=Path("scenes"), out=out, tuned=(Path("run"),), weights=Path("weights")),
     ),
     "report": Case(("run/tuned",), lambda out: ReportConfig(run=Path("run"), out=out), writes_file=True),
-    "bench": Case((), lambda out: BenchConfig(out=out), shares=True),
+    "bench": Case((), lambda out: BenchConfig(out=out), entry="cpu.jsonl"),
     "demo": Case((), lambda out: DemoConfig(out=out)),
-    "experiments": Case((), lambda out: ExperimentsConfig(out=out)),
+    **{
+        name: Case(
+            ("weights", "measured.jsonl"),
+            lambda out, make=make: make(out=out, weights=Path("weights"), measured=Path("measured.jsonl")),
+        )
+        for name, make in (("experiments", ExperimentsConfig), ("experiments.directions", DirectionsConfig))
+    },
+    "experiments.few": Case((), lambda out: FewExperiment(out=out)),
 }
+WRITE_NOTHING = {"doctor", "validate", "view", "params"}
+OF_A_CHECKOUT = {"publish"}
+"""Settings that name a checkout of this project, whose pages are brought up to date; tests/experiments tries them."""
 
 
 @pytest.fixture
@@ -107,17 +166,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in (
         "maps",
+        "pictures",
+        "weights",
+        "generic",
+        "gradients",
         "data/rgbd",
         "scenes/one",
         "adapters/one",
         "subspaces",
         "run/tuned",
-        "mydocs/texture_00",
         "mydocs/tuned",
     ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "precious.txt").write_bytes(PRECIOUS)
-    (tmp_path / "thesis.txt").write_bytes(PRECIOUS)
+    for name in ("thesis.txt", "measured.jsonl"):
+        (tmp_path / name).write_bytes(PRECIOUS)
     return tmp_path
 
 
@@ -128,14 +191,14 @@ def everything(folder: Path) -> dict[str, Any]:
     }
 
 
-def refuse(here: Path, case: Case, out: Path, rule: str = "out must") -> str:
+def refuse(here: Path, case: Case, out: Path, words: str = "") -> str:
     """The command is refused, by the Python function and on the command line, and nothing is changed."""
     before = everything(here)
-    config = case.make(out)
-    with pytest.raises(ValueError, match=rule) as error:
+    config, words = case.make(out), words or f"{case.flag} must"
+    with pytest.raises(ValueError, match=words) as error:
         RUNS[type(config)](config)
     assert everything(here) == before
-    with pytest.raises(ValueError, match=rule):
+    with pytest.raises(ValueError, match=words):
         outputs.check(config)
     assert everything(here) == before
     return str(error.value)
@@ -146,6 +209,67 @@ def both(check: Callable[[Path], object], here: Path, target: str) -> None:
     check(Path(target))
     Path("link").symlink_to(here / target)
     check(Path("link"))
+
+
+def paths_of(settings_class: type) -> list[str]:
+    """Its settings that are paths."""
+
+    def parts(hint: Any) -> Iterator[Any]:
+        yield hint
+        for inner in get_args(hint):
+            yield from parts(inner)
+
+    hints = get_type_hints(settings_class)
+    names = [field.name for field in dataclasses.fields(settings_class)]
+    for name in names:
+        nested = hints[name]
+        assert not dataclasses.is_dataclass(nested) or not paths_of(nested), f"{name} has paths of its own"
+    return [name for name in names if Path in parts(hints[name])]
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    """A command or a setting that is new cannot be forgotten: its class says what it writes."""
+    writing = {name for name in cli.COMMANDS if hasattr(cli.load(name)[0], "writes")}
+    assert writing == cli.COMMANDS.keys() - WRITE_NOTHING
+    tried = {type(case.make(Path("new"))) for case in CASES.values()}
+    assert {cli.load(name)[0] for name in writing} <= tried
+    targets = {
+        (type(config), output.argument)
+        for config in (case.make(Path("new")) for case in CASES.values())
+        for output in config.writes()
+    }
+    assert targets == {(type(case.make(Path("new"))), case.flag) for case in CASES.values()}
+
+
+@pytest.mark.parametrize("settings_class", dict.fromkeys(type(case.make(Path("new"))) for case in CASES.values()))
+def test_every_path_in_the_settings_is_read_or_written(here: Path, settings_class: type) -> None:
+    """So that the rule is asked about it, whatever the setting is called."""
+    configs = [config for case in CASES.values() if type(config := case.make(Path("new"))) is settings_class]
+    for name in paths_of(settings_class):
+        if name in OF_A_CHECKOUT:
+            continue
+        given = [value for config in configs for value in _several(getattr(config, name))]
+        assert given, f"no case of {settings_class.__name__} gives {name}"
+        for config in configs:
+            found, read = rule.declared(config)
+            known = [*(output.path for output in found), *(path for _, path in read)]
+            for path in _several(getattr(config, name)):
+                assert any(path in (each, *each.parents) for each in known), f"{name} {path} is neither"
+
+
+def _several(value: Any) -> list[Path]:
+    return [path for path in (value if isinstance(value, tuple) else (value,)) if path is not None]
+
+
+def test_commands_that_write_nothing(here: Path) -> None:
+    scene(here / "valid/scene")
+    before = everything(here)
+    assert {name for name in WRITE_NOTHING if paths_of(cli.load(name)[0])} == {"validate", "view"}
+    cli.main(["validate", "valid"])
+    assert everything(here) == before
+    with pytest.raises(SystemExit):
+        cli.main(["view", "valid", "--weights", "nowhere"])
+    assert everything(here) == before
 
 
 @pytest.mark.parametrize("verb", CASES)
@@ -166,28 +290,25 @@ def test_the_target_lies_in_an_input(here: Path, verb: str) -> None:
         Path("link").unlink()
 
 
-@pytest.mark.parametrize("verb", [verb for verb, case in CASES.items() if not case.shares])
+@pytest.mark.parametrize("verb", [verb for verb, case in CASES.items() if not case.entry])
 def test_the_target_holds_an_input(here: Path, verb: str) -> None:
     case = CASES[verb]
     for source in case.inputs:
-        refuse(here, case, Path(source).parent)
-        refuse(here, case, Path(os.path.relpath(here)))
+        for out in {Path(source).parent, Path(os.path.relpath(here))}:
+            refuse(here, case, out)
 
 
 @pytest.mark.parametrize("verb", CASES)
 def test_a_foreign_folder(here: Path, verb: str) -> None:
     case = CASES[verb]
-    if verb == "adapt":
-        (here / "mydocs/config.yaml").write_bytes(b"precious: true\n")
+    if case.entry:
+        (here / "mydocs" / case.entry).parent.mkdir(parents=True, exist_ok=True)
+        (here / "mydocs" / case.entry).write_bytes(PRECIOUS)
     if verb == "bench":
-        (here / "mydocs/cpu.jsonl").write_bytes(PRECIOUS)
         with pytest.raises(ValueError, match="out must be a new file or rows of a benchmark"):
             append_rows(here / "mydocs", [{"device": "cpu"}])
         assert (here / "mydocs/cpu.jsonl").read_bytes() == PRECIOUS
         return
-    if verb == "convert":
-        (here / "mydocs/rgbd").mkdir()
-        (here / "mydocs/rgbd/precious.txt").write_bytes(PRECIOUS)
     both(lambda out: refuse(here, case, out), here, "mydocs")
 
 
@@ -203,19 +324,20 @@ def test_a_special_file_and_a_link_in_a_loop(here: Path, verb: str) -> None:
     os.symlink("loop", "loop")
     before = sorted(path.name for path in here.rglob("*"))
     for name in ("fifo", "loop"):
-        with pytest.raises(ValueError, match="out must"):
+        with pytest.raises(ValueError, match=f"{CASES[verb].flag} must"):
             outputs.check(CASES[verb].make(Path(name)))
     assert sorted(path.name for path in here.rglob("*")) == before
 
 
-@pytest.mark.parametrize("verb", CASES)
+@pytest.mark.parametrize("verb", [verb for verb, case in CASES.items() if case.flag == "out"])
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_a_lock_that_is_none(here: Path, verb: str, kind: str) -> None:
     """The command line refuses it at once; what a link leads to keeps its bytes."""
     config = CASES[verb].make(here / "new.out")
     name = ".new.out.lock" if isinstance(config, (MineConfig, ExportConfig, ReportConfig)) else ""
     if isinstance(config, (GenerateConfig, ConvertConfig)):
-        name = f"new.out/.{'rgbd' if isinstance(config, ConvertConfig) else 'texture'}.lock"
+        made = config.from_ if isinstance(config, ConvertConfig) else config.prefix
+        name = f"new.out/.{made}.lock"
     lock = here / (name or "new.out/.lock")
     lock.parent.mkdir(exist_ok=True)
     lock.symlink_to(here / "thesis.txt") if kind == "link" else os.mkfifo(lock)
@@ -493,6 +615,18 @@ def test_results_of_the_first_version_are_known(here: Path) -> None:
     # but not as results of another kind
     for verb, out in (("evaluate", "analysis"), ("finetune", "demo"), ("finetune", "adapted"), ("analyze", "finished")):
         refuse(here, CASES[verb], Path(out))
+
+
+def test_a_cache_of_tokens_is_added_to_and_holds_nothing_else(here: Path) -> None:
+    case = CASES["finetune --cache-tokens"]
+    (here / "tokens/0123456789abcdef-cpu-bfloat16/28x28").mkdir(parents=True)
+    outputs.check(case.make(Path("tokens")))
+    Path("dangling").symlink_to("disk/tokens")
+    assert outputs.check(case.make(Path("dangling"))).cache_tokens == here / "disk/tokens"
+    for name in ("notes.txt", "0123456789abcdef-cpu-float32"):
+        (here / "tokens" / name).write_bytes(PRECIOUS)
+        refuse(here, case, Path("tokens"), "cache_tokens must be a new or empty folder or a cache of tokens")
+        (here / "tokens" / name).unlink()
 
 
 def test_a_link_to_an_own_result_is_followed(here: Path) -> None:

@@ -14,7 +14,7 @@ from subspace3d import outputs, settings
 from subspace3d.jobs.options import ClusterOptions
 from subspace3d.log import logger
 from subspace3d.settings import require
-from subspace3d.training.config import TrainConfig, check_cache
+from subspace3d.training.config import TrainConfig, cache_target, check_cache
 from subspace3d.training.rates import usual_rate
 
 # settings of a training that a gradient at the base weights does not depend on
@@ -76,7 +76,7 @@ class AdaptConfig(ClusterOptions):
 
     def writes(self) -> list[outputs.Output]:
         settings = outputs.Output("out", self.out / "config.yaml", outputs.ADAPT_SETTINGS)
-        return [outputs.Output("out", self.out, outputs.FOLDER), settings]
+        return [outputs.Output("out", self.out, outputs.FOLDER), settings, *cache_target(self.cache_tokens)]
 
 
 def run(config: AdaptConfig) -> list[Path]:

@@ -15,7 +15,7 @@ from subspace3d.choices import CORE_METHODS, Heads, Method
 from subspace3d.files import sha256
 from subspace3d.log import logger
 from subspace3d.settings import require
-from subspace3d.training.config import TrainConfig, check_cache
+from subspace3d.training.config import TrainConfig, cache_target, check_cache
 from subspace3d.training.rates import usual_rate
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class FinetuneConfig:
     def writes(self) -> list[outputs.Output]:
         tuned = dataclasses.replace(outputs.TUNED, content=None) if self.resume == "auto" else outputs.TUNED
         run = outputs.Output("out", self.out, outputs.RUN)
-        return [run, outputs.Output("out", self.out / "tuned", tuned)]
+        return [run, outputs.Output("out", self.out / "tuned", tuned), *cache_target(self.cache_tokens)]
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:

@@ -93,8 +93,12 @@ class GenerateConfig(SceneConfig, ClusterOptions):
         return outputs.named(textures=self.textures, pictures=self.pictures)
 
     def writes(self) -> list[outputs.Output]:
-        targets = [] if self.preview else self.targets.declared()
-        return [outputs.Output("out", self.out, outputs.FOLDER), *targets]
+        folder = outputs.Output("out", self.out, outputs.FOLDER)
+        if not self.preview:
+            return [folder, *self.targets.declared()]
+        small = previews(self)
+        sheets = [outputs.Output("out", _sheet(each), outputs.SHEET) for each in small]
+        return [folder, *sheets, *(output for each in small for output in each.targets.declared())]
 
     @property
     def targets(self) -> DatasetTargets:
@@ -132,7 +136,7 @@ def run(config: GenerateConfig) -> list[Path]:
         return folders
     folders = []
     for small in previews(config):
-        sheet = outputs.claim(small.out / f"{small.name}.jpg", outputs.SHEET, "out")
+        sheet = outputs.claim(_sheet(small), outputs.SHEET, "out")
         rendered = _run(small)
         draw_sheet(sheet, small.name, rendered)
         logger.info(f"contact sheet: {sheet}")

@@ -15,6 +15,7 @@ from subspace3d.tables import read_table
 _HEAD = 1 << 16  # bytes of a file that say what it is
 _LARGEST_RECORD = 1 << 28
 _CRC = re.compile(rb'"crc32":"[0-9a-f]{8}"')
+_TOKENS = re.compile(r"[0-9a-f]{16}-[a-z]+-[a-z]+\d+")  # encoder, device and type, as the cache names its folders
 _PEFT = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
@@ -175,6 +176,10 @@ def _is_skipped(path: Path) -> bool:
     return isinstance(value, dict) and all(isinstance(reasons, list) for reasons in value.values())
 
 
+def _is_cache(path: Path) -> bool:
+    return all(_TOKENS.fullmatch(name) and (path / name).is_dir() for name in entries(path))
+
+
 def _is_sheet(path: Path) -> bool:
     return GENERATE_SETTINGS.is_own(path.with_name(f"config-{path.stem}.yaml"))
 
@@ -197,6 +202,7 @@ ADDED_TO = Kind("a data set", True, lambda path: True)
 NEW = Kind("a data set (with its config-<name>.yaml)", True, lambda path: False)
 SHEET = Kind("a contact sheet", False, _is_sheet)
 ROWS = Kind("rows of a benchmark", False, _is_rows)
+TOKENS = Kind("a cache of tokens", True, _is_cache)
 SKIPPED = Kind("a list of what was skipped", False, _is_skipped)
 GENERATE_SETTINGS = Kind("settings of generate", False, _settings_of("out", "attribute", "preset", "scenes"))
 CONVERT_SETTINGS = Kind("settings of convert", False, _settings_of("out", "from", "root"))

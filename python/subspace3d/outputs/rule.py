@@ -89,12 +89,9 @@ def check(config: Any) -> Any:
     outputs, inputs = declared(config)
     for output in outputs:
         target = claim(output.path, output.kind, output.argument, inputs)
-        if (
-            target != output.path
-            and output.argument == "out"
-            and output.path in (config.out, getattr(config, "target", None))
-        ):
-            config = dataclasses.replace(config, out=target)
+        given = getattr(config, output.argument), getattr(config, "target", None)
+        if target != output.path and output.path in given:
+            config = dataclasses.replace(config, **{output.argument: target})
     return config
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from subspace3d import outputs
 from subspace3d.settings import require
 
 
@@ -87,3 +88,8 @@ def check_cache(folder: Path | None, gigabytes: float, train: TrainConfig) -> No
         for name in ("aspect", "zoom"):
             require(getattr(train, name) == (1.0, 1.0), name, f"1 1 {same}", getattr(train, name))
         require(gigabytes > 0, "cache_gigabytes", "positive", gigabytes)
+
+
+def cache_target(folder: Path | None) -> list[outputs.Output]:
+    """What a command with this folder of tokens writes there."""
+    return [] if folder is None else [outputs.Output("cache_tokens", folder, outputs.TOKENS)]
