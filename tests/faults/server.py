@@ -18,7 +18,9 @@ import sys
 import time
 from typing import Any
 
-COMMANDS = ("generate", "adapt", "finetune", "mine", "analyze", "evaluate", "report")
+COMMANDS = (
+    "generate", "convert", "adapt", "mine", "fit", "analyze", "finetune", "export", "evaluate", "report",
+)  # fmt: skip
 MODULES = (
     "torch", "peft", "PIL.Image", "scipy.io", "scipy.spatial", "matplotlib.figure", "yaml", "tyro", "tqdm",
     *(f"subspace3d.commands.{name}" for name in COMMANDS),

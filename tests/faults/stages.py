@@ -25,11 +25,32 @@ COMMANDS = {
     "finetune": f"finetune --scenes scenes --out tuned/subspace --method subspace --subspaces subspaces {_TRAIN}",
     "evaluate": "evaluate --scenes scenes/texture_00 --out evaluation --tuned tuned/subspace --frames 2",
     "report": "report --run .",
+    "convert": "convert --from images --root scenes/texture_00/scene_0000 --out converted --name photos",
+    "export": "export --run tuned/subspace --out exported/lora",
+    "adapt --together": f"adapt --scenes scenes --out together --together 2 --rank 2 --workers 1 {_TRAIN}",
+    "adapt --gradient-only": (
+        f"adapt --scenes scenes --out gradients --gradient-only --gradient-steps 1 --rank 2 --workers 1 {_TRAIN}"
+    ),
+    "mine --join": "mine --adapters adapters --join gradients --k 2 --out joined/texture.safetensors",
+    "fit": f"fit --scenes scenes --subspaces joined --out fit --batches 2 {_TRAIN}",
+    "analyze --compare": "analyze --compare subspaces subspaces --out comparison",
+    "finetune --few": (
+        f"finetune --few --scenes scenes/texture_00/scene_0000 --method psv --core-size 2 --out few {_TRAIN}"
+    ),
 }
-"""Verb -> command line, in a run folder that holds the results of the verbs before it."""
+"""Stage -> command line, in a run folder that holds the results of the stages it needs."""
 _RESULTS = {
     "generate": "scenes", "adapt": "adapters", "mine": "subspaces", "analyze": "analysis", "finetune": "tuned",
-    "evaluate": "evaluation", "report": "report",
+    "evaluate": "evaluation", "report": "report", "convert": "converted", "export": "exported",
+    "adapt --together": "together", "adapt --gradient-only": "gradients", "mine --join": "joined", "fit": "fit",
+    "analyze --compare": "comparison", "finetune --few": "few",
+}  # fmt: skip
+_IN_A_ROW = ("generate", "adapt", "mine", "analyze", "finetune", "evaluate", "report")
+_NEEDS = {
+    **{verb: _IN_A_ROW[:number] for number, verb in enumerate(_IN_A_ROW)},
+    "convert": ("generate",), "export": ("finetune",), "adapt --together": ("generate",),
+    "adapt --gradient-only": ("generate",), "mine --join": ("adapt", "adapt --gradient-only"),
+    "fit": ("generate", "mine --join"), "analyze --compare": ("mine",), "finetune --few": ("generate",),
 }  # fmt: skip
 # what may differ between two runs of the same: times, memory and what depends on the time of writing
 _VOLATILE = {
@@ -39,7 +60,7 @@ _VOLATILE = {
 
 
 def stages(*fast: str) -> list[Any]:
-    """All verbs as parameters; those that are not ``fast`` are marked slow, because together they take minutes."""
+    """All stages as parameters; those that are not ``fast`` are marked slow, because together they take minutes."""
     return [verb if verb in fast else pytest.param(verb, marks=pytest.mark.slow) for verb in COMMANDS]
 
 
@@ -92,17 +113,18 @@ class Reference:
 
     def outcome(self, verb: str) -> Outcome:
         """What the stage took."""
-        for name in list(COMMANDS)[: list(COMMANDS).index(verb) + 1]:
-            if name not in self._outcomes:
-                self._outcomes[name] = self._server.run(name, self.folder)
-                assert self._outcomes[name].code == 0, self._outcomes[name].text
+        if verb not in self._outcomes:
+            for name in _NEEDS[verb]:
+                self.outcome(name)
+            self._outcomes[verb] = self._server.run(verb, self.folder)
+            assert self._outcomes[verb].code == 0, self._outcomes[verb].text
         return self._outcomes[verb]
 
     def start(self, verb: str, folder: Path) -> Path:
-        """A run folder in which the stages before ``verb`` are done."""
+        """A run folder in which the stages that ``verb`` needs are done."""
         self.outcome(verb)
         folder.mkdir(parents=True)
-        for name in list(COMMANDS)[: list(COMMANDS).index(verb)]:
+        for name in _NEEDS[verb]:
             shutil.copytree(self.folder / _RESULTS[name], folder / _RESULTS[name])
         return folder
 

@@ -24,7 +24,10 @@ SCRIPT = Path(sys.executable).with_name("subspace3d")
 LOCKS = {
     "generate": "scenes/.texture.lock", "adapt": "adapters/.lock", "mine": "subspaces/.texture.safetensors.lock",
     "analyze": "analysis/.lock", "finetune": "tuned/subspace/.lock", "evaluate": "evaluation/.lock",
-    "report": ".report.lock",
+    "report": ".report.lock", "convert": "converted/.photos.lock", "export": "exported/.lora.lock",
+    "adapt --together": "together/.lock", "adapt --gradient-only": "gradients/.lock",
+    "mine --join": "joined/.texture.safetensors.lock", "fit": "fit/.lock", "analyze --compare": "comparison/.lock",
+    "finetune --few": "few/.lock",
 }  # fmt: skip
 
 
@@ -210,7 +213,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     reference.check("finetune", folder)
 
 
-@pytest.mark.parametrize("verb", LOCKS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_a_second_process_is_refused(server: Server, verb: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     lock = folder / LOCKS[verb]

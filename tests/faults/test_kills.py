@@ -55,8 +55,8 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(
     kill_and_finish(server, reference, verb, FAST_KILLS, tmp_path / "run", SEED)
 
 
-@pytest.mark.slow  # minutes: 8 kills for each of seven stages
-def test_fifty_kills_and_more(
+@pytest.mark.slow  # minutes: 8 kills for each stage
+def test_a_hundred_kills_and_more(
     server: Server, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     met = {
@@ -65,4 +65,4 @@ def test_fifty_kills_and_more(
     }
     with capsys.disabled():
         print(f"\nkills that met a stage at work: {met}, {sum(met.values())} in all")
-    assert sum(met.values()) >= 50
+    assert sum(met.values()) >= 100
