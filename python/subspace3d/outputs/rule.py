@@ -76,6 +76,7 @@ def claim(path: Path, kind: Kind, argument: str = "path", inputs: Iterable[tuple
         raise ValueError(f"{argument} must be a {wanted}, got {path}, which is a {found}")
     if kind.is_folder:
         _check_folder(argument, path, kind)
+        sweep(path)  # where all is done nothing is written that would do it
     elif path.stat().st_size and not kind.is_own(path):
         raise ValueError(
             f"{argument} must be a new file or {kind.what} that subspace3d has written, got {path}, which is neither; "
