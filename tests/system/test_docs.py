@@ -99,3 +99,25 @@ def test_every_promise_names_tests_that_are_there() -> None:
     for line in page.split("## Faults")[1].split("## Hostile numbers")[0].splitlines():
         if line.startswith("| ") and not line.startswith(("| what happens", "| promise")):
             assert "`test" in line or "tests/" in line, line
+
+
+def test_commands_that_need_a_gpu_select_tests_for_one() -> None:
+    """By the files and words of docs/gpu.md: a test that is renamed would be looked for in vain on the GPU."""
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    commands = re.findall(r"pytest -m gpu (tests/[\w/.]+)(?: -k (\"[^\"]+\"|\w+))?", page)
+    assert len(commands) > 7
+    for place, words in commands:
+        path = ROOT / place
+        files = [path] if path.suffix else sorted(path.glob("test_*.py"))
+        text = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert re.search(r"mark\.gpu|\(kernel_device|, kernel_device", text), place
+        for word in words.strip('"').split(" or ") if words else ():
+            assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), f"{place} -k {word}"
+
+
+def test_pages_name_files_of_tests_that_are_there() -> None:
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"[\w/]*?(?:tests/[\w/]+|`test_\w+)\.py", page.read_text(encoding="utf-8")):
+            there = (ROOT / name).is_file() if name.startswith("tests/") else name.strip("`") in tests
+            assert there, f"{page.name}: {name}"
