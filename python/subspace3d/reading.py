@@ -76,8 +76,8 @@ def read_text(path: Path, largest: int) -> str:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
 
-def parse_json(data: bytes | str, what: str) -> Any:
-    """The value of a JSON text of at most `MOST_VALUES` values; ``what`` names it in messages.
+def parse_json(data: bytes | str, what: str, most: int = MOST_VALUES) -> Any:
+    """The value of a JSON text of at most ``most`` values; ``what`` names it in messages.
 
     Raises:
         DamagedError: not JSON, or more values.
@@ -85,8 +85,8 @@ def parse_json(data: bytes | str, what: str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         # every value but the first has one of these before it; inside strings they only make the bound tighter
-        if sum(text.count(mark) for mark in ",[{") > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES} values")
+        if sum(text.count(mark) for mark in ",[{") > most:
+            raise ValueError(f"it has more than {most} values")
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8, and endless digits
         raise DamagedError(f"{what} is not valid JSON: {error}") from error

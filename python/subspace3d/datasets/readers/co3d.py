@@ -8,7 +8,6 @@ depth_masks/<stem>.png.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import zlib
@@ -25,7 +24,8 @@ from subspace3d.datasets.readers.folders import depth_there
 from subspace3d.datasets.readers.source import Content, Report, SourceScene, pinhole
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
 from subspace3d.files import natural
-from subspace3d.reading import open_regular
+from subspace3d.reading import open_regular, parse_json
+from subspace3d.schema import check
 
 _FILE = re.compile(r"(?P<category>\w+)_(?P<split>train|test)\.jgz")
 _FOLDERS = (".", "annotations", "co3d_anno")
@@ -57,19 +57,16 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
     return scenes
 
 
-def _annotations(path: Path) -> dict[str, Any]:
+def _annotations(path: Path) -> dict[str, list[Any]]:
     with open_regular(path) as file:
         try:
             with gzip.open(file) as unzipped:
                 data = unzipped.read(_LARGEST + 1)
-            if len(data) > _LARGEST or sum(data.count(mark) for mark in b",[{") > _MOST_VALUES:
-                raise ValueError(f"it has more than {_LARGEST} bytes or {_MOST_VALUES} values")
-            record = json.loads(data)
-        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is no zipped JSON that can be read: {error}") from error
-    if not isinstance(record, dict) or not all(isinstance(frames, list) for frames in record.values()):
-        raise ValueError(f"{path} must map sequences to lists of frames")
-    return record
+    if len(data) > _LARGEST:
+        raise ValueError(f"{path} must be at most {_LARGEST} bytes once unzipped, it has more")
+    return check(parse_json(data, str(path), _MOST_VALUES), dict[str, list[Any]], path)
 
 
 def _read(root: Path, file: Path, sequence: str, frames: Any, config: ReaderConfig, report: Report) -> Content:

@@ -17,10 +17,18 @@ import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import named_file, report_incomplete, scene_name, some, unlisted
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, in_words, pose_matrix
+from subspace3d.datasets.readers.source import (
+    Capture,
+    Content,
+    Report,
+    SourceScene,
+    finite_number,
+    in_words,
+    pose_matrix,
+)
 from subspace3d.datasets.readers.undistort import Projection, brown, fisheye
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_opengl
-from subspace3d.files import natural, read_json, walk
+from subspace3d.files import natural, read_record, walk
 from subspace3d.formats.images import image_header
 
 _FILE = re.compile(r"transforms(_train|_val|_test)?\.json")
@@ -46,10 +54,8 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
 
 
 def _read(file: Path, config: ReaderConfig, report: Report) -> Content:
-    record = read_json(file)
-    frames = record.get("frames") if isinstance(record, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{file} must hold a list of frames")
+    record: dict[str, Any] = dict(read_record(file, Capture))
+    frames = record["frames"]
     some_depth = any(map(_names_depth, frames))
     views = []
     listed = []

@@ -18,9 +18,9 @@ import numpy as np
 
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.datasets.readers.folders import scene_name, some, unlisted
-from subspace3d.datasets.readers.source import Content, Report, SourceScene, finite_number, pose_matrix
+from subspace3d.datasets.readers.source import Capture, Content, Report, SourceScene, finite_number, pose_matrix
 from subspace3d.datasets.readers.views import DepthFormat, View, content, pose_from_w2c
-from subspace3d.files import read_json, walk
+from subspace3d.files import read_record, walk
 
 CAMERAS, FOLDER = "opencv_cameras.json", "renderings"
 _NUMBERS = ("w", "h", "fx", "fy", "cx", "cy")
@@ -41,10 +41,7 @@ def find(config: ReaderConfig, root: Path, report: Report) -> list[SourceScene]:
 
 
 def _read(folder: Path, cameras: Path, config: ReaderConfig, report: Report) -> Content:
-    record = read_json(cameras)
-    frames = record.get("frames") if isinstance(record, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{cameras} must hold a list of frames")
+    frames = read_record(cameras, Capture)["frames"]
     views, names = [], list(map(_name, frames))
     for index, (name, frame) in enumerate(zip(names, frames)):
         try:

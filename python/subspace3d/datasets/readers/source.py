@@ -6,16 +6,24 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from subspace3d.cropping import Box, crop_resize
 from subspace3d.datasets.readers.config import ReaderConfig
 from subspace3d.formats.scene import DEPTH_SCALE, PNG_MAX, Frame
+from subspace3d.schema import Rule
 
 PARTS = ("images", "depths", "cameras")
 _ROTATION_ERROR = 1e-2  # entries of a matrix further from any rotation than this are a fault, not rounding
+
+
+class Capture(TypedDict):
+    """A record of frames, each of which is checked when it is used: a bad one costs that frame."""
+
+    frames: Annotated[list[Any], Rule("a list of at least one frame", lambda value: len(value) > 0)]
 
 
 @dataclass
