@@ -18,13 +18,18 @@ from datasets import benchmark_layouts, official_layouts, own_captures
 from mining.synthetic_adapters import random_pair, write_adapter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from reporting.synthetic_run import write_adapters, write_results
+from reporting.synthetic_run import write_adapters, write_results, write_training
+from safetensors.torch import save_file
 
 from subspace3d import settings
 from subspace3d.adapters.adalora import adalora_config
+from subspace3d.adapters.basis import read_pairs, warn_of_other_base
 from subspace3d.adapters.saved import attach_adapter
+from subspace3d.backbones.model_card import licence_of_card, write_card
+from subspace3d.backbones.record import read_licence
 from subspace3d.backbones.weights import load_weights
-from subspace3d.commands import mine
+from subspace3d.commands import convert, mine
+from subspace3d.commands import fit as fit_command
 from subspace3d.commands.convert import ConvertConfig
 from subspace3d.commands.finetune import FinetuneConfig
 from subspace3d.commands.mine import MineConfig
@@ -33,19 +38,25 @@ from subspace3d.datasets.readers import (
     binary_depth,
     clearpose,
     co3d,
+    colmap,
     colmap_model,
     handshake,
+    indoor,
     mesh_files,
     nerfstudio,
     renderings,
     rgbd_folder,
+    stereo,
 )
 from subspace3d.datasets.readers.source import Report
+from subspace3d.evaluation.results import KeptResults, empty_record
 from subspace3d.files import read_record, write_json
+from subspace3d.formats import fit as fit_format
 from subspace3d.formats.adapter import read_adapter
+from subspace3d.formats.adapter_folders import search_adapters
 from subspace3d.formats.basis import load_authors, load_basis, save_authors, save_basis
 from subspace3d.formats.images import read_raw_depth, read_rgb
-from subspace3d.formats.run import AdaptRecord, read_tuned
+from subspace3d.formats.run import AdaptRecord, licence_of_adapter, read_tuned
 from subspace3d.formats.scene import load_scene, write_scene
 from subspace3d.formats.subspace import ModuleSubspace, load_subspace, load_subspaces, save_subspace
 from subspace3d.mining.analyze import analyze
@@ -53,7 +64,8 @@ from subspace3d.mining.compare import compare
 from subspace3d.reporting.collect import collect
 from subspace3d.reporting.viewer_sources import Prediction, open_source
 from subspace3d.training import checkpoints
-from subspace3d.training.tuned import save_adapter
+from subspace3d.training.trackers import MetricsFile
+from subspace3d.training.tuned import _copy_weights, save_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +107,7 @@ def _authors(folder: Path) -> None:
 def _without_checksum(path: Path) -> None:
     """Write the file as other software would, so that damage reaches what is behind the checksum."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     with safe_open(path, "pt") as file:
         metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "crc32"}
@@ -338,6 +350,80 @@ def _clearpose(folder: Path) -> None:
     official_layouts.write_clearpose_scene(folder / "set1/scene1", [0, 1])
 
 
+_SHARES = {source: dict.fromkeys(("core", "U", "V"), 0.1) for source in ("basis", "psv", "random", "gradient")}
+
+
+def _fit(folder: Path) -> None:
+    module = {"norm": 1.0, "stable_rank": 2.0, "K": 2, "shares": _SHARES}
+    record = {
+        "format": fit_format.FORMAT,
+        "version": fit_format.VERSION,
+        "inputs": {"k": 2},
+        "sentence": "it fits",
+        "teacher": "depth",
+        "verdict": "fits",
+        "K": 2,
+        "shares": _SHARES,
+        "by_K": {source: [0.1, 0.2] for source in _SHARES},
+        "modules": {"aggregator.frame_blocks.0.attn.qkv": module, "head": module},
+        "suggested": {"K": 1, "k": None, "attributes": ["a"]},
+    }
+    write_json(folder / "fit/fit.json", record)
+
+
+def _described(folder: Path) -> object:
+    record = fit_format.read_fit(folder / "fit/fit.json")
+    return collect(folder), None if record is None else fit_command.describe(record)
+
+
+def _curve(folder: Path) -> None:
+    write_training(folder / "tuned/lora", "lora", 10)
+
+
+def _kept_results(folder: Path) -> KeptResults:
+    return KeptResults(folder, "base", {"frames": 2}, {})
+
+
+def _kept(folder: Path) -> None:
+    record = empty_record(())
+    parts = {name: record[name] for name in ("per_scene", "failed", "details", "skipped", "pictures", "files")}
+    _kept_results(folder).keep_method({**parts, "mean": {}, "protocols": {}})
+    _kept_results(folder).keep_scene(0, record)
+
+
+def _card(folder: Path) -> None:
+    write_card(folder, "vggt-nano", "CC BY-NC 4.0")
+
+
+def _weights(folder: Path) -> None:
+    save_file(torch.nn.Linear(3, 2).state_dict(), folder / "w.safetensors")
+
+
+def _own_weights(folder: Path) -> object:
+    path = folder / "w.safetensors"
+    _copy_weights(path, dict(torch.nn.Linear(3, 2).named_parameters()), "full")
+    return read_licence(path)
+
+
+def _of_a_base(folder: Path) -> object:
+    warn_of_other_base([folder / "s.safetensors"], "vggt-nano")
+    return read_pairs(folder / "s.safetensors")
+
+
+def _searched(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        _adapter(folder / name)
+
+
+def _dense(folder: Path) -> None:
+    (folder / "d.bin").write_bytes(b"7&5&1&" + np.ones((5, 7), "<f4").tobytes())
+
+
+def _half(folder: Path) -> None:
+    Image.fromarray(np.full((5, 7), 0x3C00, np.uint16)).save(folder / "d.png")
+
+
 READERS = {
     "adapter configuration": Reader(_adapter, "adapter_config.json", read_adapter),
     "adapter weights": Reader(_adapter, "adapter_model.safetensors", read_adapter),
@@ -433,6 +519,61 @@ READERS = {
     "results.json": Reader(_evaluation, "evaluation/results.json", collect),
     "results.json, drawn": Reader(_evaluation, "evaluation/results.json", _report, share=0.2),
     "run folder": Reader(_tuned_run, "tuned/lora/tuned/tuned.json", collect),
+    "metrics.jsonl": Reader(_curve, "tuned/lora/metrics.jsonl", collect),
+    "metrics.jsonl, continued": Reader(
+        _curve, "tuned/lora/metrics.jsonl", lambda folder: MetricsFile(folder / "tuned/lora/metrics.jsonl", 100).close()
+    ),
+    "fit.json": Reader(_fit, "fit/fit.json", _described),
+    "fit.json, drawn": Reader(_fit, "fit/fit.json", _report, share=0.2),
+    "kept results of a method": Reader(_kept, "methods/base.json", lambda folder: _kept_results(folder).method()),
+    "kept results of a scene": Reader(
+        _kept, "methods/base.parts/0.json", lambda folder: _kept_results(folder).scene(0)
+    ),
+    "subspace file, of a base": Reader(_plain(_subspace, "s.safetensors"), "s.safetensors", _of_a_base),
+    "weights of a run": Reader(_weights, "w.safetensors", _own_weights),
+    "adapter weights, mined": Reader(_adapter, "adapter_model.safetensors", lambda f: dict(read_adapter(f).modules)),
+    "skipped.json": Reader(
+        lambda folder: write_json(folder / "skipped.json", {"a": ["0.png: no pose"]}),
+        "skipped.json",
+        lambda folder: convert._read_skipped(folder / "skipped.json"),
+    ),
+    "model card": Reader(_card, "README.md", lambda folder: licence_of_card(folder / "README.md")),
+    "licence of an adapter": Reader(_adapt, "adapt.json", licence_of_adapter),
+    "adapters, searched": Reader(_searched, "one/adapter_config.json", search_adapters),
+    "weights, safetensors": Reader(
+        _weights, "w.safetensors", lambda folder: load_weights(torch.nn.Linear(3, 2), folder / "w.safetensors")
+    ),
+    "COLMAP depth": Reader(_dense, "d.bin", lambda folder: colmap._read_dense(folder / "d.bin")),
+    "depth of ETH3D": Reader(
+        lambda folder: (folder / "d").write_bytes(np.ones((5, 7), "<f4").tobytes()),
+        "d",
+        lambda folder: binary_depth.read_raw(folder / "d", (5, 7)),
+    ),
+    "depth of Co3D": Reader(_half, "d.png", lambda folder: binary_depth.read_half_png(folder / "d.png")),
+    "depth of Sintel": Reader(
+        benchmark_layouts.sintel,
+        "training/depth/alley_1/frame_0001.dpt",
+        lambda folder: binary_depth.read_dpt(folder / "training/depth/alley_1/frame_0001.dpt"),
+    ),
+    "camera of Sintel": Reader(
+        benchmark_layouts.sintel,
+        "training/camdata_left/alley_1/frame_0001.cam",
+        lambda folder: binary_depth.read_sintel_camera(folder / "training/camdata_left/alley_1/frame_0001.cam"),
+    ),
+    "camera of DTU": Reader(
+        lambda folder: benchmark_layouts.dtu(folder, "test"),
+        "scan1/cams/00000000_cam.txt",
+        lambda folder: stereo._dtu_camera(folder / "scan1/cams/00000000_cam.txt"),
+    ),
+    "camera of HiRoom": Reader(
+        benchmark_layouts.hiroom,
+        "20241230/828805/cam_sampled_06/cam_K.npy",
+        _consume("hiroom", indoor.find_hiroom),
+        share=0.3,
+    ),
+    "pose of ScanNet": Reader(
+        benchmark_layouts.scannet, "scans/scene0000_00/pose/0.txt", _consume("scannet", indoor.find_scannet), share=0.3
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ from fuzz.readers import READERS
 from safetensors.torch import save_file
 
 from subspace3d import files
+from subspace3d.adapters.basis import warn_of_other_base
+from subspace3d.backbones.model_card import licence_of_card
 from subspace3d.datasets.readers import mesh_files
 from subspace3d.datasets.readers.source import depth_at
+from subspace3d.formats.subspace import ModuleSubspace, save_subspace
+from subspace3d.training.trackers import MetricsFile
 
 
 def _valid(name: str, folder: Path) -> Path:
@@ -48,6 +53,12 @@ def _replace(path: Path, *keys: object, value: object) -> None:
         ("tuned.json", ("files",), {"../x": "0" * 64, "model.safetensors": "0" * 64}, "must stay inside"),
         ("tuned.json", ("backbone",), 3, "backbone must be an object"),
         ("results.json", ("methods",), 3, "methods must be an object"),
+        ("fit.json", ("shares", "basis"), None, r"shares\.basis must be an object"),
+        ("fit.json", ("by_K",), {"basis": []}, "by_K must be an object with 'psv'"),
+        ("fit.json", ("modules", "head", "norm"), 1e200, r"norm must be a norm of at most 1e100"),
+        ("fit.json", ("modules",), {}, "modules must be not empty"),
+        ("transforms.json", ("frames",), [], "frames must be a list of at least one frame"),
+        ("opencv_cameras.json", ("frames",), 3, "frames must be a list of at least one frame"),
     ],
 )
 def test_records(tmp_path: Path, reader: str, keys: tuple, value: object, message: str) -> None:
@@ -112,3 +123,25 @@ def test_broken_ply_headers(tmp_path: Path, change: tuple[bytes, bytes]) -> None
     path.write_bytes(path.read_bytes().replace(*change))
     with pytest.raises(ValueError, match=r"a\.ply"):
         mesh_files.read_ply(path)
+
+
+def test_a_card_of_blank_lines_takes_no_time(tmp_path: Path) -> None:
+    """Each of them could once begin the text between the dashes."""
+    (tmp_path / "README.md").write_bytes(b"---" + b"\n" * (1 << 20))
+    start = time.process_time()
+    assert licence_of_card(tmp_path / "README.md") is None
+    assert time.process_time() - start < 1
+
+
+def test_a_base_model_that_is_no_name(tmp_path: Path) -> None:
+    module = ModuleSubspace(*(torch.ones(2, 1), torch.ones(3, 1)), *(torch.ones(1, dtype=torch.float64),) * 2)
+    save_subspace(tmp_path / "a.safetensors", {"m": module}, {"base_model": ["vggt-nano"]})
+    with pytest.raises(ValueError, match=r"a\.safetensors: header\.base_model must be text"):
+        warn_of_other_base([tmp_path / "a.safetensors"], "vggt-nano")
+
+
+def test_lines_of_metrics_that_are_none_are_dropped(tmp_path: Path) -> None:
+    lines = ['{"step": 1}', '{"step": "1"}', "[1]", "[" * 100_000, '{"step": 9', '{"step": 3}', "9" * 5000]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    MetricsFile(tmp_path / "metrics.jsonl", 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

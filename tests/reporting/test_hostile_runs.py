@@ -92,6 +92,17 @@ def test_a_linked_file_of_a_run_is_not_shown(tmp_path: Path, name: str) -> None:
         collect(run)
 
 
+def test_a_figure_that_is_a_link_out_of_the_run_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ("texture", "camera"), layers=1, scenes=1)
+    (tmp_path / "secret.txt").write_text("secret")
+    figures = sorted((run / "analysis").glob("*.png"))
+    assert figures
+    for figure in figures:
+        figure.unlink()
+        figure.symlink_to(tmp_path / "secret.txt")
+    assert "c2VjcmV0" not in report.run(ReportConfig(run)).read_text(encoding="utf-8")
+
+
 def _drop_module(record: dict) -> None:
     record["weights"]["texture"]["modules"].popitem()
 

@@ -15,6 +15,7 @@ from subspace3d.files import load_header
 from subspace3d.formats.basis import Basis, load_basis
 from subspace3d.formats.subspace import FORMAT, find_subspaces, load_subspace
 from subspace3d.log import logger
+from subspace3d.schema import check
 
 
 def select_files(paths: Iterable[Path], attributes: Sequence[str] = ()) -> dict[str, Path]:
@@ -94,7 +95,7 @@ def warn_of_other_base(paths: Iterable[Path], identity: str) -> None:
     the same weights may be meant.
     """
     for path in find_subspaces(paths).values():
-        base = load_header(path).get("base_model") or ""
+        base = check(load_header(path).get("base_model") or "", str, f"{path}: header.base_model")
         name = base.partition("@")[0]
         if base != identity and (name in PRESETS or ":" in name):
             logger.warning(

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from subspace3d.files import write_text
+from subspace3d.reading import open_regular
 
 NAME = "README.md"
-_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+# blank lines are no part of the dashes' line: of a card of nothing else every one would begin a search to the end
+_FRONT_MATTER = re.compile(r"---[ \t\r]*\n(.*?)\n---[ \t\r]*\n", re.DOTALL)
 _ENTRY = re.compile(r"^(license|license_name):[ \t]*(?:\"([^\"\n]+)\"|'([^'\n]+)'|([^\s\"'#]+))", re.MULTILINE)
 _LARGEST, _LONGEST = 1 << 20, 200
 # the Hub's own names; any other is "other" with a name of its own
@@ -40,7 +42,8 @@ def licence_of_card(path: Path) -> str | None:
     """``license_name``, else ``license``, between two lines of three dashes at the start of a card; None: neither."""
     if not path.is_file():
         return None
-    front = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace")[:_LARGEST])
+    with open_regular(path) as file:
+        front = _FRONT_MATTER.match(file.read(_LARGEST).decode("utf-8", "replace"))
     entries = {key: a or b or c for key, a, b, c in _ENTRY.findall(front[1])} if front else {}
     named = entries.get("license_name") or entries.get("license")
     return named[:_LONGEST] if named else None

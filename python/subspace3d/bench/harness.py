@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from subspace3d import files, outputs, records
+from subspace3d.reading import LARGEST_RECORD, parse_json, read_text
 
 Step = Callable[[], None]
 
@@ -93,7 +94,8 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path | None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_text(path, LARGEST_RECORD).splitlines()
+    return [parse_json(line, str(path)) for line in lines if line.strip()]
 
 
 def one_device(rows: Iterable[Mapping[str, Any]]) -> str:

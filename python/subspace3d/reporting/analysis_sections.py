@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from subspace3d.files import stays_inside
+from subspace3d.reading import read_bytes
 from subspace3d.reporting.collect import Document
 from subspace3d.reporting.html import Html, details, element, plot, section, table
+
+_LARGEST_FIGURE = 1 << 26
 
 
 def _missing(anchor: str, title: str, what: str) -> Html:
@@ -33,8 +37,9 @@ def _figure(analysis: Document, name: str, alt: str, caption: str) -> Html:
     from subspace3d.reporting.figures import to_png
 
     path = analysis.path.with_name(f"{name}.png")
-    if path.is_file():
-        image = path.read_bytes()
+    # of a link that leads out of the folder nothing is shown
+    if path.is_file() and stays_inside(path.parent, path):
+        image = read_bytes(path, _LARGEST_FIGURE)
     else:
         figure = analysis_figures.DRAWERS[name](analysis.value)
         if figure is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from subspace3d.files import discard, open_to_append, write_text
+from subspace3d.reading import parse_json, read_text
 
 Values = Mapping[str, float | int | None]
 
 _METRICS, _EVENTS, _WANDB_RUN = "metrics.jsonl", "tensorboard", "wandb_run.txt"
+_LARGEST = 1 << 30  # bytes of metrics.jsonl; a million steps have a quarter of it
 
 
 class Tracker(Protocol):
@@ -30,7 +33,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, _LARGEST).splitlines()
             write_text(path, "".join(line + "\n" for line in _lines_until(lines, step)))
         self._file = open_to_append(path)  # closed by close
 
@@ -69,7 +72,7 @@ class WeightsAndBiases:
         if not path.is_file():
             write_text(path, uuid.uuid4().hex[:12])
         self._run = wandb.init(
-            dir=str(out), id=path.read_text(encoding="utf-8"), resume="allow", name=label, config=dict(settings)
+            dir=str(out), id=read_text(path, _LARGEST), resume="allow", name=label, config=dict(settings)
         )
 
     def log(self, step: int, values: Values) -> None:
@@ -111,10 +114,9 @@ def remove_records(out: Path) -> None:
 
 def _lines_until(lines: Iterable[str], step: int) -> Iterator[str]:
     for line in lines:
-        try:
-            number = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            # a run killed while writing leaves half a line
-            continue
-        if number <= step:
-            yield line
+        # a run killed while writing leaves half a line
+        with contextlib.suppress(ValueError):
+            record = parse_json(line, _METRICS)
+            number = record.get("step") if isinstance(record, dict) else None
+            if isinstance(number, int) and number <= step:
+                yield line
