@@ -29,16 +29,16 @@ def write_results(
     """The files of a finished run in which every family's best rate is `CHOSEN`."""
     for task in scale.tasks:
         for split in (VALIDATION, *SPLITS):
-            _write(layout.record(task, split, BASE), _record(base, 0))
+            write_record(layout.record(task, split, BASE), _record(base, 0))
     grid = rate_runs(scale, experiments)
     best = {task: dict.fromkeys(FAMILIES, sorted(scale.rates, key=_miss)[: scale.finalists]) for task in scale.tasks}
     for run in (*grid, *final_rate_runs(grid, seeds, best)):
-        _write(layout.record(run.task, VALIDATION, run.name), _record(0.1 + _miss(run.rate), 1))
+        write_record(layout.record(run.task, VALIDATION, run.name), _record(0.1 + _miss(run.rate), 1))
         _finish(layout, run)
     chosen = {task: dict.fromkeys(FAMILIES, CHOSEN) for task in scale.tasks}
     for run in table_runs(scale, experiments, seeds, chosen):
         for split in SPLITS:
-            _write(layout.record(run.task, split, run.name), _record(error(run, split), 1000))
+            write_record(layout.record(run.task, split, run.name), _record(error(run, split), 1000))
         _finish(layout, run)
 
 
@@ -47,7 +47,7 @@ def _miss(rate: float) -> float:
 
 
 def _finish(layout: Layout, run: Run) -> None:
-    _write(layout.run(run) / RECORD, {"splits": list(SPLITS), "diverged": None, "settings": None})
+    write_record(layout.run(run) / RECORD, {"splits": list(SPLITS), "diverged": None, "settings": None})
 
 
 def _record(value: float, trainable: int) -> dict:
@@ -67,7 +67,7 @@ def _metrics(value: float) -> dict[str, float]:
     return dict(zip(METRICS, (value, value, value, 1 - value, 2 * value)))
 
 
-def _write(path: Path, value: dict) -> None:
+def write_record(path: Path, value: dict) -> None:
     # hundreds of files: without the flush to disk that files.write_json waits for
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from experiment_results import write_results
+from experiment_results import write_record, write_results
 
 from experiments import measured, page, prepare, run
 from experiments.jobs import RECORD, Context, Job
@@ -39,16 +39,18 @@ def finished(tmp_path) -> Context:
     for each in runs:
         job = Job(each.task, (VALIDATION, *SPLITS), each)
         record = {"splits": list(job.splits), "diverged": None, "settings": settings_of(context, job)}
-        write_json(context.layout.run(each) / RECORD, record)
+        write_record(context.layout.run(each) / RECORD, record)
     base = {"splits": [VALIDATION, *SPLITS], "diverged": None, "settings": None}
-    write_json(out / "runs" / "bodies" / "base" / RECORD, base)
-    write_json(out / "experiments.json", {**HEAD, "starts": [START]})
+    write_record(out / "runs" / "bodies" / "base" / RECORD, base)
+    write_record(out / "experiments.json", {**HEAD, "starts": [START]})
     for name in ("object", "object-gradient"):
-        write_json(context.layout.analysis(name), {"format": "subspace3d-analysis", "cross_validation": None, "k": {}})
+        write_record(
+            context.layout.analysis(name), {"format": "subspace3d-analysis", "cross_validation": None, "k": {}}
+        )
     kinds = {"irls": 1 / 3, "mean": 0.5}
     mining = {kind: {"camera": {"kept": kept, "weights": {"noise": 1.0}}} for kind, kept in kinds.items()}
-    write_json(out / "mining.json", mining)
-    write_json(out / "directions" / "runs" / "bodies" / "psv.json", {"curve": {"10": {"test": {"loss": [1 / 3]}}}})
+    write_record(out / "mining.json", mining)
+    write_record(out / "directions" / "runs" / "bodies" / "psv.json", {"curve": {"10": {"test": {"loss": [1 / 3]}}}})
     return context
 
 
