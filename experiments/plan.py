@@ -182,9 +182,14 @@ def mined_sets(scale: Scale, experiments: Sequence[Experiment]) -> list[Mined]:
 
 
 def analyzed(scale: Scale) -> dict[str, Mined]:
-    """Name -> the sets whose spectra and angles are looked at: those of the middle k, of either start of adapters."""
+    """Name -> the sets whose spectra and angles are looked at: those of the middle k, of either start of adapters.
+
+    The other start has the ablated task alone, which may be left out.
+    """
     k = _middle(scale.ks)
     usual = {bank.name: Mined(bank.name, scale.adapter_rank, k) for bank in scale.banks}
+    if scale.ablated not in scale.tasks:
+        return usual
     ablated = scale.tasks[scale.ablated]
     return {**usual, f"{ablated}-gradient": dataclasses.replace(usual[ablated], source="gradient")}
 
