@@ -202,8 +202,8 @@ def _assemble(context: Context, runs: Sequence[Job]) -> None:
         for split in SPLITS:
             folder = context.layout.measured(task, split)
             done = [job.run for job in runs if job.run and job.task == task]
-            with_record = [run for run in done if context.layout.record(task, split, run.name).is_file()]
-            tuned = [folder for run in with_record if (folder := context.layout.run(run)).joinpath("tuned").is_dir()]
+            measured_runs = [run for run in done if context.layout.record(task, split, run.name).is_file()]
+            tuned = [path for path in map(context.layout.run, measured_runs) if (path / "tuned").is_dir()]
             if not tuned:
                 continue
             config = EvaluateConfig(
