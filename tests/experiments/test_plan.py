@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from experiment_results import FAMILIES
 
-from experiments.plan import all_rows, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
+from experiments.plan import all_rows, analyzed, budget, final_rate_runs, mined_sets, rate_runs, table_rows, table_runs
 from experiments.scale import NANO, SCALES
 from experiments.settings import EXPERIMENTS
 from experiments.tables import budget_table
@@ -107,3 +107,8 @@ def test_a_part_needs_less():
 
 def test_the_documented_plan_is_the_plan():
     assert budget_table(budget(NANO, EXPERIMENTS, 3)) in (DOCS / "experiments.md").read_text(encoding="utf-8")
+
+
+def test_the_ablated_task_can_be_left_out():
+    faces = replace(NANO, tasks={"faces": "micro"})
+    assert set(analyzed(faces)) == {"object", "micro"} and set(analyzed(NANO)) == {"object", "micro", "object-gradient"}
