@@ -1,8 +1,5 @@
 """Base layers of every kind: what a core beside them gives, trains and merges, against the formula."""
 
-import sys
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
-from subspace_ext import SubspaceConv2d, SubspaceLinear, core, group_folds
+from subspace_ext import SubspaceConv2d, SubspaceLinear, core
 from subspace_ext.ops import lora
 from subspace_ext.ops.lora import lora_conv2d, lora_linear
 from subspace_ext.ops.lora_ref import lora_conv2d_ref, lora_linear_ref
@@ -395,45 +392,6 @@ def test_a_hand_written_optimiser_learns(readable, monkeypatch):
     if readable:
         layer.c.data.add_(1.0)
         torch.testing.assert_close(layer(x), layer.base_layer(x) + update_of(layer, x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_threads_use_one_layer(grouped):
-    """Some compute in float32, some under autocast, while the layer forgets its weights at any moment."""
-    layer, x = with_core(nn.Linear(IN, OUT), "effective"), torch.randn(80, IN)
-    other = with_core(nn.Linear(IN, OUT), "effective")
-    if grouped:
-        group_folds(nn.ModuleList([layer, other]))
-    expected = {bf16: forward(layer, x, bf16) for bf16 in (False, True)}
-    failures = []
-
-    def use(bf16):
-        try:
-            for _ in range(300):
-                y = forward(layer, x, bf16)
-                if y.dtype != expected[bf16].dtype or not torch.equal(y, expected[bf16]):
-                    failures.append(y)
-                forward(other, x, bf16)
-                layer.forget()
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=use, args=(bf16,)) for bf16 in (False, True, False, True)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # as if there were no global lock
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failures
-
-
-def forward(layer, x, bf16):
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return layer(x).detach()
 
 
 def test_multihead_attention_is_refused():

@@ -1,6 +1,8 @@
 """Effective weights that are kept: never stale, made once a step, on a GPU in place and for a whole model at once."""
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -403,3 +405,42 @@ def test_stochastic_rounding_of_half_precision_weights(device, make):
     assert gain(make_it()) < 0.7
     with pytest.raises(ValueError, match="rounding must be one of nearest, stochastic, got 'up'"):
         make_linear(device, rounding="up")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_threads_use_one_layer(grouped):
+    """Some compute in float32, some under autocast, while the layer forgets its weights at any moment."""
+    layer, other = (make_linear("cpu", 64, 48) for _ in range(2))
+    x = torch.randn(80, 64)
+    if grouped:
+        group_folds(nn.ModuleList([layer, other]))
+    expected = {bf16: forward(layer, x, bf16) for bf16 in (False, True)}
+    failures = []
+
+    def use(bf16):
+        try:
+            for _ in range(300):
+                y = forward(layer, x, bf16)
+                if y.dtype != expected[bf16].dtype or not torch.equal(y, expected[bf16]):
+                    failures.append(y)
+                forward(other, x, bf16)
+                layer.forget()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=use, args=(bf16,)) for bf16 in (False, True, False, True)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # as if there were no global lock
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
+
+
+def forward(layer, x, bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return layer(x).detach()
